@@ -1,0 +1,140 @@
+"""Genotypes: which operation joins which states in a cell, as data.
+
+A cell has two input states (0: the output of the cell before last, 1: of the last cell) and builds further states,
+its nodes, each the sum of a few operations on earlier states. No torch here: the search, the configs and the tools
+that draw cells read genotypes too.
+"""
+
+import ast
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+# Every operation a cell can be built from; backbones/ops.py builds them.
+PRIMITIVES = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "dw_conv_1x1",
+    "dw_conv_3x3",
+    "dw_conv_5x5",
+    "dw_conv_7x7",
+    "none",
+)
+N_INPUTS = 2  # states 0 and 1
+
+Node = list[tuple[str, int]]  # (operation, state it reads) for each edge
+
+
+class Genotype(NamedTuple):
+    """Both kinds of cell: the nodes, and the states that are concatenated to the cell's output."""
+
+    normal: list[Node]
+    normal_concat: list[int]
+    reduce: list[Node]
+    reduce_concat: list[int]
+
+
+class GenotypeError(UserError):
+    """A genotype that cannot be built."""
+
+
+# Searched on CASIA-WebFace: every published PocketNet is built from it (paper, Fig. 2).
+SOFTMAX_CASIA = (
+    "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)], [('dw_conv_3x3', 2), ('dw_conv_5x5', 0)], "
+    "[('dw_conv_3x3', 3), ('dw_conv_3x3', 0)], [('dw_conv_3x3', 4), ('skip_connect', 0)]], "
+    "normal_concat=range(2, 6), "
+    "reduce=[[('dw_conv_3x3', 1), ('dw_conv_7x7', 0)], [('skip_connect', 2), ('dw_conv_5x5', 1)], "
+    "[('max_pool_3x3', 0), ('skip_connect', 2)], [('max_pool_3x3', 0), ('max_pool_3x3', 1)]], "
+    "reduce_concat=range(2, 6))"
+)
+# Searched on CIFAR-10 (paper, ablation of the search data).
+SOFTMAX_CIFAR10 = (
+    "Genotype(normal=[[('dw_conv_7x7', 0), ('dw_conv_3x3', 1)], [('dw_conv_1x1', 1), ('dw_conv_1x1', 2)], "
+    "[('max_pool_3x3', 2), ('dw_conv_7x7', 3)], [('dw_conv_5x5', 4), ('max_pool_3x3', 0)]], "
+    "normal_concat=range(2, 6), "
+    "reduce=[[('max_pool_3x3', 0), ('dw_conv_7x7', 1)], [('max_pool_3x3', 0), ('max_pool_3x3', 1)], "
+    "[('max_pool_3x3', 0), ('max_pool_3x3', 2)], [('max_pool_3x3', 0), ('max_pool_3x3', 1)]], "
+    "reduce_concat=range(2, 6))"
+)
+
+
+def parse(text: str | Genotype) -> Genotype:
+    """Reads `Genotype(normal=[[('dw_conv_3x3', 0), …]], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
+
+    Nothing of the text is executed. Raises GenotypeError, which names the part that is wrong.
+    """
+    if isinstance(text, Genotype):
+        parts = text._asdict()
+    else:
+        parts = {name: _literal(value, name) for name, value in _keywords(text).items()}
+    for kind in ("normal", "reduce"):
+        parts[kind] = _check_nodes(parts[kind], kind)
+        parts[f"{kind}_concat"] = _check_concat(parts[f"{kind}_concat"], f"{kind}_concat", len(parts[kind]))
+    return Genotype(**parts)
+
+
+def _keywords(text: str) -> dict[str, ast.expr]:
+    """The four keyword arguments of the text, unevaluated."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise GenotypeError(f"genotype: not readable ({error}): {_short(text)}") from None
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+        raise GenotypeError(f"genotype: should read Genotype(normal=…, …), not {_short(text)}")
+    given = {keyword.arg or "**": keyword.value for keyword in call.keywords}
+    if call.args or len(given) != len(call.keywords) or set(given) != set(Genotype._fields):
+        raise GenotypeError(f"genotype: needs {', '.join(Genotype._fields)} once each, by name; has {', '.join(given)}")
+    return given
+
+
+def _literal(value: ast.expr, name: str) -> object:
+    """A literal, or range(a, b) as the published configs write it."""
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
+        bounds = [arg.value for arg in value.args if isinstance(arg, ast.Constant)]
+        if len(bounds) == len(value.args) == 2 and all(type(b) is int and abs(b) < 1000 for b in bounds):
+            return list(range(*bounds))  # type: ignore[arg-type]
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise GenotypeError(f"genotype {name}: not a list of nodes or states: {_short(ast.unparse(value))}") from None
+
+
+def _check_nodes(nodes: object, kind: str) -> list[Node]:
+    if not isinstance(nodes, list | tuple) or not nodes:
+        raise GenotypeError(f"genotype {kind}: should be a list of nodes, is {_short(nodes)}")
+    checked = []
+    for n, edges in enumerate(nodes):
+        where = f"genotype {kind}, node {n}"
+        if not isinstance(edges, list | tuple) or not edges:
+            raise GenotypeError(f"{where}: should be a list of ('operation', state), is {_short(edges)}")
+        checked.append([_check_edge(edge, f"{where}, edge {i}", N_INPUTS + n) for i, edge in enumerate(edges)])
+    return checked
+
+
+def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
+    if not isinstance(edge, list | tuple) or len(edge) != 2:
+        raise GenotypeError(f"{where}: should be ('operation', state), is {_short(edge)}")
+    op, state = edge
+    if op not in PRIMITIVES:
+        raise GenotypeError(f"{where}: unknown operation {_short(op)}; known: {', '.join(PRIMITIVES)}")
+    if type(state) is not int or not 0 <= state < n_states:
+        raise GenotypeError(f"{where}: reads state {_short(state)}, but only states 0 to {n_states - 1} exist there")
+    return op, state
+
+
+def _check_concat(states: object, name: str, n_nodes: int) -> list[int]:
+    n_states = N_INPUTS + n_nodes
+    if not isinstance(states, list | tuple | range) or not states:
+        raise GenotypeError(f"genotype {name}: should be a list of states, is {_short(states)}")
+    wrong = [state for state in states if type(state) is not int or not 0 <= state < n_states]
+    if wrong or len(set(states)) != len(states):
+        raise GenotypeError(
+            f"genotype {name}: {_short(list(states))} should name states 0 to {n_states - 1}, each once"
+        )
+    return list(states)
+
+
+def _short(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -1,0 +1,64 @@
+"""Every field of a config: its default, and what it means. A config file holds only what differs from this.
+
+The type of a default is the type of the field. Fields of the published code keep their names and meaning.
+"""
+
+from easydict import EasyDict
+
+from backbones.genotypes import SOFTMAX_CASIA, SOFTMAX_CIFAR10
+
+config = EasyDict()
+
+# --- data
+config.dataset = "emoreIresNet"  # a name for the data set, for people
+config.rec = "data/faces_emore"  # folder of train.rec, train.idx, property and the verification sets (*.bin)
+config.num_classes = 0  # identities; 0: as many as the files hold
+config.num_image = 0  # images; 0: as many as the files hold
+config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]  # verification sets: {rec}/{name}.bin
+config.workers = 2  # loader worker processes for each training process; 0: load in the training process
+
+# --- backbone
+config.net_name = "PocketNet"  # PocketNet (size by the fields below), or iresnet18, 34, 50, 100
+config.embedding_size = 128
+config.channel = 16  # PocketNet: channels of the first stage (S: 16, M: 32)
+config.n_layers = 18  # PocketNet: number of cells (S: 18, M: 9)
+config.stem_multiplier = 4  # PocketNet: the stem has stem_multiplier · channel channels
+config.genotypes = {"softmax_cifar10": SOFTMAX_CIFAR10, "softmax_casia": SOFTMAX_CASIA}
+config.genotype = "softmax_casia"  # PocketNet: which of the genotypes
+
+# --- ArcFace header
+config.s = 64.0  # scale of the logits
+config.m = 0.5  # additive angular margin in radians
+
+# --- optimisation (SGD)
+config.num_epoch = 26
+config.batch_size = 128  # images for each process
+config.lr = 0.1  # for 512 images a step: lr · (batch_size · processes) / 512 is used
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.clip_norm = 5.0  # the backbone's gradient is scaled down to this L2 norm; 0: never
+config.warmup_epoch = -1  # epochs below it run at ((epoch + 1) / 5)²
+config.lr_steps = [7, 13, 19, 24]  # epochs (from 0) at which the learning rate falls to a tenth
+config.lr_func = None  # factor of the learning rate by epoch; None: made of warmup_epoch and lr_steps
+config.max_steps = 0  # stop after this many steps; 0: after num_epoch epochs
+config.seed = 0  # of the weights, the order of the images and their mirroring
+config.precision = "fp32"  # fp32, bf16 or fp16 (the header and the loss are always float32)
+config.compile = False  # torch.compile the backbone: minutes at the start, faster steps
+
+# --- output
+config.output = "output/PocketNet"  # checkpoints {global_step}backbone.pth, {global_step}header.pth, training.log
+config.global_step = 0  # the checkpoint a run starts from
+config.save_initial = False  # keep the untrained network too, as 0backbone.pth
+config.log_dir = "logs"  # TensorBoard files: {log_dir}/{name of the output folder}
+config.log_step = 50  # steps between two lines of the log
+config.eval_step = 5686  # steps between two verifications while training; 0: never
+config.eval_batch = 128  # images at once in evaluation
+config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output
+
+# --- knowledge distillation
+config.teacher_pth = ""  # folder of the teacher's checkpoints
+config.teacher_global_step = 0  # which of them
+config.teacher_network = "iresnet100"
+config.student_pth = ""  # folder of the checkpoint the student starts from; empty: a new one
+config.student_global_step = 0
+config.w = 100.0  # weight of the distillation loss

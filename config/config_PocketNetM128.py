@@ -1,0 +1,20 @@
+"""PocketNetM-128 on MS1MV2: 1,686,656 parameters, 1099.02 MFLOPs. Rename or copy to config/config.py."""
+
+from easydict import EasyDict
+
+config = EasyDict()
+config.net_name = "PocketNetM"
+config.embedding_size = 128
+config.channel = 32
+config.n_layers = 9
+config.output = "output/PocketNetM128"
+
+# MS1MV2 has these counts; the files are checked against them.
+config.rec = "data/faces_emore"
+config.num_classes = 85742
+config.num_image = 5822653
+config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]
+
+config.teacher_pth = "output/iresnet100_128"
+config.teacher_network = "iresnet100"
+config.teacher_global_step = 295672

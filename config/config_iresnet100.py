@@ -1,0 +1,14 @@
+"""The teacher, IResNet-100 with embeddings of 128, on MS1MV2. Rename or copy to config/config.py."""
+
+from easydict import EasyDict
+
+config = EasyDict()
+config.net_name = "iresnet100"
+config.embedding_size = 128
+config.output = "output/iresnet100_128"
+
+# MS1MV2 has these counts; the files are checked against them.
+config.rec = "data/faces_emore"
+config.num_classes = 85742
+config.num_image = 5822653
+config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]

@@ -1,0 +1,81 @@
+"""Checkpoints: {global_step}backbone.pth and {global_step}header.pth, state dicts with the published keys."""
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, or is of another network."""
+
+
+def save_weights(path: str | Path, module: nn.Module) -> None:
+    """Writes the module's state dict from the CPU, whole or not at all: a temporary file, then a rename."""
+    path = Path(path)
+    # contiguous: files do not keep the memory format of the run that wrote them
+    weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(weights, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(folder: str | Path, step: int, backbone: nn.Module, header: nn.Module) -> None:
+    """Writes both files of a step; the backbone last, so that where it stands the header stands too."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_weights(Path(folder) / f"{step}header.pth", header)
+    save_weights(Path(folder) / f"{step}backbone.pth", backbone)
+
+
+def list_backbones(folder: str | Path) -> dict[int, Path]:
+    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none."""
+    matches = ((re.fullmatch(r"(\d+)backbone\.pth", path.name), path) for path in Path(folder).glob("*backbone.pth"))
+    found = {int(match[1]): path for match, path in matches if match}
+    if not found:
+        raise CheckpointError(
+            f"config output: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
+        )
+    return dict(sorted(found.items()))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a file, on the CPU wherever it was saved. Only tensors are unpickled, nothing of it runs."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path}: should hold a state dict of tensors")
+    return weights
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Loads a file into the module, every key and shape as it should be, or raises CheckpointError naming the first
+    that is not."""
+    weights = read_weights(path)
+    expected = module.state_dict()
+    for key in [*expected, *weights]:
+        if key not in weights:
+            raise CheckpointError(f"{path}: is of another network: it has no {key}; check net_name, channel, n_layers")
+        if key not in expected:
+            raise CheckpointError(f"{path}: is of another network: it has {key}; check net_name, channel, n_layers")
+        if weights[key].shape != expected[key].shape:
+            raise CheckpointError(
+                f"{path}: {key} is {tuple(weights[key].shape)} there and {tuple(expected[key].shape)} by the config; "
+                "check channel, n_layers, embedding_size"
+            )
+    module.load_state_dict(weights)

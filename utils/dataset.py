@@ -1,0 +1,139 @@
+"""Training images: a record file in the MS1MV2 layout, and the order in which a run sees it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from easydict import EasyDict
+from torch.utils.data import Sampler
+
+from utils.distributed import World, on_main
+from utils.errors import UserError
+from utils.images import SIZE
+from utils.loader import Loader
+from utils.recordio import IndexedRecordReader, RecordError
+from utils.run_log import log
+
+
+class FaceDataset:
+    """The images of {folder}/train.rec, by index.
+
+    Record 0 of the MS1MV2 layout is a header (no image; its label is [end of the image keys, end of the identity
+    keys]); in a plain file every record is an image.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.reader = IndexedRecordReader(self.folder / "train.rec", self.folder / "train.idx")
+        self.keys = self._image_keys()  # (N,)
+        if not len(self.keys):
+            raise RecordError(f"{self.reader.rec}: no images")
+
+    def _image_keys(self) -> np.ndarray:
+        keys = np.asarray(self.reader.keys)
+        if 0 not in keys:
+            return keys
+        header, payload = self.reader.read_image(0)
+        if header.flag == 0 or payload:
+            return keys
+        end = int(np.atleast_1d(header.label)[0])
+        return keys[(keys >= 1) & (keys < end)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        images, labels = np.empty((1, SIZE, SIZE, 3), np.uint8), np.empty(1, np.int64)
+        self.read_into([index], images, labels)
+        return images[0], int(labels[0])
+
+    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
+        """Decodes the images of these indices into (n, 112, 112, 3) uint8 RGB and (n,) int64.
+
+        Raises UserError naming file, record and offset of what cannot be read.
+        """
+        for i, key in enumerate(self.keys[indices]):
+            header, payload = self.reader.read_image(key)
+            image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB) if payload else None
+            if image is None or image.shape != images.shape[1:]:
+                raise self._bad_image(key, image)
+            images[i] = image
+            labels[i] = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
+
+    def _bad_image(self, key: int, image: np.ndarray | None) -> RecordError:
+        found = "not a readable image" if image is None else f"an image of {image.shape[1]}×{image.shape[0]} pixels"
+        return RecordError(f"{self.reader.where(key)}: {found}, should be a {SIZE}×{SIZE} JPEG or PNG")
+
+    def count_classes(self) -> int:
+        """Identities, as the file `property` says, or by the largest label where it is missing."""
+        path = self.folder / "property"
+        if not path.is_file():
+            return int(self.reader.labels(self.keys).max()) + 1
+        try:
+            return int(path.read_text().split(",")[0])
+        except ValueError:
+            raise UserError(f"{path}: should read 'identities,112,112', reads {path.read_text()[:40]!r}") from None
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises UserError unless every label is a whole number from 0 to num_classes - 1. Reads all records' heads."""
+        labels = self.reader.labels(self.keys)
+        wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
+        if len(wrong):
+            key = self.keys[wrong[0]]
+            raise UserError(
+                f"{self.reader.where(key)}: label {labels[wrong[0]]:g} is not one of the {num_classes} classes "
+                f"(0 to {num_classes - 1}); set num_classes={int(labels.max()) + 1} if the data is right"
+            )
+
+
+class EpochSampler(Sampler[list[int]]):
+    """The batches of one process: every epoch a new order of all images, the same for any number of processes.
+
+    Step t of an epoch takes the order's images t·B·P to (t + 1)·B·P for P processes of batch B, each process its
+    own B of them; images left over at the end, fewer than B·P, are dropped as published.
+    """
+
+    def __init__(self, n_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> None:
+        self.n_images = n_images
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.epoch = 0
+        if not len(self):
+            raise UserError(
+                f"config batch_size: {batch_size} images on {world_size} processes are more than the data set's "
+                f"{n_images}; lower batch_size"
+            )
+
+    def __len__(self) -> int:
+        return self.n_images // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_images)
+        for step in range(len(self)):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size].tolist()
+
+
+def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
+    """The loader of this process, and the number of classes. Raises UserError where config and files disagree."""
+    num_classes = on_main(world, lambda: _checked_classes(config))
+    dataset = FaceDataset(config.rec)
+    sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
+    return Loader(dataset, sampler, config.workers, pin=world.device.type == "cuda"), num_classes
+
+
+def _checked_classes(config: EasyDict) -> int:
+    """config.num_classes, or the files' count where that is 0, once every label has been found to fit."""
+    dataset = FaceDataset(config.rec)
+    in_files = dataset.count_classes()
+    num_classes = config.num_classes or in_files
+    dataset.check_labels(num_classes)
+    log.info(f"Data: {len(dataset)} images of {in_files} identities in {config.rec}")
+    if num_classes != in_files:
+        log.warning(f"config num_classes: {num_classes}, but the files hold {in_files}: the header has unused classes")
+    if config.num_image not in (0, len(dataset)):
+        log.warning(f"config num_image: {config.num_image}, but the files hold {len(dataset)}: the files count")
+    return num_classes

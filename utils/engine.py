@@ -1,0 +1,134 @@
+"""The training loop: the only one. ArcFace training and distillation differ in the task they hand to it."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from utils.checkpoint import save_checkpoint
+from utils.dataset import Loader
+from utils.distributed import World, mean_over, unwrap
+from utils.errors import UserError
+from utils.images import mirror, normalise
+from utils.run_log import RunLog, log
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
+
+
+class Task(Protocol):
+    """Turns a batch into named losses; the one named "Loss" is minimised. The networks' state is what is saved."""
+
+    backbone: nn.Module
+    header: nn.Module
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, 112, 112) float32 in [-1, 1], (B,) int64 -> scalar losses on the device."""
+
+
+def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Verify | None = None) -> int:
+    """Trains task.backbone and task.header by the config and returns the last global step.
+
+    Leaves {step}backbone.pth and {step}header.pth in config.output at the end of every epoch. `verify` is called
+    on every process each config.eval_step steps.
+    """
+    total_steps = config.max_steps or config.num_epoch * len(loader)
+    epochs = math.ceil(total_steps / len(loader))
+    run_log = RunLog(config, total_steps, config.batch_size * world.size, world.is_main)
+    optimizer = _sgd(task, config, world)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+    autocast = torch.autocast(world.device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
+    generator = torch.Generator(world.device).manual_seed(config.seed + world.rank)  # of the mirroring
+    losses = _RunningMean(world)
+    step = 0
+    if config.save_initial:
+        _save(task, step, config, world)
+    task.backbone.train()
+
+    # ------------------------------------------------------------------ the loop
+    for epoch in range(epochs):
+        lr = _set_learning_rate(optimizer, config, epoch, world)
+        for images, labels in loader.epoch(epoch):
+            images = images.to(world.device, non_blocking=True)  # (B, 112, 112, 3) uint8
+            labels = labels.to(world.device, non_blocking=True)  # (B,)
+            with autocast:
+                named = task(normalise(mirror(images, generator)), labels)
+            scaler.scale(named["Loss"]).backward()
+            scaler.unscale_(optimizer)
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(task.backbone.parameters(), config.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            step += 1
+            losses.add(named)
+            run_log.tick()
+            if step % config.log_step == 0 or step == total_steps:
+                run_log.report(step, epoch, _finite(losses.take(), step, lr), lr)
+            if verify and config.eval_step and step % config.eval_step == 0:
+                run_log.verified(step, verify(step))
+                run_log.resume_clock(step)
+            if step == total_steps:
+                break
+        _save(task, step, config, world)
+        run_log.resume_clock(step)
+
+    run_log.close()
+    return step
+
+
+def _sgd(task: Task, config: EasyDict, world: World) -> torch.optim.SGD:
+    parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
+    return torch.optim.SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,  # takes the fp16 scaler's verdict on the device, without waiting for it
+    )
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, config: EasyDict, epoch: int, world: World) -> float:
+    """The epoch's rate: config.lr is for 512 images a step and scales with the images there really are."""
+    lr = config.lr * config.batch_size * world.size / 512 * config.lr_func(epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def _save(task: Task, step: int, config: EasyDict, world: World) -> None:
+    if world.is_main:
+        save_checkpoint(config.output, step, unwrap(task.backbone), unwrap(task.header))
+        log.info(f"Saved {step}backbone.pth and {step}header.pth in {config.output}")
+
+
+def _finite(losses: dict[str, float], step: int, lr: float) -> dict[str, float]:
+    if not all(math.isfinite(value) for value in losses.values()):
+        raise UserError(f"loss is not finite by step {step}: {losses} (learning rate {lr:g}); lower lr, or try fp32")
+    return losses
+
+
+class _RunningMean:
+    """Means of named losses, summed on the device: reading them is the only time the host waits for it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, named: dict[str, Tensor]) -> None:
+        for name, value in named.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last take, over all processes."""
+        means = mean_over(torch.stack(list(self.sums.values())) / self.count, self.world).tolist()
+        named = dict(zip(self.sums, means, strict=True))
+        self.sums, self.count = {}, 0
+        return named

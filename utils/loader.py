@@ -1,0 +1,108 @@
+"""Batches decoded ahead by worker processes, straight into memory that they share with the training process.
+
+A batch that travels through the data loader's queue is copied into fresh shared memory, and the page faults of that
+cost as much as decoding it. Here each worker owns a few slots for good and only the slot's number travels.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from utils.errors import UserError
+from utils.images import SIZE
+
+if TYPE_CHECKING:
+    from utils.dataset import EpochSampler, FaceDataset
+
+PREFETCH = 4  # batches that a worker is ahead
+# A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, one more is in
+# use by the consumer, and one is for good measure.
+SLOTS = PREFETCH + 2
+
+Batch = tuple[Tensor, Tensor]  # (B, 112, 112, 3) uint8 RGB, (B,) int64 labels
+Ticket = tuple[int, int, int]  # worker, slot, images in it
+
+
+class Loader:
+    """The batches of one epoch after another, in the sampler's order."""
+
+    def __init__(self, dataset: "FaceDataset", sampler: "EpochSampler", workers: int = 0, pin: bool = False) -> None:
+        """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
+        self.sampler = sampler
+        self.pin = pin
+        self._slots = _Slots(dataset, max(1, workers), sampler.batch_size)
+        self._loader = DataLoader(
+            self._slots,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            persistent_workers=workers > 0,
+            prefetch_factor=PREFETCH if workers else None,
+            worker_init_fn=_init_worker,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The epoch's batches. Unpinned ones are overwritten once the batch after next is asked for: use or copy them.
+
+        Raises UserError at a record that cannot be read.
+        """
+        self.sampler.epoch = epoch
+        for ticket in self._loader:
+            if isinstance(ticket, UserError):
+                raise ticket
+            images, labels = self._slots.batch(ticket)
+            yield (images.pin_memory(), labels.pin_memory()) if self.pin else (images, labels)
+
+
+class _Slots(Dataset):
+    """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
+
+    def __init__(self, dataset: "FaceDataset", workers: int, batch_size: int) -> None:
+        _check_shared_memory(workers * SLOTS * batch_size * SIZE * SIZE * 3)
+        self.dataset = dataset
+        shape = (workers, SLOTS, batch_size)
+        self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8).share_memory_()
+        self.labels = torch.zeros(shape, dtype=torch.int64).share_memory_()
+        self.turn = 0  # counts the batches of this worker
+
+    def __getitems__(self, indices: list[int]) -> Ticket | UserError:
+        info = get_worker_info()
+        worker, slot, n = info.id if info else 0, self.turn % SLOTS, len(indices)
+        self.turn += 1
+        images, labels = self.batch((worker, slot, n))
+        try:
+            self.dataset.read_into(indices, images.numpy(), labels.numpy())
+        except UserError as error:
+            return error  # raised here, it would reach the training process as a page of traceback
+        return worker, slot, n
+
+    def batch(self, ticket: Ticket) -> Batch:
+        worker, slot, n = ticket
+        return self.images[worker, slot, :n], self.labels[worker, slot, :n]
+
+
+def _check_shared_memory(size: int) -> None:
+    """A container's small /dev/shm would end the run with a bus error."""
+    shm = Path("/dev/shm")
+    if shm.is_dir() and shutil.disk_usage(shm).free < size:
+        raise UserError(
+            f"config workers: their {size >> 20} MiB do not fit in the shared memory left in {shm}; "
+            "lower workers or batch_size, or give the container more (docker run --shm-size)"
+        )
+
+
+def _as_is(ticket: Any) -> Any:
+    return ticket
+
+
+def _init_worker(_: int) -> None:
+    cv2.setNumThreads(1)  # a worker is one core's work

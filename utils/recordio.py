@@ -1,0 +1,312 @@
+"""MXNet's indexed record files (train.rec and train.idx), read and written without MXNet.
+
+The layout is that of dmlc-core's RecordIO (src/recordio.cc) and of MXNet 1.9.1 (python/mxnet/recordio.py). A record is
+one or more parts, each at an offset that is a multiple of four:
+
+    uint32 magic | uint32 (cflag << 29) | length | payload | zeros up to a multiple of four
+
+cflag is 0 for a record of a single part, else 1 for the first, 2 for a middle and 3 for the last part: the writer cuts
+a payload wherever it holds the magic at a multiple of four and drops the magic, the reader puts it back. So within a
+file the magic stands at a multiple of four only where a part begins. The index holds a line 'key<TAB>offset' a record.
+"""
+
+import mmap
+import os
+import struct
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from utils.record_index import PART_HEAD, RecordError, naming_file, read_index
+
+MAGIC = 0xCED7230A
+LENGTH_LIMIT = 1 << 29  # a payload is shorter than this: its length has 29 bits
+
+_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
+_PART = struct.Struct("<II")
+_IMAGE = struct.Struct("<IfQQ")
+_LABELS_AT_ONCE = 1 << 16
+_RECOPY = "the file is cut short or damaged: copy it again"
+
+
+class Header(NamedTuple):
+    """The header of an image record. `flag` is the number of labels in an array, 0 for a single label."""
+
+    flag: int
+    label: float | np.ndarray
+    id: int
+    id2: int
+
+
+def pack(header: Header, payload: bytes) -> bytes:
+    """Return `payload` behind its image header, byte for byte as mx.recordio.pack does.
+
+    `header.flag` is not used: the label alone says what is written, a number (flag 0) or a non-empty array.
+    Raises RecordError for a header that the format cannot hold.
+    """
+    label = header.label
+    if isinstance(label, Real):
+        flag, number, labels = 0, float(label), b""
+    else:
+        array = np.asarray(label, dtype="<f4")
+        if array.size == 0:
+            raise RecordError("an image header needs at least one label: an empty array reads back as the number 0")
+        flag, number, labels = array.size, 0.0, array.tobytes()
+    try:
+        return _IMAGE.pack(flag, number, header.id, header.id2) + labels + payload
+    except (struct.error, OverflowError) as error:
+        raise RecordError(f"image header (label {label}, id {header.id}, id2 {header.id2}): {error}") from error
+
+
+def unpack(record: bytes, where: str = "image record") -> tuple[Header, bytes]:
+    """Split an image record into its header and the encoded image, as mx.recordio.unpack does.
+
+    An array of labels is float32. `where` names the record in errors; `IndexedRecordReader.read_image` gives file, key
+    and offset. Raises RecordError where the header or its labels do not fit into the record.
+    """
+    if len(record) < _IMAGE.size:
+        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {_IMAGE.size}")
+    flag, label, id_, id2 = _IMAGE.unpack_from(record)
+    start = _IMAGE.size + 4 * flag
+    if start > len(record):
+        raise RecordError(f"{where}: the image header announces {flag} labels, the record has only {len(record)} bytes")
+    if flag:
+        label = np.frombuffer(record, "<f4", flag, _IMAGE.size).copy()  # a view would keep the whole record alive
+    return Header(flag, label, id_, id2), record[start:]
+
+
+class IndexedRecordReader:
+    """Random access to the records of a `rec` file by the keys of its `idx` file. Offsets are in bytes.
+
+    The file is memory-mapped on first use, anew in every process: after a fork or in a spawned process nothing is
+    shared with the parent. Before each access the map is checked against the present size of the file, as to read
+    beyond the end of a file that has shrunk kills the process with SIGBUS. Every failure is a RecordError that names
+    file, key and offset.
+    """
+
+    keys: np.ndarray  # (N,) int64, in the order of the index file
+
+    def __init__(self, rec: str | os.PathLike[str], idx: str | os.PathLike[str]) -> None:
+        self.rec, self.idx = Path(rec).absolute(), Path(idx).absolute()
+        self._map: mmap.mmap | None = None
+        self._pid, self._closed = -1, False  # the process that _map belongs to
+        with naming_file(self.rec), self.rec.open("rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
+        self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
+        self.keys.flags.writeable = False
+        self._offsets = np.append(offsets, self._size)  # so each has one behind it
+        self._first, self._last = int(self._sorted_keys[0]), int(self._sorted_keys[-1])
+        self._contiguous = self._last - self._first == len(self.keys) - 1
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_map": None, "_pid": -1}
+
+    def close(self) -> None:
+        """Unmap the file. A later read is an error. To close twice is allowed."""
+        if self._map is not None:
+            self._map.close()
+        self._map, self._closed = None, True
+
+    def where(self, key: int) -> str:
+        """Return 'FILE: record KEY at byte OFFSET', for messages."""
+        return f"{self.rec}: record {key} at byte {self._offsets.item(self._position(key))}"
+
+    def read(self, key: int) -> bytes:
+        """Return the payload of record `key`."""
+        position = self._position(key)
+        at = self._offsets.item(position)
+        data, size = self._mapped(), self._size
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            if at + PART_HEAD > size:
+                what = "the final part is missing" if parts else "no part fits"
+                raise RecordError(f"{self.where(key)}: {what} before the end of the file at byte {size}; {_RECOPY}")
+            magic, word = _PART.unpack_from(data, at)
+            cflag, length = word >> 29, word & (LENGTH_LIMIT - 1)
+            start = at + PART_HEAD
+            end = start + length
+            after = end + (-length & 3)
+            if magic != MAGIC:
+                what = f"byte {at} should begin its part {len(parts) + 1}" if parts else "no record begins here"
+                raise RecordError(
+                    f"{self.where(key)}: {what}: magic {magic:#010x} instead of {MAGIC:#010x}; the file is damaged or "
+                    f"{self.idx} is of another one: copy both again"
+                )
+            if cflag not in ((2, 3) if parts else (0, 1)):
+                what = f"the final part is missing: at byte {at}" if parts else "a first part should stand here:"
+                raise RecordError(f"{self.where(key)}: {what} the part has cflag {cflag}; {_RECOPY}")
+            if after > size:
+                what = f"a payload of {length} bytes from byte {start} runs beyond the end of the file at byte {size}"
+                raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
+            if cflag in (1, 2) and length % 4:
+                what = f"the part at byte {at} of {length} bytes, not a multiple of four, cannot have another behind it"
+                raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
+            total += length + 4 * bool(parts)
+            if total >= LENGTH_LIMIT:
+                raise RecordError(f"{self.where(key)}: its parts add up to {total} bytes, more than allowed; {_RECOPY}")
+            parts.append(data[start:end])
+            at = after
+            if cflag in (0, 3):
+                break
+        # Damage to a length or a cflag lets a record end early or late. That it ends where the next key's begins proves
+        # a single part right but for the padding; else see what is within and behind it.
+        proved = len(parts) == 1 and at == self._offsets.item(position + 1)
+        if data[end:after].strip(b"\0") or not (proved or _is_whole(parts, data[at : at + PART_HEAD])):
+            what = f"it ends at byte {end}, but no record does"
+            raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
+        return _MAGIC_BYTES.join(parts)
+
+    def read_image(self, key: int) -> tuple[Header, bytes]:
+        """Return header and encoded image of the image record `key`."""
+        record = self.read(key)
+        try:
+            return unpack(record)
+        except RecordError as error:
+            raise RecordError(f"{self.where(key)}: {error}") from None
+
+    def labels(self, keys: ArrayLike) -> np.ndarray:
+        """Return the first label of each of the image records `keys`: float32, (N,). Only headers are read."""
+        wanted = np.asarray(keys, np.int64)
+        offsets = self._offsets_of(wanted)
+        labels = np.empty(len(wanted), np.float32)
+        for begin in range(0, len(wanted), _LABELS_AT_ONCE):
+            chunk = slice(begin, begin + _LABELS_AT_ONCE)
+            labels[chunk], plain = self._plain_labels(offsets[chunk])
+            # A record of several parts is read in full; so is one that is wrong, to say what is wrong with it.
+            for i in begin + np.flatnonzero(~plain):
+                labels[i] = np.ravel(self.read_image(int(wanted[i]))[0].label)[0]
+        return labels
+
+    def _plain_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first labels of the records at `offsets`, and which of them are sound and of a single part."""
+        words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
+        at = offsets // 4
+        # the words of a part and of its image header: magic, length, flag, label, id (2), id2 (2), labels
+        magic, length, flag, label, first = (words.take(at + i, mode="clip") for i in (0, 1, 2, 3, 8))
+        labels = np.where(flag == 0, label, first).view(np.float32)
+        fits = (_IMAGE.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
+        return labels, (magic == MAGIC) & (length < LENGTH_LIMIT) & fits
+
+    def _position(self, key: int) -> int:
+        if not self._first <= key <= self._last:
+            raise self._unknown(key)
+        if self._contiguous:
+            return int(key) - self._first
+        at = int(self._sorted_keys.searchsorted(key))
+        if self._sorted_keys[at] != key:
+            raise self._unknown(key)
+        return at
+
+    def _offsets_of(self, keys: np.ndarray) -> np.ndarray:
+        at = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self) - 1)
+        unknown = np.flatnonzero(self._sorted_keys[at] != keys)
+        if unknown.size:
+            raise self._unknown(int(keys[unknown[0]]))
+        return self._offsets[at]
+
+    def _unknown(self, key: int) -> RecordError:
+        return RecordError(
+            f"{self.rec}: no record {key}: {self.idx} has {len(self)} keys from {self._first} to {self._last}"
+        )
+
+    def _mapped(self) -> mmap.mmap:
+        """Return this process's map of the file, checked against the size that the file has now."""
+        if self._map is None or self._pid != os.getpid():
+            self._map = self._open()
+            self._pid = os.getpid()
+        self._check_size(self._map.size())
+        return self._map
+
+    def _open(self) -> mmap.mmap:
+        if self._closed:
+            raise RecordError(f"{self.rec}: the reader is closed")
+        with naming_file(self.rec), self.rec.open("rb") as file:
+            self._check_size(os.fstat(file.fileno()).st_size)
+            return mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+
+    def _check_size(self, size: int) -> None:
+        if size < self._size:
+            raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
+
+
+class IndexedRecordWriter:
+    """Writes records to a `rec` file and their keys and offsets to an `idx` file, as MXIndexedRecordIO does."""
+
+    def __init__(self, rec: str | os.PathLike[str], idx: str | os.PathLike[str]) -> None:
+        self.rec, self.idx = Path(rec), Path(idx)
+        self._keys: set[int] = set()
+        self._offset = 0
+        with naming_file(self.rec):
+            self._rec_file = self.rec.open("wb")
+        with naming_file(self.idx):
+            self._idx_file = self.idx.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write out what is buffered. To close twice is allowed."""
+        with naming_file(self.rec):
+            self._rec_file.close()
+        with naming_file(self.idx):
+            self._idx_file.close()
+
+    def write(self, key: int, record: bytes) -> None:
+        """Append `record` under `key`.
+
+        Raises RecordError for a key that is negative or written already, and for a record of 2^29 bytes or more.
+        """
+        where = f"{self.rec}: record {key} at byte {self._offset}"
+        if key < 0 or key in self._keys:
+            raise RecordError(f"{where}: the key is {'negative' if key < 0 else 'written already'}")
+        if len(record) >= LENGTH_LIMIT:
+            raise RecordError(f"{where}: {len(record)} bytes are too long, a record is shorter than {LENGTH_LIMIT}")
+        parts = _split(record)
+        cflags = [0] if len(parts) == 1 else [1] + [2] * (len(parts) - 2) + [3]
+        data = b"".join(
+            _PART.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
+            for cflag, part in zip(cflags, parts, strict=True)
+        )
+        with naming_file(self.rec):
+            self._rec_file.write(data)
+        with naming_file(self.idx):
+            self._idx_file.write(b"%d\t%d\n" % (key, self._offset))
+        self._keys.add(key)
+        self._offset += len(data)
+
+
+def _is_whole(parts: list[bytes], behind: bytes) -> bool:
+    """Tell whether `parts` hold no begin of a part, and `behind` them a record begins, the file ends or has a hole."""
+    if any(len(_split(part)) > 1 for part in parts):
+        return False
+    if behind in (b"", bytes(PART_HEAD)):
+        return True
+    return behind[:4] == _MAGIC_BYTES and len(behind) == PART_HEAD and behind[7] >> 5 in (0, 1)  # the cflag
+
+
+def _split(record: bytes) -> list[bytes]:
+    """Cut `record` at each magic that stands at a multiple of four, and leave those out."""
+    parts, start, at = [], 0, record.find(_MAGIC_BYTES)
+    while at >= 0:
+        aligned = at % 4 == 0
+        if aligned:
+            parts.append(record[start:at])
+            start = at + 4
+        at = record.find(_MAGIC_BYTES, at + (4 if aligned else 1))
+    return [*parts, record[start:]]

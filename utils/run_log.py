@@ -1,0 +1,83 @@
+"""What a run says: the published log lines on the screen and in a file, TensorBoard, a progress bar."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from easydict import EasyDict
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+log = logging.getLogger("pocketnet")
+
+
+class _BarSafeHandler(logging.StreamHandler):
+    """Writes a line above the progress bar that may be on the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
+def init_logging(file: Path | None, prefix: str = "") -> None:
+    """Sends the project's lines to the screen and to the end of the file. None: a process that has nothing to say."""
+    log.handlers.clear()
+    log.propagate = False
+    log.setLevel(logging.INFO if file else logging.ERROR)
+    handlers: list[logging.Handler] = [_BarSafeHandler(sys.stdout)]
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s-%(message)s"))
+        log.addHandler(handler)
+
+
+class RunLog:
+    """The voice of a training run. Silent on every process but the main one."""
+
+    def __init__(self, config: EasyDict, total_steps: int, images_a_step: int, is_main: bool) -> None:
+        self.total_steps = total_steps
+        self.images_a_step = images_a_step
+        self._board = SummaryWriter(Path(config.log_dir) / Path(config.output).name) if is_main else None
+        self._bar = tqdm(total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
+        self._started = time.perf_counter()
+        self._reported_step = 0
+
+    def resume_clock(self, step: int) -> None:
+        """Starts the measured time anew, so that verification and saving do not count as slow training."""
+        self._started, self._reported_step = time.perf_counter(), step
+
+    def tick(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def report(self, step: int, epoch: int, losses: dict[str, float], lr: float) -> None:
+        """The published line: speed in images a second over all processes, mean losses since the last line, position
+        and the hours still to go."""
+        seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # a step
+        speed = self.images_a_step / seconds
+        hours = (self.total_steps - step) * seconds / 3600
+        named = "   ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        log.info(
+            f"Speed {speed:.2f} samples/sec   {named}   Epoch: {epoch}   "
+            f"Global Step: {step}   Required: {hours:.1f} hours"
+        )
+        self._scalars("train", {**losses, "lr": lr, "speed": speed}, step)
+        self.resume_clock(step)
+
+    def verified(self, step: int, accuracies: dict[str, float]) -> None:
+        """Keeps the accuracy of each verification set in TensorBoard."""
+        self._scalars("verification", accuracies, step)
+
+    def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+            self._board.flush()
+
+    def close(self) -> None:
+        """Ends the bar and the TensorBoard file."""
+        self._bar.close()
+        if self._board:
+            self._board.close()
