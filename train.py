@@ -1,13 +1,12 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
-import argparse
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from backbones import build_backbone
-from config import load_config, require_data
+from config import parse_command, require_data
 from eval.scoring import Scorer
 from utils.dataset import load_training_data
 from utils.distributed import place, processes, wrap
@@ -19,11 +18,7 @@ from utils.run_log import init_logging, log
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train a face-recognition backbone with ArcFace.")
-    parser.add_argument("--config", help="config file (default: config/config.py)")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes of the config")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    config = parse_command("Train a face-recognition backbone with ArcFace.")
     require_data(config)
 
     with processes() as world:

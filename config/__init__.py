@@ -4,6 +4,7 @@ A config file is Python that sets fields on an EasyDict named `config`, as in th
 only config files that you trust.
 """
 
+import argparse
 import ast
 import copy
 import difflib
@@ -57,6 +58,15 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     if "rec" in overridden:
         require_data(config)
     return config
+
+
+def parse_command(description: str) -> EasyDict:
+    """The config that this command's line names: [--config FILE] [field=value …]."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="config file (default: config/config.py)")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
+    args = parser.parse_args()
+    return load_config(args.config, args.overrides)
 
 
 def require_data(config: EasyDict) -> None:

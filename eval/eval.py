@@ -3,7 +3,6 @@
 Writes test.log and results.json beside the checkpoints (or in config.test_output) and prints a table.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ if not __package__:  # run as a script, this folder stands first on the path and
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import load_config, require_data
+from config import parse_command, require_data
 from eval.scoring import Score, Scorer
 from utils.checkpoint import list_backbones, load_weights
 from utils.distributed import place, processes
@@ -24,11 +23,7 @@ Results = dict[int, dict[str, Score]]  # global step -> set -> score
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Score checkpoints on verification sets.")
-    parser.add_argument("--config", help="config file (default: config/config.py)")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="changes of the config")
-    args = parser.parse_args()
-    config = load_config(args.config, args.overrides)
+    config = parse_command("Score checkpoints on verification sets.")
     require_data(config)
     checkpoints = list_backbones(config.output)
     folder = Path(config.test_output or config.output)
@@ -54,7 +49,7 @@ def format_table(results: Results) -> str:
     lines = ["".join([f"{'step':>10}", *(f"{name:>18}" for name in names)])]
     for step, scores in results.items():
         cells = (f"{100 * scores[name].accuracy:.2f} ± {100 * scores[name].std:.2f}" for name in names)
-        lines.append("".join([f"{step:>10}", *(f"{cell:>18}" for cell in cells)]))
+        lines.append("".join([f"{step or 'untrained':>10}", *(f"{cell:>18}" for cell in cells)]))
     return "\n".join(lines)
 
 

@@ -84,7 +84,7 @@ def _present(config: EasyDict) -> list[str]:
     if not present:
         raise UserError(
             f"config val_targets: none of {', '.join(f'{name}.bin' for name in missing) or '(nothing)'} is in "
-            f"{config.rec!r}; name sets that are there with val_targets=NAME,NAME"
+            f"{config.rec!r}; name others with val_targets=NAME,NAME (or train without: eval_step=0)"
         )
     for name in missing:
         log.warning(f"No {name}.bin in {config.rec}: left out")

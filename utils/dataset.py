@@ -80,10 +80,11 @@ class FaceDataset:
         labels = self.reader.labels(self.keys)
         wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
         if len(wrong):
-            key = self.keys[wrong[0]]
+            label = labels[wrong[0]]
+            mend = f"; set num_classes={int(labels.max()) + 1} if the data is right" if label >= num_classes else ""
             raise UserError(
-                f"{self.reader.where(key)}: label {labels[wrong[0]]:g} is not one of the {num_classes} classes "
-                f"(0 to {num_classes - 1}); set num_classes={int(labels.max()) + 1} if the data is right"
+                f"{self.reader.where(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "
+                f"(0 to {num_classes - 1}){mend}"
             )
 
 

@@ -38,7 +38,7 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     total_steps = config.max_steps or config.num_epoch * len(loader)
     epochs = math.ceil(total_steps / len(loader))
     run_log = RunLog(config, total_steps, config.batch_size * world.size, world.is_main)
-    optimizer = _sgd(task, config, world)
+    optimizer = _sgd(task, config)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
     autocast = torch.autocast(world.device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
     generator = torch.Generator(world.device).manual_seed(config.seed + world.rank)  # of the mirroring
@@ -81,15 +81,19 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     return step
 
 
-def _sgd(task: Task, config: EasyDict, world: World) -> torch.optim.SGD:
+def _sgd(task: Task, config: EasyDict) -> torch.optim.SGD:
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         fused=True,  # takes the fp16 scaler's verdict on the device, without waiting for it
     )
+    # The fused update leaves the momentum uninitialised where fp16 overflows in the very first step (torch 2.13).
+    for parameter in parameters:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, config: EasyDict, epoch: int, world: World) -> float:

@@ -1,0 +1,76 @@
+# make demo   a small PocketNet from nothing: faces, training, scores
+# make test   all checks and tests
+# make help   the rest
+
+PYTHON ?= python3
+PY := .venv/bin/python
+SOURCES := config backbones utils eval data tests benchmarks train.py
+
+.PHONY: help demo test check test-mxnet format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        train a small PocketNet on drawn faces and score it"
+	@echo "make test        lint, types and every test"
+	@echo "make check       lint and types alone"
+	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
+	@echo "make format      format the code"
+	@echo "make clean       remove environments, demo data and demo output"
+
+# ---------------------------------------------------------------- environments
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PocketNet needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv-mxnet/installed: requirements-mxnet.txt
+	test -x .venv-mxnet/bin/python || $(PYTHON) -m venv .venv-mxnet
+	.venv-mxnet/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-mxnet.txt
+	@touch $@
+
+# ------------------------------------------------------------------------ demo
+
+demo: output/demo/results.txt
+	@echo
+	@cat output/demo/results.txt
+	@echo
+	@echo "Accuracy in % on pairs of people the network has never seen, mean ± standard deviation over ten folds."
+	@echo "The people: data/faces_demo/people.png. The checkpoints: output/demo. The curves: tensorboard --logdir logs"
+
+data/faces_demo/made.json: $(wildcard data/*.py) utils/recordio.py | .venv/installed
+	$(PY) data/make_demo_faces.py --force
+	@touch $@
+
+output/demo/results.txt: data/faces_demo/made.json config/config_demo.py config/base.py
+	rm -rf output/demo logs/demo
+	PYTHON=$(PY) ./train.sh --config config/config_demo.py
+	$(PY) eval/eval.py --config config/config_demo.py
+
+# ----------------------------------------------------------------------- tests
+
+test: check test-mxnet
+	$(PY) -m pytest --ignore tests/test_mxnet.py
+
+check: .venv/installed-dev
+	$(PY) -m ruff check $(SOURCES)
+	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m mypy
+
+# MXNet has no build for Python 3.12 and newer.
+test-mxnet: .venv/installed-dev
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
+	  $(MAKE) --no-print-directory .venv-mxnet/installed && $(PY) -m pytest tests/test_mxnet.py; \
+	else echo "test-mxnet: left out, MXNet needs Python 3.11 or older (make PYTHON=python3.11 test-mxnet)"; fi
+
+format: .venv/installed-dev
+	$(PY) -m ruff check --fix $(SOURCES)
+	$(PY) -m ruff format $(SOURCES)
+
+clean:
+	rm -rf .venv .venv-mxnet data/faces_demo output/demo logs/demo

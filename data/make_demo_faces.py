@@ -1,0 +1,224 @@
+"""Makes a data set of synthetic faces to try PocketNet on: python data/make_demo_faces.py [--people N …]
+
+Leaves in --out, in the layout of MS1MV2: train.rec, train.idx and property (training images), demo.bin (pairs of other
+people to verify on), people.png (to look at) and made.json (what it was made of). The same arguments give the same
+bytes on any number of cores.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice, starmap
+from pathlib import Path
+
+if not __package__:  # run as a script, this folder stands first on the path instead of the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from data.faces_canvas import SIZE
+from data.faces_people import Person, Shot
+from data.faces_procedural import VERSION, draw
+from utils.errors import UserError, run
+from utils.recordio import Header, IndexedRecordWriter, pack
+
+FOLDS = 10
+QUALITY = 95  # of the JPEG files
+SHEET = 8  # people.png shows this many shots of this many people
+LOOKALIKES = 4  # a pair of different people is the most alike of this many
+
+Pair = tuple[int, int]  # of people
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is made."""
+
+    people: int = 200
+    shots: int = 20  # of each of the people
+    test_people: int = 60  # others than those
+    pairs: int = 1500
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be made."""
+        limits = {"people": (2, 100_000), "shots": (1, 10_000), "test_people": (2, 100_000), "pairs": (20, 100_000)}
+        for name, (low, high) in (limits | {"seed": (0, 2**32 - 1)}).items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"--{name.replace('_', '-')} {value}: should be from {low} to {high}")
+        if self.pairs % (2 * FOLDS):
+            raise UserError(
+                f"--pairs {self.pairs}: should be a multiple of {2 * FOLDS}: {FOLDS} folds, half of each same"
+            )
+        if self.people * self.shots + self.people >= 2**24:
+            raise UserError(
+                f"--people {self.people} --shots {self.shots}: more than the 2^24 keys a record file can label"
+            )
+
+
+def person_photos(seed: int, number: int, shots: int) -> list[bytes]:
+    """Draw that many shots of a person, as JPEG files. The first ones are the same however many there are."""
+    rng = np.random.default_rng([seed, number])
+    person = Person.sample(rng)
+    photos = (draw(person, Shot.sample(rng)) for _ in range(shots))
+    return [_encode(".jpg", photo, cv2.IMWRITE_JPEG_QUALITY, QUALITY) for photo in photos]
+
+
+def plan_pairs(plan: Plan) -> tuple[list[Pair], list[bool]]:
+    """Choose who is in each pair, and whether it is one person: by turns, so every fold has as many of both kinds."""
+    rng = np.random.default_rng([plan.seed, plan.people + plan.test_people])
+    numbers = range(plan.people, plan.people + plan.test_people)
+    looks = [_looks(Person.sample(np.random.default_rng([plan.seed, number]))) for number in numbers]
+    pairs: list[Pair] = []
+    for i in range(plan.pairs // 2):
+        me = i % plan.test_people
+        others = [(me + int(step)) % plan.test_people for step in rng.integers(1, plan.test_people, LOOKALIKES)]
+        other = min(others, key=lambda other: float(np.linalg.norm(looks[me] - looks[other])))
+        pairs += [(numbers[me], numbers[me]), (numbers[me], numbers[other])]
+    return pairs, [True, False] * (plan.pairs // 2)
+
+
+def make(out: Path, plan: Plan, workers: int = 1, force: bool = False) -> bool:
+    """Make the data set in folder `out` and return True; False where it stands there already, made by the same plan."""
+    plan.check()
+    made = {"version": VERSION, **asdict(plan)}
+    try:
+        if _stands(out, made, force):
+            return False
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # In a folder of its own until all is there: whoever interrupts this finds nothing half made.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-", ignore_cleanup_errors=True) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()
+            _write(new, plan, workers)
+            (new / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+            if out.exists():
+                out.rename(Path(temporary, "old"))
+            new.rename(out)
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
+    return True
+
+
+def _stands(out: Path, made: dict[str, int], force: bool) -> bool:
+    """Tell whether what should be made stands in `out`; raises UserError where something else does."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        found = json.loads((out / "made.json").read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{out}: holds something else than demo faces; choose another --out")
+    if force:
+        return False
+    if found != made:
+        differing = ", ".join(f"{key} {found.get(key)}, not {made[key]}" for key in made if found.get(key) != made[key])
+        raise UserError(f"{out}: made otherwise ({differing}); --force makes it anew")
+    return True
+
+
+def _write(folder: Path, plan: Plan, workers: int) -> None:
+    pairs, same = plan_pairs(plan)
+    members = [number for pair in pairs for number in pair]
+    jobs = [(plan.seed, number, plan.shots) for number in range(plan.people)]
+    jobs += [(plan.seed, plan.people + i, members.count(plan.people + i)) for i in range(plan.test_people)]
+    total = sum(shots for *_, shots in jobs)
+    with tqdm(total=total, unit="face", desc="Drawing", disable=None) as bar:
+        photos = _drawn(jobs, workers, bar)
+        sheet = _write_training(folder, plan, islice(photos, plan.people))
+        unused = {plan.people + i: iter(shots) for i, shots in enumerate(photos)}
+    images = [next(unused[number]) for number in members]
+    (folder / "demo.bin").write_bytes(pickle.dumps((images, same), protocol=4))
+    (folder / "people.png").write_bytes(_encode(".png", sheet))
+
+
+def _drawn(jobs: list[tuple[int, int, int]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
+    """The photos of each job in turn, drawn by that many processes."""
+    if workers == 1:
+        for photos in starmap(person_photos, jobs):
+            bar.update(len(photos))
+            yield photos
+        return
+    # spawn: the same on every system, and safe with OpenCV's threads
+    with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
+        for photos in pool.imap(_do_job, jobs):
+            bar.update(len(photos))
+            yield photos
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    cv2.setNumThreads(1)  # the cores have a process each
+
+
+def _do_job(job: tuple[int, int, int]) -> list[bytes]:
+    return person_photos(*job)
+
+
+def _write_training(folder: Path, plan: Plan, photos: Iterator[list[bytes]]) -> np.ndarray:
+    """Write train.rec, train.idx and property; returns the sheet of the first shots of the first people."""
+    end = plan.people * plan.shots + 1  # of the images' keys, which begin at 1
+    rows = []
+    with IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+        writer.write(0, pack(Header(2, np.array([end, end + plan.people]), 0, 0), b""))
+        key = 1
+        for label, shots in enumerate(photos):
+            for shot in shots:
+                writer.write(key, pack(Header(0, float(label), key, 0), shot))
+                key += 1
+            if label < SHEET:
+                rows.append(np.hstack([_decode(shot) for shot in shots[:SHEET]]))
+        for label in range(plan.people):
+            start = 1 + label * plan.shots
+            writer.write(end + label, pack(Header(2, np.array([start, start + plan.shots]), end + label, 0), b""))
+    (folder / "property").write_text(f"{plan.people},{SIZE},{SIZE}\n")
+    return np.vstack(rows)
+
+
+def _looks(person: Person) -> np.ndarray:
+    """What the eye sees first, to pair people who look alike: colours and hair, comparable in size."""
+    return np.array([*person.skin, *person.hair, 60 * (person.hair_end > 0), 60 * person.bald, 60 * person.beard])
+
+
+def _encode(kind: str, image: np.ndarray, *parameters: int) -> bytes:
+    return cv2.imencode(kind, image[..., ::-1], parameters)[1].tobytes()
+
+
+def _decode(photo: bytes) -> np.ndarray:
+    return np.asarray(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR_RGB))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make a data set of synthetic faces.")
+    parser.add_argument("--out", type=Path, default=Path("data/faces_demo"), help="folder to make (%(default)s)")
+    parser.add_argument("--people", type=int, default=Plan.people, help="people to train on (%(default)s)")
+    parser.add_argument("--shots", type=int, default=Plan.shots, help="images of each (%(default)s)")
+    parser.add_argument("--test-people", type=int, default=Plan.test_people, help="others to verify on (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=Plan.pairs, help="pairs of these (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="another seed, other people (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
+    args = parser.parse_args()
+    if not 1 <= args.workers <= 256:
+        raise UserError(f"--workers {args.workers}: should be from 1 to 256")
+    plan = Plan(args.people, args.shots, args.test_people, args.pairs, args.seed)
+    if make(args.out, plan, args.workers, args.force):
+        print(f"{args.out}: {plan.people} people in {plan.people * plan.shots} images, {plan.pairs} pairs of others")
+    else:
+        print(f"{args.out}: made already, nothing to do; --force makes it anew")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,111 @@
+"""What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.recordio import Header, IndexedRecordWriter, pack
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+SHARED = ROOT.parent / "shared"
+SOURCES = ["config", "backbones", "utils", "eval", "data", "train.py", "train.sh"]
+
+
+def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torch.Tensor]:
+    """The state dict that the golden vectors were made with: values drawn by key, in float32."""
+    state = {}
+    for key, shape in shapes.items():
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        if key.endswith("num_batches_tracked"):
+            values = np.zeros(shape, np.int64)
+        elif key.endswith("running_var"):
+            values = 0.5 + rng.random(shape)
+        elif key.endswith("running_mean"):
+            values = 0.1 * rng.standard_normal(shape)
+        elif len(shape) == 1:
+            values = 0.5 + 0.5 * rng.random(shape) if key.endswith("weight") else 0.1 * rng.standard_normal(shape)
+        else:
+            values = rng.standard_normal(shape) * np.sqrt(0.6 / np.prod(shape[1:]))
+        state[key] = torch.from_numpy(np.asarray(values, np.int64 if values.dtype == np.int64 else np.float32))
+    return state
+
+
+def golden_images(seed: int, n: int) -> torch.Tensor:
+    """The inputs of the golden vectors: (n, 3, 112, 112)."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (n, 3, 112, 112)).astype(np.float32))
+
+
+def face(identity: int, rng: np.random.Generator) -> np.ndarray:
+    """A 112×112 RGB image that a network can tell by its identity: coarse blocks of the identity, plus noise."""
+    blocks = np.random.default_rng([7, identity]).integers(40, 216, (7, 7, 3))
+    image = np.kron(blocks, np.ones((16, 16, 1))) + rng.normal(0, 20, (112, 112, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def encode(image: np.ndarray, kind: str = ".jpg") -> bytes:
+    """An RGB image as the bytes of a file."""
+    return cv2.imencode(kind, image[:, :, ::-1])[1].tobytes()
+
+
+def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20) -> Path:
+    """A data set in the MS1MV2 layout (train.rec, train.idx, property) with a verification set `tiny.bin`."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True, exist_ok=True)
+    n = identities * shots
+    with IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer:
+        writer.write(0, pack(Header(2, np.array([n + 1, n + 1 + identities]), 0, 0), b""))
+        for i in range(n):
+            label = i // shots
+            header = Header(0, float(label), i, 0) if i % 2 else Header(2, np.array([label, 0]), i, 0)
+            writer.write(i + 1, pack(header, encode(face(label, rng), ".png" if i % 3 == 0 else ".jpg")))
+        for label in range(identities):
+            ends = np.array([1 + label * shots, 1 + (label + 1) * shots])
+            writer.write(n + 1 + label, pack(Header(2, ends, 0, 0), b""))
+    (folder / "property").write_text(f"{identities},112,112")
+    same = [bool(i % 2) for i in range(pairs)]
+    images = [encode(face(100 + (i if s else i + j * 50), rng)) for i, s in enumerate(same) for j in (0, 1)]
+    (folder / "tiny.bin").write_bytes(pickle.dumps((images, same)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny data set; not to be changed."""
+    return write_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as it comes, without config/config.py, at a path with a space."""
+    folder = tmp_path_factory.mktemp("a copy") / "Pocket Net"
+    for name in SOURCES:
+        ignored = shutil.ignore_patterns("__pycache__", "config.py", "faces_demo*", "faces_emore*", "*.bin", "*.rec")
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run_command(folder: Path, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the folder as a person would, with this interpreter; two minutes at most."""
+    plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=plain | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

@@ -1,0 +1,212 @@
+"""The commands, run as a person runs them, in a copy of the project at a path with a space."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.bins import load_bin
+from tests.conftest import ROOT, SHARED, run_command
+
+DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
+SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
+SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+   Global Step: \d+   Required: [\d.]+ h"
+DEMO = ["--config", "config/config_demo.py", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def demo(project) -> Path:
+    """The project with a few demo faces, trained for two epochs by train.sh."""
+    made = run_command(project, sys.executable, "data/make_demo_faces.py", *DEMO_DATA)
+    assert made.returncode == 0, made.stderr
+    trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
+    assert trained.returncode == 0, trained.stderr
+    (project / "said").write_text(trained.stdout)
+    return project
+
+
+def test_train_sh_leaves_checkpoints_log_and_curves(demo):
+    output = demo / "output" / "demo"
+    assert {path.name for path in output.glob("*.pth")} == {
+        f"{step}{part}.pth" for step in (0, 6, 12) for part in ("backbone", "header")
+    }
+    for text in ((demo / "said").read_text(), (output / "training.log").read_text()):
+        assert len(re.findall(SPEED_LINE, text)) == 4
+        assert re.search(r"\[demo\]\[8\]Accuracy-Flip: \d\.\d{5}\+-\d\.\d{5}", text)
+    assert list((demo / "logs" / "demo").glob("events*"))
+
+
+def test_eval_scores_every_checkpoint_in_order(demo):
+    scored = run_command(demo, sys.executable, "eval/eval.py", *DEMO)
+    assert scored.returncode == 0, scored.stderr
+    output = demo / "output" / "demo"
+    log = (output / "test.log").read_text()
+    for number in (r"XNorm: \d+\.\d{6}", r"Accuracy-Flip: \d\.\d{5}\+-\d\.\d{5}", r"Accuracy-Highest: \d\.\d{5}"):
+        assert re.findall(rf"\[demo\]\[(\d+)\]{number}", log) == ["0", "6", "12"]
+    results = json.loads((output / "results.json").read_text())
+    assert list(results) == ["0", "6", "12"]
+    for step, sets in results.items():
+        assert sets["demo"]["pairs"] == 40 and 0 <= sets["demo"]["accuracy"] <= 1
+        assert f"[{step}]Accuracy-Flip: {sets['demo']['accuracy']:.5f}+-{sets['demo']['std']:.5f}" in log
+    table = (output / "results.txt").read_text()
+    assert table in scored.stdout and [line.split()[0] for line in table.splitlines()[1:]] == ["untrained", "6", "12"]
+
+
+def test_eval_gives_what_the_steps_by_hand_give(demo):
+    """The accuracy, from the checkpoint alone: embeddings of image and mirror image added, normalised, compared."""
+    from backbones import build_backbone
+    from config import load_config
+    from eval.verification import evaluate
+
+    config = load_config(demo / "config" / "config_demo.py", SMALL)
+    backbone = build_backbone(config).eval()
+    backbone.load_state_dict(torch.load(demo / "output" / "demo" / "12backbone.pth", weights_only=True))
+    images, issame = load_bin(demo / "data" / "faces_demo" / "demo.bin")
+    inputs = torch.from_numpy((images.astype(np.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        embeddings = backbone(inputs) + backbone(inputs.flip(3))
+    by_hand = evaluate(embeddings.numpy(), issame).accuracy
+    assert json.loads((demo / "output" / "demo" / "results.json").read_text())["12"]["demo"]["accuracy"] == by_hand
+
+
+def test_train_sh_in_two_processes(demo, tmp_path):
+    port = str(20000 + hash(str(tmp_path)) % 20000)
+    places = [f"output={tmp_path / 'two'}", f"log_dir={tmp_path / 'logs'}"]
+    steps = ["num_epoch=1", "eval_step=2", "save_initial=0"]
+    trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2", MASTER_PORT=port)
+    assert trained.returncode == 0, trained.stderr
+    assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {"3backbone.pth", "3header.pth"}
+    assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # one process speaks
+    assert "[demo][2]Accuracy-Flip" in trained.stdout
+
+
+def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):
+    failed = run_command(demo, "./train.sh", *DEMO, "lr=fast", NPROC="2")
+    assert failed.returncode == 2
+    assert failed.stderr == "error: config lr: should be float, is 'fast'\n"
+
+
+@pytest.mark.parametrize("command", ["./train.sh", "eval/eval.py", "train.py"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "config/config.py is missing.*cp config/config_PocketNetS128.py config/config.py"),
+        (["--config", "config/none.py"], "no file 'config/none.py'"),
+        ([*DEMO, "rec=data/nowhere"], "rec: no folder 'data/nowhere'"),
+        ([*DEMO, "embeding_size=3"], "embeding_size: no such field .*'embedding_size'"),
+        ([*DEMO, "val_targets=lfw"], r"val_targets: none of lfw\.bin"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message):
+    start = [command] if command.startswith("./") else [sys.executable, command]
+    failed = run_command(demo, *start, *arguments)
+    assert failed.returncode == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
+
+
+def test_eval_of_a_folder_without_checkpoints_and_of_another_network(demo, tmp_path):
+    failed = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"output={tmp_path}")
+    assert failed.returncode == 2 and re.fullmatch("error: .*no .*backbone.pth in .*\n", failed.stderr)
+    elsewhere = f"test_output={tmp_path}"
+    failed = run_command(demo, sys.executable, "eval/eval.py", *DEMO, "embedding_size=64", elsewhere)
+    assert failed.returncode == 2 and re.fullmatch(r"error: .*0backbone\.pth: tail\.6\.weight.*\n", failed.stderr)
+
+
+def test_training_data_that_breaks_in_the_middle_is_one_line(demo, tmp_path):
+    data = tmp_path / "faces"
+    shutil.copytree(demo / "data" / "faces_demo", data)
+    record = (data / "train.rec").read_bytes()
+    at = record.index(b"\xff\xd8\xff", len(record) // 2)
+    (data / "train.rec").write_bytes(record[:at] + b"\0" * 300 + record[at + 300 :])
+    failed = run_command(demo, "./train.sh", *DEMO, f"rec={data}", f"output={tmp_path / 'out'}", "num_epoch=1")
+    assert failed.returncode == 2
+    assert re.fullmatch(r"error: .*train\.rec: record \d+ at byte \d+: not a readable image.*\n", failed.stderr)
+
+
+def test_a_published_config_at_its_place_trains_and_scores(demo):
+    """Fields set one by one on an EasyDict, genotypes as strings, lr_func: as the published files do it."""
+    genotype = (demo / "config" / "config.py").parent / "config_published.py"
+    genotype.write_text(PUBLISHED)
+    shutil.copy(genotype, demo / "config" / "config.py")
+    try:
+        trained = run_command(demo, "./train.sh")
+        assert trained.returncode == 0, trained.stderr
+        scored = run_command(demo, sys.executable, "eval/eval.py")
+        assert scored.returncode == 0 and "[demo][6]Accuracy-Flip" in scored.stdout, scored.stderr
+    finally:
+        (demo / "config" / "config.py").unlink()
+        genotype.unlink()
+
+
+PUBLISHED = """
+from easydict import EasyDict as edict
+
+config = edict()
+config.dataset = "emoreIresNet"
+config.embedding_size = 32
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 8
+config.lr = 0.1
+config.output = "output/published"
+config.global_step = 0
+config.s = 64.0
+config.m = 0.5
+config.test_output = "output/published"
+config.genotypes = dict({
+    "softmax_casia": "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)], [('dw_conv_3x3', 2), ('dw_conv_5x5', 0)], [('dw_conv_3x3', 3), ('dw_conv_3x3', 0)], [('dw_conv_3x3', 4), ('skip_connect', 0)]], normal_concat=range(2, 6), reduce=[[('dw_conv_3x3', 1), ('dw_conv_7x7', 0)], [('skip_connect', 2), ('dw_conv_5x5', 1)], [('max_pool_3x3', 0), ('skip_connect', 2)], [('max_pool_3x3', 0), ('max_pool_3x3', 1)]], reduce_concat=range(2, 6))",
+})
+config.net_name = "PocketNetS"
+config.channel = 4
+config.n_layers = 4
+config.w = 100
+if config.dataset == "emoreIresNet":
+    config.rec = "data/faces_demo"
+    config.num_classes = 6
+    config.num_image = 48
+    config.num_epoch = 1
+    config.warmup_epoch = -1
+    config.val_targets = ["demo"]
+    config.eval_step = 5686
+
+    def lr_step_func(epoch):
+        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(
+            [m for m in [8, 14, 20, 25] if m - 1 <= epoch])
+
+    config.lr_func = lr_step_func
+"""  # noqa: E501
+
+
+def test_flops_prints_the_published_numbers(project):
+    printed = run_command(project, sys.executable, "-m", "utils.flops").stdout
+    assert re.search(r"PocketNetS128 +925,632 +587\.11 +283\.5", printed)
+    assert re.search(r"PocketNetM256 +1,752,448 +1,099\.16 +538\.3", printed)
+
+
+# ------------------------------------------------------------------------------------ real faces and real weights
+
+WEIGHTS, LFW = SHARED / "data" / "PocketNetS-128", SHARED / "data" / "lfw"
+needs_real_data = pytest.mark.skipif(
+    not (WEIGHTS.is_dir() and LFW.is_dir()), reason=f"no real data in {SHARED.name}/data"
+)
+
+
+@needs_real_data
+def test_published_weights_give_the_published_embeddings():
+    from backbones import build_backbone
+    from config import load_config
+    from eval.bins import decode, read_bin
+    from eval.embedding import embed
+    from utils.checkpoint import load_weights
+
+    backbone = build_backbone(load_config(ROOT / "config" / "config_PocketNetS128.py"))
+    load_weights(backbone, WEIGHTS / "295672backbone.pth")
+    images = decode(read_bin(LFW / "lfw.bin")[0][:200])
+    golden = np.load(SHARED / "golden" / "lfw_embeddings.npz")
+    for ours, name in zip(embed(backbone, images, torch.device("cpu")), ("embedding", "embedding_flip"), strict=True):
+        assert np.abs(ours - golden[name]).max() <= 1e-4 * np.abs(golden[name]).max()

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Trains with ArcFace: ./train.sh [--config FILE] [field=value ...]
+#
+#   NPROC        processes on this machine (default: one a GPU, or one that uses every CPU core)
+#   NNODES       machines (default 1); then on each of them also
+#   NODE_RANK    which one this is, from 0
+#   MASTER_ADDR  the first machine, as the others reach it
+#   MASTER_PORT  a free port there (default 29500)
+#   PYTHON       the interpreter (default: .venv/bin/python where there is one)
+cd "$(dirname "${BASH_SOURCE[0]}")" && exec bash utils/launch.sh train.py "$@"

@@ -1,0 +1,71 @@
+"""Parameters, MFLOPs as the paper counts them, true multiply-adds: python -m utils.flops [--config FILE] [field=value]
+
+Without --config: of every config in config/.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor, nn
+
+from backbones import build_backbone
+from config import load_config, parse_command, shipped_configs
+from utils.errors import run
+
+
+@dataclass
+class Cost:
+    """Of one 112×112 image."""
+
+    parameters: int = 0
+    published_flops: int = 0  # 2 × multiply-adds, 2 a batch-norm input, 1 an activation input, k² a pooling output
+    multiply_adds: int = 0  # of convolutions and fully connected layers
+
+
+def count(backbone: nn.Module) -> Cost:
+    """The cost of a backbone, by the shapes that one forward pass goes through."""
+    cost = Cost(parameters=sum(p.numel() for p in backbone.parameters()))
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            multiply_adds = output.numel() * module.weight[0].numel()  # each output sums over one filter
+            cost.multiply_adds += multiply_adds
+            cost.published_flops += 2 * multiply_adds
+        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            cost.published_flops += 2 * inputs[0].numel()
+        elif isinstance(module, nn.PReLU | nn.ReLU):
+            cost.published_flops += inputs[0].numel()
+        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+            cost.published_flops += output.numel() * int(module.kernel_size) ** 2  # type: ignore[arg-type]
+
+    handles: list[Any] = [module.register_forward_hook(add) for module in backbone.modules()]
+    was_training = backbone.training
+    with torch.inference_mode():
+        backbone.eval()(torch.zeros(1, 3, 112, 112, device=next(backbone.parameters()).device))
+    backbone.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return cost
+
+
+def main() -> None:
+    """The command line."""
+    if len(sys.argv) > 1:
+        config = parse_command("Count a backbone's parameters and operations.")
+        configs = {Path(config.output).name: config}
+    else:
+        configs = {path.stem.removeprefix("config_"): load_config(path) for path in shipped_configs()}
+    print(f"{'':16}{'parameters':>14}{'MFLOPs (published)':>20}{'M multiply-adds':>18}")
+    for name, config in configs.items():
+        cost = count(build_backbone(config))
+        print(f"{name:16}{cost.parameters:>14,}{cost.published_flops / 1e6:>20,.2f}{cost.multiply_adds / 1e6:>18,.1f}")
+
+
+if __name__ == "__main__":
+    run(main)
