@@ -61,7 +61,7 @@ class RunLog:
         named = "   ".join(f"{name} {value:.4f}" for name, value in losses.items())
         log.info(
             f"Speed {speed:.2f} samples/sec   {named}   Epoch: {epoch}   "
-            f"Global Step: {step}   Required: {hours:.1f} hours"
+            f"Global Step: {step}   Required: {hours:.2f} hours"
         )
         self._scalars("train", {**losses, "lr": lr, "speed": speed}, step)
         self.resume_clock(step)
