@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
 import numpy as np
@@ -76,16 +77,16 @@ def per_image(dataset: FaceDataset, workers: int) -> Callable[[], int]:
     return lambda: sum(len(images) for images, _ in loader)
 
 
-def rates(measures: dict[str, Callable[[], int]], passes: int) -> dict[str, float]:
+def rates(measures: list[Callable[[], int]], passes: int) -> list[float]:
     """Median img/s of each, the measures taken in turn so that a machine that drifts treats all alike."""
-    taken: dict[str, list[float]] = {name: [] for name in measures}
+    taken: list[list[float]] = [[] for _ in measures]
     for turn in range(passes + 1):
-        for name, measure in measures.items():
+        for measure, values in zip(measures, taken, strict=True):
             started = time.perf_counter()
             images = measure()
             if turn:  # the first pass warms up
-                taken[name].append(images / (time.perf_counter() - started))
-    return {name: median(values) for name, values in taken.items()}
+                values.append(images / (time.perf_counter() - started))
+    return [median(values) for values in taken]
 
 
 def main() -> None:
@@ -98,16 +99,17 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     dataset = FaceDataset(args.rec)
-    print(f"{len(dataset)} images of {args.rec}, {os.cpu_count()} cores, batches of {BATCH}, medians of {args.passes}\n")
-    print(f"{'workers':>7}{'cores':>7}{'decoding alone':>16}{'loader':>10}{'of decoding':>13}{'per-image float':>17}{'published':>11}")
+    print(f"{len(dataset)} images of {args.rec}, {os.cpu_count()} cores, batches of {BATCH}, {args.passes} passes\n")
+    print(" workers  cores  decoding alone    loader  of decoding  per-image float  published")
     for workers in map(int, args.workers.split(",")):
         cores = max(1, workers)
         os.sched_setaffinity(0, range(min(cores, os.cpu_count() or 1)))  # the training process shares these cores
-        measures = {"decode": decoding(dataset, cores), "load": loading(dataset, workers), "float": per_image(dataset, workers)}
-        got = rates(measures, args.passes)
+        decode, load, usual = rates(
+            [decoding(dataset, cores), loading(dataset, workers), per_image(dataset, workers)], args.passes
+        )
         print(
-            f"{workers:>7}{cores:>7}{got['decode']:>16,.0f}{got['load']:>10,.0f}{got['load'] / got['decode']:>13.2f}"
-            f"{got['float']:>17,.0f}{got['load'] / (PUBLISHED * cores):>10.1f}×"
+            f"{workers:>8}{cores:>7}{decode:>16,.0f}{load:>10,.0f}{load / decode:>13.2f}{usual:>17,.0f}"
+            f"{load / (PUBLISHED * cores):>10.1f}×"
         )
     print(f"\npublished: the loader over {PUBLISHED} img/s a core, the published code's on a core of this kind")
 

@@ -61,7 +61,8 @@ def test_the_loss_falls_and_the_published_line_is_written(tmp_path, tiny_data, s
     losses = reported(said)
     assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
     assert re.search(
-        r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   Epoch: 11   Global Step: 60   Required: 0\.00 hours", said.text
+        r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   Epoch: 11   Global Step: 60   Required: 0\.00 hours",
+        said.text,
     )
 
 

@@ -14,18 +14,19 @@ class ArcFace(nn.Module):
     used, as in the published header. Always float32: half precision cannot hold the angles near 0.
     """
 
-    def __init__(self, embedding_size: int, num_classes: int, s: float = 64.0, m: float = 0.5) -> None:
+    def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.5) -> None:
+        """in_features: the embedding's size; out_features: the number of classes."""
         super().__init__()
         self.s = s
         self.m = m
-        self.kernel = nn.Parameter(torch.empty(embedding_size, num_classes))
+        self.kernel = nn.Parameter(torch.empty(in_features, out_features))
         nn.init.normal_(self.kernel, std=0.01)
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """(B, embedding_size), (B,) int64 -> logits (B, num_classes) float32, scaled by s."""
+        """(B, in_features), (B,) int64 -> logits (B, out_features) float32, scaled by s."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.float(), dim=1)
-            cosine = embeddings @ F.normalize(self.kernel.float(), dim=0)  # (B, num_classes)
+            cosine = embeddings @ F.normalize(self.kernel.float(), dim=0)  # (B, out_features)
             own = cosine.gather(1, labels[:, None])  # (B, 1)
             return cosine.scatter(1, labels[:, None], self._with_margin(own)) * self.s
 

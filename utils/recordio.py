@@ -41,12 +41,13 @@ class Header(NamedTuple):
     id2: int
 
 
-def pack(header: Header, payload: bytes) -> bytes:
+def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
     """Return `payload` behind its image header, byte for byte as mx.recordio.pack does.
 
     `header.flag` is not used: the label alone says what is written, a number (flag 0) or a non-empty array.
     Raises RecordError for a header that the format cannot hold.
     """
+    header = Header(*header)
     label = header.label
     if isinstance(label, Real):
         flag, number, labels = 0, float(label), b""
