@@ -166,8 +166,9 @@ def _typed(name: str, value: Any) -> Any:
         return float(value)
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
-    if not isinstance(value, type(default)) or (type(value) is bool) != (type(default) is bool):
-        raise ConfigError(f"config {name}: should be {type(default).__name__}, is {value!r}")
+    kind = dict if isinstance(default, dict) else type(default)
+    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
+        raise ConfigError(f"config {name}: should be {kind.__name__}, is {value!r}")
     if isinstance(default, list) and not all(type(item) is type(default[0]) for item in value):
         raise ConfigError(f"config {name}: should be a list of {type(default[0]).__name__}, is {value!r}")
     return value
