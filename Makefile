@@ -55,7 +55,7 @@ output/demo/results.txt: data/faces_demo/made.json config/config_demo.py config/
 # ----------------------------------------------------------------------- tests
 
 test: check test-mxnet
-	$(PY) -m pytest --ignore tests/test_mxnet.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --ignore tests/test_mxnet.py
 
 check: .venv/installed-dev
 	$(PY) -m ruff check $(SOURCES)

@@ -66,38 +66,47 @@ def parse(text: str | Genotype) -> Genotype:
     """
     if isinstance(text, Genotype):
         parts = text._asdict()
+    elif isinstance(text, str):
+        text = text.strip()
+        parts = {name: _literal(value, name, text) for name, value in _keywords(text).items()}
     else:
-        parts = {name: _literal(value, name) for name, value in _keywords(text).items()}
+        raise GenotypeError(f"genotype: should be a text, Genotype(normal=…, …), is {_short(text)}")
     for kind in ("normal", "reduce"):
         parts[kind] = _check_nodes(parts[kind], kind)
-        parts[f"{kind}_concat"] = _check_concat(parts[f"{kind}_concat"], f"{kind}_concat", len(parts[kind]))
+        # The inputs of a reduction cell are larger than its nodes: they cannot be concatenated.
+        first = N_INPUTS if kind == "reduce" else 0
+        parts[f"{kind}_concat"] = _check_concat(parts[f"{kind}_concat"], f"{kind}_concat", first, len(parts[kind]))
     return Genotype(**parts)
 
 
 def _keywords(text: str) -> dict[str, ast.expr]:
     """The four keyword arguments of the text, unevaluated."""
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise GenotypeError(f"genotype: not readable ({error}): {_short(text)}") from None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
         raise GenotypeError(f"genotype: should read Genotype(normal=…, …), not {_short(text)}")
-    given = {keyword.arg or "**": keyword.value for keyword in call.keywords}
-    if call.args or len(given) != len(call.keywords) or set(given) != set(Genotype._fields):
-        raise GenotypeError(f"genotype: needs {', '.join(Genotype._fields)} once each, by name; has {', '.join(given)}")
-    return given
+    given = [*("an argument without a name" for _ in call.args), *(keyword.arg or "**" for keyword in call.keywords)]
+    if sorted(given) != sorted(Genotype._fields):
+        has = _short(", ".join(given)) if given else "none"
+        raise GenotypeError(f"genotype: needs {', '.join(Genotype._fields)} once each, by name; has {has}")
+    return {name: keyword.value for name, keyword in zip(given, call.keywords, strict=True)}
 
 
-def _literal(value: ast.expr, name: str) -> object:
+def _literal(value: ast.expr, name: str, text: str) -> object:
     """A literal, or range(a, b) as the published configs write it."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
         bounds = [arg.value for arg in value.args if isinstance(arg, ast.Constant)]
-        if len(bounds) == len(value.args) == 2 and all(type(b) is int and abs(b) < 1000 for b in bounds):
+        plain = len(bounds) == len(value.args) == 2 and not value.keywords
+        if plain and all(type(b) is int and abs(b) < 1000 for b in bounds):
             return list(range(*bounds))  # type: ignore[arg-type]
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise GenotypeError(f"genotype {name}: not a list of nodes or states: {_short(ast.unparse(value))}") from None
+        # Quoted from the text: ast.unparse would meet the same recursion limit again.
+        source = ast.get_source_segment(text, value)
+        raise GenotypeError(f"genotype {name}: not a list of nodes or states: {_short(source)}") from None
 
 
 def _check_nodes(nodes: object, kind: str) -> list[Node]:
@@ -123,18 +132,21 @@ def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
     return op, state
 
 
-def _check_concat(states: object, name: str, n_nodes: int) -> list[int]:
+def _check_concat(states: object, name: str, first: int, n_nodes: int) -> list[int]:
     n_states = N_INPUTS + n_nodes
     if not isinstance(states, list | tuple | range) or not states:
         raise GenotypeError(f"genotype {name}: should be a list of states, is {_short(states)}")
-    wrong = [state for state in states if type(state) is not int or not 0 <= state < n_states]
+    wrong = [state for state in states if type(state) is not int or not first <= state < n_states]
     if wrong or len(set(states)) != len(states):
         raise GenotypeError(
-            f"genotype {name}: {_short(list(states))} should name states 0 to {n_states - 1}, each once"
+            f"genotype {name}: {_short(list(states))} should name states {first} to {n_states - 1}, each once"
         )
     return list(states)
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # in it is an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= limit else text[:limit] + "…"

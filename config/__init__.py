@@ -17,10 +17,11 @@ from typing import Any
 from easydict import EasyDict
 
 from backbones.genotypes import parse
-from config.base import config as base
+from config.base import config as defaults
 from utils.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent
+base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
 NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
 # Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
 _NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
@@ -28,6 +29,9 @@ _NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18
 
 class ConfigError(UserError):
     """A config that cannot be used. The message names the field, the value and the mend."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # errors and values quoted in it may have several lines
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> EasyDict:
@@ -53,8 +57,12 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     _check_values(config)
     if config.lr_func is None:
         config.lr_func = _step_schedule(config)
-    elif "lr_func" in given and overridden & {"lr_steps", "warmup_epoch"}:
-        raise ConfigError("config lr_steps: this config file defines lr_func, which decides; change it there")
+    elif "lr_func" in given:
+        for name in sorted(overridden & {"lr_steps", "warmup_epoch"}):
+            raise ConfigError(
+                f"config {name}: {config[name]!r} is not used: this config file defines lr_func, which decides; "
+                "change it there"
+            )
     if "rec" in overridden:
         require_data(config)
     return config
@@ -65,22 +73,30 @@ def parse_command(description: str) -> EasyDict:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", metavar="FILE", help="config file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()  # --config may stand between overrides
     return load_config(args.config, args.overrides)
 
 
 def require_data(config: EasyDict) -> None:
     """Raises ConfigError unless the data folder is there."""
-    if not Path(config.rec).is_dir():
+    if not _is_there(Path(config.rec).is_dir):
         raise ConfigError(
             f"config rec: no folder {config.rec!r}; put train.rec, train.idx, property and the *.bin sets there, "
             "or name another with rec=FOLDER (data/README.md)"
         )
 
 
+def _is_there(check: Callable[[], bool]) -> bool:
+    """What is_file or is_dir says; False where it may not look, or no path can be that long."""
+    try:
+        return check()
+    except OSError:
+        return False
+
+
 def _find(path: str | Path | None) -> Path:
     if path is not None:
-        if not Path(path).is_file():
+        if not _is_there(Path(path).is_file):
             raise ConfigError(f"config: no file {str(path)!r}; there are {', '.join(map(str, shipped_configs()))}")
         return Path(path)
     default = FOLDER / "config.py"
@@ -103,12 +119,15 @@ def _run(path: Path) -> EasyDict:
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         # Not imported: a copied file of the same size and second would be served from a stale __pycache__.
-        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), namespace)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError, KeyError) as error:
+        # Compiled from bytes: Python itself minds a byte-order mark or another encoding, as an import would.
+        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+    except Exception as error:  # whatever a person's code raises
         raise ConfigError(f"config {path}: {type(error).__name__}: {error}") from error
     config = namespace.get("config")
     if not isinstance(config, EasyDict):
         raise ConfigError(f"config {path}: should define config = EasyDict() and set its fields")
+    if config is defaults:
+        raise ConfigError(f"config {path}: should define its own config = EasyDict(), not change config/base.py's")
     return config
 
 
@@ -128,7 +147,7 @@ def _apply(config: EasyDict, overrides: Iterable[str]) -> set[str]:
 
 def _check_known(name: str, value: Any) -> None:
     if name not in base:
-        near = difflib.get_close_matches(name, base, n=1, cutoff=0)[0]
+        near = difflib.get_close_matches(name.lower(), base, n=1, cutoff=0)[0]
         raise ConfigError(f"config {name}: no such field (value {value!r}); the nearest is {near!r}")
 
 
@@ -143,7 +162,7 @@ def _from_text(name: str, text: str) -> Any:
         known = {"true": True, "1": True, "false": False, "0": False}
         return known.get(text.lower(), text)
     if isinstance(default, list) and not text.startswith(("[", "(")):
-        items = [item.strip() for item in text.split(",") if item.strip()]
+        items = [item.strip() for item in text.removesuffix(",").split(",")] if text.strip() else []
         return [_literal(item) if default and not isinstance(default[0], str) else item for item in items]
     return _literal(text)
 
@@ -151,7 +170,7 @@ def _from_text(name: str, text: str) -> Any:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text  # of the wrong type: _typed says so
 
 
@@ -163,7 +182,10 @@ def _typed(name: str, value: Any) -> Any:
             return value
         raise ConfigError(f"config {name}: should be a function of the epoch, is {value!r}")
     if isinstance(default, float) and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"config {name}: should be finite, is an integer of {value.bit_length()} bits") from None
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
     kind = dict if isinstance(default, dict) else type(default)
@@ -186,6 +208,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
     "momentum": (lambda momentum: 0 <= momentum < 1, "from 0 to below 1"),
     "precision": (lambda precision: precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
+    "rec": (bool, "a folder"),
+    "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
     "output": (bool, "a folder"),
     "log_dir": (bool, "a folder"),
 }

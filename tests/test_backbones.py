@@ -85,16 +85,16 @@ def test_golden_embeddings_and_gradients(name):
     ("config", "parameters", "mflops", "millions_of_multiply_adds"),
     [
         ("PocketNetS128", 925_632, 587.11, 283.5),
-        ("PocketNetS256", 991_424, 587.24, 283.5),
+        ("PocketNetS256", 991_424, 587.24, 283.6),
         ("PocketNetM128", 1_686_656, 1099.02, 538.2),
-        ("PocketNetM256", 1_752_448, 1099.16, 538.2),
+        ("PocketNetM256", 1_752_448, 1099.16, 538.3),
     ],
 )
 def test_parameters_and_flops(config, parameters, mflops, millions_of_multiply_adds):
     cost = count(build_backbone(load_config(ROOT / "config" / f"config_{config}.py")))
     assert cost.parameters == parameters
     assert round(cost.published_flops / 1e6, 2) == mflops
-    assert cost.multiply_adds / 1e6 == pytest.approx(millions_of_multiply_adds, abs=0.1)
+    assert cost.multiply_adds / 1e6 == pytest.approx(millions_of_multiply_adds, abs=0.051)
 
 
 def test_every_shipped_config_and_known_name_builds():

@@ -1,6 +1,7 @@
 """Checkpoint files: what is written, that it is written whole or not at all, and what is refused."""
 
 import pickle
+import random
 
 import pytest
 import torch
@@ -31,6 +32,15 @@ def test_files_have_the_published_names_and_keys_and_load_back(tmp_path, backbon
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), saved.values(), strict=True))
 
 
+def test_a_network_laid_out_otherwise_is_written_plainly(tmp_path):
+    linear = nn.Linear(3, 2)
+    linear.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2).T)
+    save_weights(tmp_path / "1header.pth", linear)
+    saved = torch.load(tmp_path / "1header.pth", weights_only=True)
+    assert saved["weight"].stride() == (3, 1) and torch.equal(saved["weight"], linear.weight)
+    assert all(type(value) is torch.Tensor and not value.requires_grad for value in saved.values())
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "1header.pth"
     save_weights(path, nn.Linear(2, 2))
@@ -43,12 +53,32 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError, match="No space"):
         save_weights(path, nn.Linear(2, 2))
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 2, nn.Linear(2, 2), nn.Linear(2, 2))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["1header.pth"]
+
+
+def test_where_a_backbone_stands_its_header_stands_too(tmp_path, monkeypatch):
+    save, written = torch.save, []
+
+    def fails_at_the_second(weights, file):
+        written.append(list(weights))
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        save(weights, file)
+
+    monkeypatch.setattr(torch, "save", fails_at_the_second)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 2, nn.Linear(2, 2), ArcFace(2, 2))
+    assert [p.name for p in tmp_path.iterdir()] == ["2header.pth"]
 
 
 def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
     for name in ("100backbone.pth", "20backbone.pth", "3header.pth", "xbackbone.pth", "9backbone.pth.tmp"):
         (tmp_path / name).touch()
+    for name in ("-1backbone.pth", "5x6backbone.pth", ".7backbone.pth.12.tmp", "8backbonexpth", "backbone.pth"):
+        (tmp_path / name).touch()
+    assert list_backbones(tmp_path) == {step: tmp_path / f"{step}backbone.pth" for step in (20, 100)}
     assert list(list_backbones(tmp_path)) == [20, 100]
     with pytest.raises(CheckpointError, match=r"no .*backbone\.pth in"):
         list_backbones(tmp_path / "none")
@@ -61,15 +91,50 @@ def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
         (lambda w: {k: v for k, v in w.items() if k != "tail.7.bias"}, r"another network: it has no tail\.7\.bias"),
         (lambda w: w | {"more": torch.zeros(1)}, "another network: it has more"),
         (lambda w: w | {"stem.0.weight": "text"}, "should hold a state dict of tensors"),
+        (lambda w: {"state_dict": w}, "should hold a state dict of tensors"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to_sparse()}, "tensors, dense and real"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to("meta")}, "tensors, dense and real"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"] + 1j}, "tensors, dense and real"),
+        (lambda w: {}, r"another network: it has no stem\.0\.weight"),
         (lambda w: list(w.values()), "should hold a state dict of tensors"),
     ],
 )
 def test_weights_of_another_network_name_the_first_key_that_differs(tmp_path, backbone, change, message):
     path = tmp_path / "1backbone.pth"
-    torch.save(change(dict(backbone.state_dict())), path)
+    other = {key: value + 1 for key, value in backbone.state_dict().items()}
+    torch.save(change(other), path)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as error:
         load_weights(backbone, path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
+    save_weights(tmp_path / "1backbone.pth", backbone)
+    overrides = ["channel=4", "n_layers=4", "embedding_size=64"]
+    other = build_backbone(load_config(ROOT / "config" / "config_demo.py", overrides))
+    with pytest.raises(CheckpointError, match=r"\(128, 512, 1, 1\) there and \(64, 512, 1, 1\) .* embedding_size"):
+        load_weights(other, tmp_path / "1backbone.pth")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch, of pickle protocols that the damage names
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_is_told_in_one_line(tmp_path, zipped):
+    """Bytes changed at random: torch raises a dozen kinds of errors over them."""
+    path, linear, rng = tmp_path / "1header.pth", nn.Linear(2, 2), random.Random(0)
+    torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    whole, told = path.read_bytes(), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] = rng.choice([0, 40, 46, 93, 125, 255])
+        path.write_bytes(damaged)
+        try:
+            load_weights(linear, path)  # damage to a number or to padding goes unseen
+        except CheckpointError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            told += 1
+    assert told > 50
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "folder"])
@@ -99,9 +164,11 @@ class Hostile:
 def test_nothing_of_a_hostile_checkpoint_runs(tmp_path, backbone, write):
     path, canary = tmp_path / "1backbone.pth", tmp_path / "ran"
     write({"stem.0.weight": Hostile(canary)}, path)
-    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint") as error:
         load_weights(backbone, path)
     assert not canary.exists()
+    # torch's own text says how to load it all the same
+    assert not any(advice in str(error.value) for advice in ("weights_only", "can still be loaded", "\x1b"))
 
 
 @pytest.mark.skipif(not (SHARED / "data" / "PocketNetS-128").is_dir(), reason="no published weights in ../shared/data")

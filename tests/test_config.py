@@ -113,6 +113,15 @@ def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch
         load_config(overrides=["warmup_epoch=2"])
 
 
+def test_every_published_field_keeps_its_value(tmp_path):
+    (tmp_path / "published.py").write_text(PUBLISHED)
+    namespace = {}
+    exec(PUBLISHED, namespace)
+    config, given = load_config(tmp_path / "published.py"), namespace["config"]
+    assert len(given) == 29 and set(given) <= set(base)
+    assert [name for name in given if name != "lr_func" and config[name] != given[name]] == []
+
+
 def test_a_file_copied_again_within_the_second_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr(config_package, "FOLDER", tmp_path)
     for size in (128, 256):
@@ -139,11 +148,14 @@ def test_no_config_lists_those_there_are_and_shows_the_copy(tmp_path, monkeypatc
         ("config.batch_size=64", "batch_size", 64),
         ("compile=True", "compile", True),
         ("compile=1", "compile", True),
+        ("compile=TRUE", "compile", True),
+        ("compile=0", "compile", False),
         ("compile=false", "compile", False),
         ("val_targets=lfw,cfp_ff", "val_targets", ["lfw", "cfp_ff"]),
         ("val_targets=['lfw', 'cfp_ff']", "val_targets", ["lfw", "cfp_ff"]),
         ("lr_steps=3, 5", "lr_steps", [3, 5]),
         ("lr_steps=[3]", "lr_steps", [3]),
+        ("lr_steps=3,5,", "lr_steps", [3, 5]),
         ("lr_steps=", "lr_steps", []),
         ("output=a folder/x=1", "output", "a folder/x=1"),
         ("dataset=", "dataset", ""),
@@ -178,6 +190,13 @@ def test_defaults_are_not_shared_between_configs():
         ("compile=3", ["compile", "bool", "'3'"]),
         ("lr_steps=1,x", ["lr_steps", "list of int", "'x'"]),
         ("val_targets=[1]", ["val_targets", "list of str", "[1]"]),
+        ("val_targets=lfw,,cfp_fp", ["val_targets", "names", "['lfw', '', 'cfp_fp']"]),
+        ("val_targets=['lfw', ' ']", ["val_targets", "names", "['lfw', ' ']"]),
+        ("lr_steps=7,,13", ["lr_steps", "list of int", "[7, '', 13]"]),
+        ("lr_steps={[]: 1}", ["lr_steps", "list", "'{[]: 1}'"]),
+        ("LR_STEPS=3", ["LR_STEPS", "'3'", "'lr_steps'"]),
+        ("batch size=3", ["batch size", "'3'", "'batch_size'"]),
+        ("lr\n=3", ["lr", "'3'", "'lr'"]),
         ("genotypes=x", ["genotypes", "dict", "'x'"]),
         ("lr_func=x", ["lr_func", "config file"]),
         ("lr", ["'lr'", "field=value"]),
@@ -187,6 +206,10 @@ def test_defaults_are_not_shared_between_configs():
         ("num_epoch=0", ["num_epoch", "at least 1", "0"]),
         ("batch_size=-8", ["batch_size", "at least 1", "-8"]),
         ("lr=1e999", ["lr", "finite", "inf"]),
+        ("lr=nan", ["lr", "float", "'nan'"]),
+        ("lr=1" + 400 * "0", ["lr", "finite", "1329 bits"]),
+        ("lr=1" + 20_000 * "+1", ["lr", "float", "'1+1"]),
+        ("lr=-0.1", ["lr", "at least 0", "-0.1"]),
         ("m=2", ["m:", "π/2", "2.0"]),
         ("s=0", ["s:", "above 0", "0.0"]),
         ("momentum=1", ["momentum", "below 1", "1.0"]),
@@ -196,6 +219,8 @@ def test_defaults_are_not_shared_between_configs():
         ("net_name=iresnet101", ["net_name", "'iresnet101'", "'iresnet100'"]),
         ("teacher_network=resnet", ["teacher_network", "'resnet'", "iresnet"]),
         ("genotype=casia", ["genotype", "'casia'", "softmax_casia"]),
+        ("rec=", ["rec", "a folder", "''"]),
+        ("rec=" + 300 * "long", ["rec", "no folder", "longlong"]),
         ("rec=data/nowhere", ["rec", "'data/nowhere'", "rec=FOLDER"]),
     ],
 )
@@ -213,6 +238,18 @@ def test_a_wrong_override_names_field_value_and_mend(override, parts):
         ("config.lr_func = 3", ["lr_func", "function", "3"]),
         ("config.genotypes = {'softmax_casia': 'Genotype()'}", ["genotypes['softmax_casia']", "needs normal"]),
         ("config.lr = = 1", ["config_own.py", "SyntaxError"]),
+        ("config.lr = float('nan')", ["lr", "finite", "nan"]),
+        ("config.val_targets = ['lfw', '']", ["val_targets", "names", "['lfw', '']"]),
+        ("config.teacher_pth = None", ["teacher_pth", "str", "None"]),
+        ("import numpy\nconfig.lr = numpy.eye(2)", ["lr", "float", "array"]),
+        ("import numpy\nconfig.lrs = numpy.eye(2)", ["lrs", "array", "'lr'"]),
+        ("config.genotypes = {'softmax_casia': 3}", ["genotypes['softmax_casia']", "text", "3"]),
+        ("config.genotypes = {}", ["genotype", "'softmax_casia'"]),
+        ("config.lr = 1 / 0", ["config_own.py", "ZeroDivisionError"]),
+        ("open('/no/such')", ["config_own.py", "'/no/such'"]),
+        ("raise RuntimeError('two\\nlines')", ["config_own.py", "RuntimeError: two lines"]),
+        ("def again(): again()\nagain()", ["config_own.py", "RecursionError"]),
+        ("from config.base import config", ["config_own.py", "its own config"]),
         ("import no_such_module", ["config_own.py", "no_such_module"]),
         ("config = 3", ["config_own.py", "EasyDict"]),
     ],
@@ -223,13 +260,31 @@ def test_a_wrong_file_names_what_is_wrong(tmp_path, text, parts):
 
 
 def test_a_missing_file_is_named():
-    assert "'config/none.py'" in refused(path="config/none.py")
+    message = refused(path="config/none.py")
+    assert "'config/none.py'" in message and str(S128) in message
+    assert "'longlong" in refused(path=300 * "long")
+
+
+@pytest.mark.parametrize(("start", "encoding"), [("\ufeff", "utf-8"), ("# coding: latin-1\n", "latin-1")])
+def test_a_file_is_read_in_the_encoding_it_names(tmp_path, start, encoding):
+    path = tmp_path / "config_own.py"
+    text = start + "from easydict import EasyDict\nconfig = EasyDict(output='réseau')\n"
+    path.write_bytes(text.encode(encoding))
+    assert load_config(path).output == "réseau"
+
+
+def test_a_file_that_changes_the_defaults_changes_no_other_config(tmp_path, monkeypatch):
+    monkeypatch.setitem(base, "lr", base.lr)  # puts back what the file changes
+    refused(path=written(tmp_path, "from config.base import config\nconfig.lr = 99.0"))
+    assert base.lr == 99.0 and load_config(S128).lr == 0.1
 
 
 def test_a_file_with_its_own_schedule_refuses_another(tmp_path):
     path = written(tmp_path, "config.lr_func = lambda epoch: 1.0")
     assert load_config(path).lr_func(20) == 1.0
-    assert "lr_func" in refused("lr_steps=3", path=path)
+    for override in ("lr_steps=3", "warmup_epoch=3"):
+        message = refused(override, path=path)
+        assert override.split("=")[0] in message and "3" in message and "lr_func" in message
 
 
 def test_the_data_folder_is_asked_for_by_those_who_need_it(tmp_path):
@@ -252,5 +307,7 @@ def test_the_command_prints_every_field_and_fails_with_2(tmp_path):
 
     shown = command("--config", "config/config_demo.py", f"rec={tmp_path}")
     assert shown.returncode == 0 and all(f"{name} = " in shown.stdout for name in base)
+    between = command("seed=5", "--config", "config/config_demo.py", f"rec={tmp_path}")
+    assert between.returncode == 0 and "seed = 5\n" in between.stdout
     failed = command("--config", "config/config_demo.py", "lr=x")
     assert (failed.returncode, failed.stderr) == (2, "error: config lr: should be float, is 'x'\n")

@@ -1,9 +1,11 @@
 """Training data: what is delivered, in which order, and what is refused."""
 
+import multiprocessing
 import pickle
 import shutil
 from itertools import chain
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,25 @@ def test_an_unreadable_image_names_file_record_and_offset(tmp_path, payload, wor
     assert "\n" not in str(error.value)
     if payload is None:
         assert "112×50" in str(error.value)
+
+
+def _after_parallel_opencv(folder, done):
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (999, 999))  # starts OpenCV's threads
+    batches = delivered(FaceDataset(folder), workers=1, epochs=1)
+    done.put(len(batches))
+
+
+def test_workers_forked_from_a_process_with_opencv_threads_do_not_hang(tiny_data):
+    context = multiprocessing.get_context("spawn")
+    done = context.Queue()
+    process = context.Process(target=_after_parallel_opencv, args=(tiny_data, done))
+    process.start()
+    try:
+        assert done.get(timeout=60) == 5
+    finally:
+        process.kill()
+        process.join()
 
 
 def test_a_truncated_jpeg_is_an_error_and_never_a_grey_image(tmp_path):

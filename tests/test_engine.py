@@ -96,7 +96,7 @@ def test_learning_rate_scales_with_the_images_a_step_and_follows_the_schedule(tm
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", recording)
-    run(small_config(tmp_path, tiny_data, "num_epoch=3", "lr_steps=1,2"))
+    run(small_config(tmp_path, tiny_data, "num_epoch=3", "lr_steps=1,2", "lr=0.1"))
     assert rates == pytest.approx([0.1 * 8 / 512 * factor for factor in (1, 0.1, 0.01) for _ in range(5)])
 
 

@@ -66,14 +66,25 @@ def test_what_python_prints_of_a_genotype_reads_back():
         (text(normal="3"), "normal: should be a list of nodes"),
         (text(normal_concat="[7]"), r"normal_concat: \[7\] should"),
         (text(normal_concat="[2, 2]"), "normal_concat: .*once each|normal_concat: .*each once"),
+        (text(reduce_concat="[1, 2]"), r"reduce_concat: \[1, 2\] should name states 2 to 2"),
+        (text(normal_concat="[True]"), r"normal_concat: \[True\] should"),
+        (text(normal_concat="{2}"), r"normal_concat: should be a list of states, is \{2\}"),
         (text(normal_concat="[]"), "normal_concat: should be a list of states"),
         (text(reduce_concat="range(2, 9)"), "reduce_concat: "),
-        (text(reduce_concat="range(10**9)"), "reduce_concat: "),
-        (text(reduce_concat="range(0, 999999999)"), "reduce_concat: "),
+        (text(reduce_concat="range(10**9)"), "reduce_concat: not a list"),
+        (text(reduce_concat="range(0, 999999999)"), "reduce_concat: not a list"),
         (text(reduce_concat="range(*[1])"), "reduce_concat: "),
+        (text(reduce_concat="range(2, 3, step=1)"), "reduce_concat: not a list"),
+        (text(normal="range(2, 4)"), "normal, node 0: should be a list"),
+        (text(normal="-" * 600 + "1"), "normal: not a list"),  # parsed, but too deep to walk
+        (text(normal="[" * 150 + "]" * 150), "normal, node 0, edge 0: should be"),
+        (text(normal=f"[[('none', 0x{'f' * 9000})]]"), "normal, node 0, edge 0: reads state an? int too long"),
+        (text()[:-1] + ", genotype=1)", "once each, by name; has .*, genotype"),
+        (text()[:-1] + f", {'x' * 500}=1)", "once each, by name; has "),
+        (f"Genotype([], {text()[9:]}", "by name; has 'an argument without a name, normal, "),
         (text().replace("reduce=", "redux="), "needs normal, normal_concat, reduce, reduce_concat"),
         (text().replace(", reduce_concat=range(2, 3)", ""), "needs .*reduce_concat"),
-        (text().replace("reduce_concat=", "reduce="), "not readable|once each"),
+        (text().replace("reduce_concat=", "reduce="), "has .normal, normal_concat, reduce, reduce.$"),
         ("Genotype([], [], [], [])", "by name"),
         (f"Genotype(**{{}}, {text()[9:]}", "by name"),
         (f"Other{text()[8:]}", "should read Genotype"),
@@ -83,6 +94,10 @@ def test_what_python_prints_of_a_genotype_reads_back():
         ("Genotype(normal=\0)", "not readable"),
         ("(" * 5000, "not readable"),
         ('{"normal": []}', "should read Genotype"),
+        (None, "should be a text, .* is None"),
+        (["Genotype"], r"should be a text, .* is \['Genotype'\]"),
+        (b"Genotype()", "should be a text, .* is b'Genotype"),
+        (Genotype([[("none", 0)]], [2], [[("none", 5)]], [2]), "reduce, node 0, edge 0: reads state 5"),
     ],
 )
 def test_a_malformed_genotype_names_the_part(malformed, part):
@@ -91,9 +106,20 @@ def test_a_malformed_genotype_names_the_part(malformed, part):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("field", ["normal", "normal_concat"])
-def test_nothing_of_the_text_is_run(tmp_path, field):
+@pytest.mark.parametrize(
+    ("field", "around"),
+    [
+        ("normal", "{}"),
+        ("normal", "[[('none', {})]]"),
+        ("normal", "[{} for _ in [1]]"),
+        ("normal_concat", "{}"),
+        ("normal_concat", "range(2, {})"),
+        ("normal_concat", "range(2, 3, step={})"),
+    ],
+)
+def test_nothing_of_the_text_is_run(tmp_path, field, around):
     canary = tmp_path / "ran"
+    payload = f"__import__('pathlib').Path({str(canary)!r}).touch()"
     with pytest.raises(GenotypeError, match=f"{field}: not a list"):
-        parse(text(**{field: f"__import__('pathlib').Path({str(canary)!r}).touch()"}))
+        parse(text(**{field: around.format(payload)}))
     assert not canary.exists()

@@ -73,6 +73,15 @@ def test_mxnet_and_torchvision_are_never_needed():
             assert not {name.split(".")[0] for name in names} & {"mxnet", "torchvision"}, file
 
 
+def test_only_the_peer_imports_mxnet_and_only_the_search_torchvision():
+    files = [path for name in (*sorted(OURS), "tests") for path in (ROOT / name).rglob("*.py")] + list(
+        ROOT.glob("*.py")
+    )
+    tops = {str(path.relative_to(ROOT)): {name.split(".")[0] for name in imports(path)} for path in files}
+    assert "train.py" in tops and [file for file in tops if "mxnet" in tops[file]] == ["tests/mxnet_peer.py"]
+    assert [file for file in tops if "torchvision" in tops[file] and not file.startswith("NAS/")] == []
+
+
 def test_importing_has_no_side_effects(tmp_path):
     """No path changed, no file written, no process group, no seed set, nothing printed."""
     modules = [

@@ -36,6 +36,8 @@ class Loader:
         """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
         self.sampler = sampler
         self.pin = pin
+        # Before any worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or at its end
+        cv2.setNumThreads(1)
         self._slots = _Slots(dataset, max(1, workers), sampler.batch_size)
         self._loader = DataLoader(
             self._slots,
@@ -44,7 +46,6 @@ class Loader:
             collate_fn=_as_is,
             persistent_workers=workers > 0,
             prefetch_factor=PREFETCH if workers else None,
-            worker_init_fn=_init_worker,
         )
 
     def __len__(self) -> int:
@@ -58,7 +59,10 @@ class Loader:
         self.sampler.epoch = epoch
         for ticket in self._loader:
             if isinstance(ticket, UserError):
-                raise ticket
+                try:
+                    raise ticket
+                finally:
+                    del ticket  # its traceback holds this frame: a cycle, in which the workers end only after a wait
             images, labels = self._slots.batch(ticket)
             yield (images.pin_memory(), labels.pin_memory()) if self.pin else (images, labels)
 
@@ -102,7 +106,3 @@ def _check_shared_memory(size: int) -> None:
 
 def _as_is(ticket: Any) -> Any:
     return ticket
-
-
-def _init_worker(_: int) -> None:
-    cv2.setNumThreads(1)  # a worker is one core's work
