@@ -36,7 +36,7 @@ class Loader:
         """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
         self.sampler = sampler
         self.pin = pin
-        # Before any worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or at its end
+        # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
         self._slots = _Slots(dataset, max(1, workers), sampler.batch_size)
         self._loader = DataLoader(
