@@ -26,6 +26,12 @@ NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", 
 # Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
 _NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
 
+# What the code of a config file may raise.
+_OF_A_CONFIG = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+
 
 class ConfigError(UserError):
     """A config that cannot be used. The message names the field, the value and the mend."""
@@ -121,7 +127,7 @@ def _run(path: Path) -> EasyDict:
         # Not imported: a copied file of the same size and second would be served from a stale __pycache__.
         # Compiled from bytes: Python itself minds a byte-order mark or another encoding, as an import would.
         exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-    except Exception as error:  # whatever a person's code raises
+    except _OF_A_CONFIG as error:
         raise ConfigError(f"config {path}: {type(error).__name__}: {error}") from error
     config = namespace.get("config")
     if not isinstance(config, EasyDict):

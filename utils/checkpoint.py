@@ -1,13 +1,21 @@
 """Checkpoints: {global_step}backbone.pth and {global_step}header.pth, state dicts with the published keys."""
 
 import os
+import pickle
 import re
+import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+# What torch raises over a file that is no checkpoint, or half of one.
+_DAMAGED = (
+    pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
+    MemoryError, RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
 
 
 class CheckpointError(UserError):
@@ -56,7 +64,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error.strerror or error})") from None
-    except Exception as error:  # what torch raises over a damaged file is of many kinds
+    except _DAMAGED as error:
         # Not in torch's words: over a file with code in it they advise to load it without the protection.
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"
