@@ -10,55 +10,10 @@ import pytest
 import config as config_package
 from config import ConfigError, load_config, require_data, shipped_configs
 from config.base import config as base
-from tests.conftest import GOLDEN, ROOT
+from tests.conftest import GOLDEN, PUBLISHED_CONFIG, ROOT
 
 S128 = ROOT / "config" / "config_PocketNetS128.py"
 SCHEDULE = json.loads((GOLDEN / "schedule.json").read_text())
-PUBLISHED = """
-from easydict import EasyDict as edict
-
-config = edict()
-config.dataset = "emoreIresNet"
-config.embedding_size = 256
-config.momentum = 0.9
-config.weight_decay = 5e-4
-config.batch_size = 128
-config.lr = 0.1
-config.output = "output/PocketNetM256"
-config.global_step = 0
-config.s = 64.0
-config.m = 0.5
-config.test_output = "output/test"
-config.genotypes = dict({
-    "softmax_cifar10": "Genotype(normal=[[('dw_conv_7x7', 0), ('dw_conv_3x3', 1)]], normal_concat=range(2, 3), "
-                       "reduce=[[('max_pool_3x3', 0), ('dw_conv_7x7', 1)]], reduce_concat=range(2, 3))",
-    "softmax_casia": "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)]], normal_concat=range(2, 3), "
-                     "reduce=[[('dw_conv_3x3', 1), ('dw_conv_7x7', 0)]], reduce_concat=range(2, 3))",
-})
-config.teacher_pth = "output/teacher"
-config.teacher_global_step = 295672
-config.teacher_network = "resnet100"
-config.student_pth = "output/student"
-config.student_global_step = 0
-config.net_name = "PocketNetM-256"
-config.channel = 32
-config.n_layers = 9
-config.w = 100
-if config.dataset == "emoreIresNet":
-    config.rec = "data/faces_emore"
-    config.num_classes = 85742
-    config.num_image = 5822653
-    config.num_epoch = 26
-    config.warmup_epoch = -1
-    config.val_targets = ["lfw", "cfp_fp"]
-    config.eval_step = 5686
-
-    def lr_step_func(epoch):
-        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(
-            [m for m in [8, 14, 20, 25] if m - 1 <= epoch])
-
-    config.lr_func = lr_step_func
-"""
 
 
 def refused(*overrides: str, path=S128) -> str:
@@ -104,7 +59,7 @@ def test_the_promised_configs_are_shipped_and_load():
 
 def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(config_package, "FOLDER", tmp_path)
-    (tmp_path / "config.py").write_text(PUBLISHED)
+    (tmp_path / "config.py").write_text(PUBLISHED_CONFIG)
     config = load_config()
     assert (config.embedding_size, config.channel, config.n_layers, config.w) == (256, 32, 9, 100.0)
     assert config.val_targets == ["lfw", "cfp_fp"] and config.teacher_network == "resnet100"
@@ -114,9 +69,9 @@ def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch
 
 
 def test_every_published_field_keeps_its_value(tmp_path):
-    (tmp_path / "published.py").write_text(PUBLISHED)
+    (tmp_path / "published.py").write_text(PUBLISHED_CONFIG)
     namespace = {}
-    exec(PUBLISHED, namespace)
+    exec(PUBLISHED_CONFIG, namespace)
     config, given = load_config(tmp_path / "published.py"), namespace["config"]
     assert len(given) == 29 and set(given) <= set(base)
     assert [name for name in given if name != "lr_func" and config[name] != given[name]] == []
