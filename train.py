@@ -1,12 +1,11 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from backbones import build_backbone
-from config import parse_command, require_data
+from config import make_folder, parse_command, require_data
 from eval.scoring import Scorer
 from utils.dataset import load_training_data
 from utils.distributed import place, processes, wrap
@@ -20,9 +19,10 @@ def main() -> None:
     """The command line."""
     config = parse_command("Train a face-recognition backbone with ArcFace.")
     require_data(config)
+    output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
     with processes() as world:
-        init_logging(Path(config.output, "training.log") if world.is_main else None, prefix="Training: ")
+        init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
         torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)
         backbone = place(build_backbone(config), world)

@@ -5,39 +5,25 @@ only config files that you trust.
 """
 
 import argparse
-import ast
 import copy
-import difflib
-import math
-import re
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
-from backbones.genotypes import parse
 from config.base import config as defaults
-from utils.errors import UserError
+from config.fields import NET_NAMES, ConfigError, base, check_known, check_values, from_text, typed
+
+__all__ = ["NET_NAMES", "ConfigError", "load_config", "make_folder", "parse_command", "require_data", "shipped_configs"]
 
 FOLDER = Path(__file__).resolve().parent
-base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
-NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
-# Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
-_NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
-
 # What the code of a config file may raise.
 _OF_A_CONFIG = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-
-
-class ConfigError(UserError):
-    """A config that cannot be used. The message names the field, the value and the mend."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # errors and values quoted in it may have several lines
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> EasyDict:
@@ -53,14 +39,14 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     config = _run(_find(path))
     given = set(config)
     for name, value in config.items():
-        _check_known(name, value)
+        check_known(name, value)
     for name, default in base.items():
         if name not in config:
             config[name] = copy.deepcopy(default)
     overridden = _apply(config, overrides)
     for name in base:
-        config[name] = _typed(name, config[name])
-    _check_values(config)
+        config[name] = typed(name, config[name])
+    check_values(config)
     if config.lr_func is None:
         config.lr_func = _step_schedule(config)
     elif "lr_func" in given:
@@ -90,6 +76,19 @@ def require_data(config: EasyDict) -> None:
             f"config rec: no folder {config.rec!r}; put train.rec, train.idx, property and the *.bin sets there, "
             "or name another with rec=FOLDER (data/README.md)"
         )
+
+
+def make_folder(config: EasyDict, field: str) -> Path:
+    """The folder that the field names, made where it is missing. Raises ConfigError where no file can be written."""
+    folder = Path(config[field])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(
+            f"config {field}: cannot write in {config[field]!r} ({error.strerror}); name another with {field}=FOLDER"
+        ) from None
 
 
 def _is_there(check: Callable[[], bool]) -> bool:
@@ -145,108 +144,10 @@ def _apply(config: EasyDict, overrides: Iterable[str]) -> set[str]:
         name = name.removeprefix("config.")
         if not equals:
             raise ConfigError(f"config: {override!r} should read field=value")
-        _check_known(name, text)
-        config[name] = _from_text(name, text)
+        check_known(name, text)
+        config[name] = from_text(name, text)
         names.add(name)
     return names
-
-
-def _check_known(name: str, value: Any) -> None:
-    if name not in base:
-        near = difflib.get_close_matches(name.lower(), base, n=1, cutoff=0)[0]
-        raise ConfigError(f"config {name}: no such field (value {value!r}); the nearest is {near!r}")
-
-
-def _from_text(name: str, text: str) -> Any:
-    """The value a person typed for a field, in the type of its default."""
-    default = base[name]
-    if callable(default) or default is None:
-        raise ConfigError(f"config {name}: can only be set in a config file")
-    if isinstance(default, str):
-        return text
-    if isinstance(default, bool):
-        known = {"true": True, "1": True, "false": False, "0": False}
-        return known.get(text.lower(), text)
-    if isinstance(default, list) and not text.startswith(("[", "(")):
-        items = [item.strip() for item in text.removesuffix(",").split(",")] if text.strip() else []
-        return [_literal(item) if default and not isinstance(default[0], str) else item for item in items]
-    return _literal(text)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return text  # of the wrong type: _typed says so
-
-
-def _typed(name: str, value: Any) -> Any:
-    """The value, checked against the type of the default; whole numbers are welcome as floats."""
-    default = base[name]
-    if default is None:
-        if value is None or callable(value):
-            return value
-        raise ConfigError(f"config {name}: should be a function of the epoch, is {value!r}")
-    if isinstance(default, float) and type(value) is int:
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError(f"config {name}: should be finite, is an integer of {value.bit_length()} bits") from None
-    if isinstance(default, list) and isinstance(value, tuple):
-        value = list(value)
-    kind = dict if isinstance(default, dict) else type(default)
-    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
-        raise ConfigError(f"config {name}: should be {kind.__name__}, is {value!r}")
-    if isinstance(default, list) and not all(type(item) is type(default[0]) for item in value):
-        raise ConfigError(f"config {name}: should be a list of {type(default[0]).__name__}, is {value!r}")
-    return value
-
-
-_AT_LEAST = {
-    "embedding_size": 1, "channel": 1, "stem_multiplier": 1, "num_classes": 0, "num_image": 0, "workers": 0,
-    "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
-    "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
-    "seed": 0,
-    "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
-}  # fmt: skip
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "s": (lambda s: s > 0, "above 0"),
-    "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
-    "momentum": (lambda momentum: 0 <= momentum < 1, "from 0 to below 1"),
-    "precision": (lambda precision: precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
-    "rec": (bool, "a folder"),
-    "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
-    "output": (bool, "a folder"),
-    "log_dir": (bool, "a folder"),
-}
-
-
-def _check_values(config: EasyDict) -> None:
-    for name, value in config.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"config {name}: should be finite, is {value!r}")
-    for name, least in _AT_LEAST.items():
-        if config[name] < least:
-            raise ConfigError(f"config {name}: should be at least {least}, is {config[name]!r}")
-    for name, (holds, wanted) in _RULES.items():
-        if not holds(config[name]):
-            raise ConfigError(f"config {name}: should be {wanted}, is {config[name]!r}")
-    for name in ("net_name", "teacher_network"):
-        if not _NET_NAME.fullmatch(config[name]):
-            raise ConfigError(f"config {name}: {config[name]!r} is unknown; the nearest is {_nearest(config[name])!r}")
-    if config.genotype not in config.genotypes:
-        known = ", ".join(config.genotypes)
-        raise ConfigError(f"config genotype: {config.genotype!r} is none of the genotypes {known}")
-    for name, text in config.genotypes.items():
-        try:
-            parse(text)
-        except UserError as error:
-            raise ConfigError(f"config genotypes[{name!r}]: {error}") from None
-
-
-def _nearest(name: str) -> str:
-    lower = {known.lower(): known for known in NET_NAMES}
-    return lower[difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0)[0]]
 
 
 def _step_schedule(config: EasyDict) -> Callable[[int], float]:

@@ -11,7 +11,7 @@ if not __package__:  # run as a script, this folder stands first on the path and
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import parse_command, require_data
+from config import make_folder, parse_command, require_data
 from eval.scoring import Score, Scorer
 from utils.checkpoint import list_backbones, load_weights
 from utils.distributed import place, processes
@@ -26,7 +26,7 @@ def main() -> None:
     config = parse_command("Score checkpoints on verification sets.")
     require_data(config)
     checkpoints = list_backbones(config.output)
-    folder = Path(config.test_output or config.output)
+    folder = make_folder(config, "test_output" if config.test_output else "output")
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)

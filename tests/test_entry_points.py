@@ -113,6 +113,15 @@ def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message
     assert re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "field"), [("train.py", "output"), ("train.py", "log_dir"), ("eval/eval.py", "test_output")]
+)
+def test_a_folder_that_cannot_be_written_in_is_told_before_any_work(demo, command, field):
+    failed = run_command(demo, sys.executable, command, *DEMO, f"{field}=train.py/below a file")
+    assert failed.returncode == 2
+    assert re.fullmatch(f"error: config {field}: cannot write in 'train.py/below a file' .*\n", failed.stderr)
+
+
 def test_eval_of_a_folder_without_checkpoints_and_of_another_network(demo, tmp_path):
     failed = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"output={tmp_path}")
     assert failed.returncode == 2 and re.fullmatch("error: .*no .*backbone.pth in .*\n", failed.stderr)
