@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -78,11 +79,28 @@ def test_eval_gives_what_the_steps_by_hand_give(demo):
     assert json.loads((demo / "output" / "demo" / "results.json").read_text())["12"]["demo"]["accuracy"] == by_hand
 
 
+def test_eval_in_two_processes_gives_what_one_gives(demo, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    scored = run_command(demo, *torchrun, "eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert scored.returncode == 0, scored.stderr
+    ours = json.loads((tmp_path / "results.json").read_text())
+    alone = json.loads((demo / "output" / "demo" / "results.json").read_text())
+    assert list(ours) == list(alone)
+    for step, sets in alone.items():
+        assert ours[step]["demo"] == pytest.approx(sets["demo"], rel=1e-5)
+    assert scored.stdout.count("Accuracy-Flip") == 3  # one process speaks
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
 def test_train_sh_in_two_processes(demo, tmp_path):
-    port = str(20000 + hash(str(tmp_path)) % 20000)
     places = [f"output={tmp_path / 'two'}", f"log_dir={tmp_path / 'logs'}"]
     steps = ["num_epoch=1", "eval_step=2", "save_initial=0"]
-    trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2", MASTER_PORT=port)
+    trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2", MASTER_PORT=free_port())
     assert trained.returncode == 0, trained.stderr
     assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {"3backbone.pth", "3header.pth"}
     assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # one process speaks
