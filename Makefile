@@ -6,10 +6,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := config backbones utils eval data tests benchmarks train.py
 
-.PHONY: help demo test check test-mxnet format clean
+.PHONY: help install demo test check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo "make install     the environment .venv alone"
 	@echo "make demo        train a small PocketNet on drawn faces and score it"
 	@echo "make test        lint, types and every test"
 	@echo "make check       lint and types alone"
@@ -18,6 +19,8 @@ help:
 	@echo "make clean       remove environments, demo data and demo output"
 
 # ---------------------------------------------------------------- environments
+
+install: .venv/installed
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PocketNet needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
@@ -49,7 +52,7 @@ data/faces_demo/made.json: $(wildcard data/*.py) utils/recordio.py | .venv/insta
 
 output/demo/results.txt: data/faces_demo/made.json config/config_demo.py config/base.py
 	rm -rf output/demo logs/demo
-	PYTHON=$(PY) ./train.sh --config config/config_demo.py
+	NPROC=1 NNODES=1 PYTHON=$(PY) ./train.sh --config config/config_demo.py
 	$(PY) eval/eval.py --config config/config_demo.py
 
 # ----------------------------------------------------------------------- tests

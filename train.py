@@ -23,6 +23,8 @@ def main() -> None:
 
     with processes() as world:
         init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
+        if config.global_step:
+            log.warning(f"config global_step: {config.global_step} is not used, training starts anew (resume: to come)")
         torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)
         backbone = place(build_backbone(config), world)

@@ -5,6 +5,8 @@
 #   NNODES       machines (default 1); then on each of them also
 #   NODE_RANK    which one this is, from 0
 #   MASTER_ADDR  the first machine, as the others reach it
-#   MASTER_PORT  a free port there (default 29500)
+#   MASTER_PORT  a free port there (default 29500; on one machine any that is free)
 #   PYTHON       the interpreter (default: .venv/bin/python where there is one)
-cd "$(dirname "${BASH_SOURCE[0]}")" && exec bash utils/launch.sh train.py "$@"
+#
+# Paths count from the project's folder.
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && exec bash utils/launch.sh train.py "$@"

@@ -6,6 +6,7 @@ only config files that you trust.
 
 import argparse
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,7 +38,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
         ConfigError: no such file, an unknown field, a wrong type, an impossible value.
     """
     config = _run(_find(path))
-    given = set(config)
+    given = dict(config)
     for name, value in config.items():
         check_known(name, value)
     for name, default in base.items():
@@ -49,7 +50,8 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     check_values(config)
     if config.lr_func is None:
         config.lr_func = _step_schedule(config)
-    elif "lr_func" in given:
+    _check_schedule(config)
+    if given.get("lr_func"):
         for name in sorted(overridden & {"lr_steps", "warmup_epoch"}):
             raise ConfigError(
                 f"config {name}: {config[name]!r} is not used: this config file defines lr_func, which decides; "
@@ -148,6 +150,16 @@ def _apply(config: EasyDict, overrides: Iterable[str]) -> set[str]:
         config[name] = from_text(name, text)
         names.add(name)
     return names
+
+
+def _check_schedule(config: EasyDict) -> None:
+    for epoch in range(config.num_epoch):
+        try:
+            factor = config.lr_func(epoch)
+        except _OF_A_CONFIG as error:
+            raise ConfigError(f"config lr_func: fails for epoch {epoch}: {type(error).__name__}: {error}") from error
+        if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+            raise ConfigError(f"config lr_func: should give a factor for epoch {epoch}, gives {factor!r}")
 
 
 def _step_schedule(config: EasyDict) -> Callable[[int], float]:

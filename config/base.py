@@ -47,7 +47,7 @@ config.compile = False  # torch.compile the backbone: minutes at the start, fast
 
 # --- output
 config.output = "output/PocketNet"  # checkpoints {global_step}backbone.pth, {global_step}header.pth, training.log
-config.global_step = 0  # the checkpoint a run starts from
+config.global_step = 0  # the checkpoint that a resumed run starts from
 config.save_initial = False  # keep the untrained network too, as 0backbone.pth
 config.log_dir = "logs"  # TensorBoard files: {log_dir}/{name of the output folder}
 config.log_step = 50  # steps between two lines of the log

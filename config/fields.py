@@ -82,13 +82,13 @@ _AT_LEAST = {
     "embedding_size": 1, "channel": 1, "stem_multiplier": 1, "num_classes": 0, "num_image": 0, "workers": 0,
     "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
-    "seed": 0,
     "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "s": (lambda s: s > 0, "above 0"),
     "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
     "momentum": (lambda momentum: 0 <= momentum < 1, "from 0 to below 1"),
+    "seed": (lambda seed: 0 <= seed < 2**63, "from 0 to below 2^63"),
     "precision": (lambda precision: precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),

@@ -251,26 +251,29 @@ def _decode_image(encoded: bytes) -> NDArray[np.uint8] | None:
     return image[top : top + SIDE, left : left + SIDE]
 
 
-def decode(encoded: Sequence[bytes], threads: int | None = None, source: str = "") -> NDArray[np.uint8]:
-    """Decode encoded images into RGB pixels (len(encoded), 112, 112, 3), with one thread a core by default.
+def decode(
+    encoded: Sequence[bytes], threads: int | None = None, source: str = "", part: slice = slice(None)
+) -> NDArray[np.uint8]:
+    """Decode the images of a part (default: all) into RGB pixels (n, 112, 112, 3), with one thread a core by default.
 
     An image of another size is resized, bicubic, so that its short side is 112 pixels, as the published code does
     (mx.image.resize_short); where that leaves it oblong, which stopped the published code, its centre is taken.
 
     Raises UserError naming the first image that cannot be decoded, behind `source`.
     """
-    images = np.empty((len(encoded), SIDE, SIDE, 3), np.uint8)
+    wanted = range(len(encoded))[part]
+    images = np.empty((len(wanted), SIDE, SIDE, 3), np.uint8)
 
     def decode_chunk(start: int) -> None:
-        for index in range(start, min(start + _CHUNK, len(encoded))):
+        for row, index in enumerate(wanted[start : start + _CHUNK], start):
             image = _decode_image(encoded[index])
             if image is None:
                 raise UserError(f"{source}image {index} of {len(encoded)} cannot be decoded")
-            images[index] = image
+            images[row] = image
 
     # OpenCV lets go of Python's lock while it decodes. map reports the first chunk that failed and drops the rest.
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for _ in pool.map(decode_chunk, range(0, len(encoded), _CHUNK)):
+        for _ in pool.map(decode_chunk, range(0, len(wanted), _CHUNK)):
             pass
     return images
 

@@ -26,7 +26,8 @@ def main() -> None:
     config = parse_command("Score checkpoints on verification sets.")
     require_data(config)
     checkpoints = list_backbones(config.output)
-    folder = make_folder(config, "test_output" if config.test_output else "output")
+    config.test_output = config.test_output or config.output
+    folder = make_folder(config, "test_output")
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
@@ -37,9 +38,10 @@ def main() -> None:
             log.info(f"Checkpoint {done} of {len(checkpoints)}: {path}")
             load_weights(backbone, path)
             results[step] = scorer.score(backbone, step)
+            if world.is_main:
+                write_results(folder, results)  # each time, so that what follows cannot lose it
         if world.is_main:
             table = format_table(results)
-            write_results(folder, results, table)
             print(f"\n{table}\n\nIn {folder}: test.log, results.json, results.txt")
 
 
@@ -53,11 +55,11 @@ def format_table(results: Results) -> str:
     return "\n".join(lines)
 
 
-def write_results(folder: Path, results: Results, table: str) -> None:
+def write_results(folder: Path, results: Results) -> None:
     """results.json: {step: {set: score}}; results.txt: the table."""
     scores = {step: {name: score.asdict() for name, score in sets.items()} for step, sets in results.items()}
     (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (folder / "results.txt").write_text(table + "\n")
+    (folder / "results.txt").write_text(format_table(results) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from torch import nn
 
 from eval.embedding import embed
 from eval.verification import decode, embedding_norm, evaluate, read_bin
-from utils.distributed import World, gather_rows, share_of
+from utils.distributed import World, gather_rows, share_buffers, share_of
 from utils.errors import UserError
 from utils.run_log import log
+
+N_FOLDS = 10  # as LFW's protocol has it, and the published evaluation for every set
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,11 @@ class Scorer:
         self.highest: dict[str, float] = {}
 
     def score(self, backbone: nn.Module, step: int) -> dict[str, Score]:
-        """The backbone's score on every set, and the published log lines."""
+        """The backbone's score on every set, and the published log lines.
+
+        The scores are those of the main process's batch-norm statistics, on every process: those are what is saved.
+        """
+        share_buffers(backbone, self.world)
         return {held.name: self._score(held, backbone, step) for held in self.sets}
 
     def accuracies(self, backbone: nn.Module, step: int) -> dict[str, float]:
@@ -60,7 +66,7 @@ class Scorer:
     def _score(self, held: VerificationSet, backbone: nn.Module, step: int) -> Score:
         direct, mirrored = embed(backbone, held.images, self.world.device, self.batch, f"{held.name} {step}")
         direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
-        result = evaluate(direct + mirrored, held.issame)
+        result = evaluate(direct + mirrored, held.issame, N_FOLDS)
         xnorm = (embedding_norm(direct) + embedding_norm(mirrored)) / 2
         self.highest[held.name] = max(result.accuracy, self.highest.get(held.name, 0.0))
         log.info(f"[{held.name}][{step}]XNorm: {xnorm:f}")
@@ -93,4 +99,10 @@ def _present(config: EasyDict) -> list[str]:
 
 def _load(path: Path, world: World) -> VerificationSet:
     encoded, issame = read_bin(path)
-    return VerificationSet(path.stem, decode(encoded[share_of(len(encoded), world)], source=f"{path}: "), issame)
+    if len(issame) < N_FOLDS or issame.all() or not issame.any():
+        raise UserError(
+            f"{path}: {len(issame)} pairs, {int(issame.sum())} of them of one person: verification needs pairs of both "
+            f"kinds, {N_FOLDS} at least"
+        )
+    share = decode(encoded, source=f"{path}: ", part=share_of(len(encoded), world))
+    return VerificationSet(path.stem, share, issame)

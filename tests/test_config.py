@@ -191,6 +191,8 @@ def test_a_wrong_override_names_field_value_and_mend(override, parts):
         ("config.batch_size = '64'", ["batch_size", "int", "'64'"]),
         ("config.val_targets = 'lfw'", ["val_targets", "list", "'lfw'"]),
         ("config.lr_func = 3", ["lr_func", "function", "3"]),
+        ("config.lr_func = lambda: 1.0", ["lr_func", "epoch 0", "TypeError"]),
+        ("config.lr_func = lambda epoch: 1 - epoch", ["lr_func", "epoch 2", "-1"]),
         ("config.genotypes = {'softmax_casia': 'Genotype()'}", ["genotypes['softmax_casia']", "needs normal"]),
         ("config.lr = = 1", ["config_own.py", "SyntaxError"]),
         ("config.lr = float('nan')", ["lr", "finite", "nan"]),

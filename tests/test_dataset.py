@@ -180,9 +180,10 @@ def test_counts_come_from_the_files_and_are_checked(tiny_data):
 
 def test_a_malformed_property_file_is_named(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2, pairs=2)
-    (folder / "property").write_text("many,112,112")
-    with pytest.raises(UserError, match="property: should read"):
-        FaceDataset(folder).count_classes()
+    for text in (b"many,112,112", b"0,112,112", b"\xff\xfe,112", b""):
+        (folder / "property").write_bytes(text)
+        with pytest.raises(UserError, match="property: should read"):
+            FaceDataset(folder).count_classes()
     (folder / "property").unlink()
     assert FaceDataset(folder).count_classes() == 2
 

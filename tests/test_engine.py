@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 import re
 from itertools import pairwise
 
@@ -13,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones import build_backbone
 from config import load_config
+from eval.bins import read_bin
+from eval.scoring import Scorer
 from tests.conftest import ROOT
+from utils.checkpoint import load_weights
 from utils.dataset import load_training_data
 from utils.distributed import World, gather_rows, place, processes, share_of, unwrap, wrap
 from utils.engine import train
@@ -167,8 +171,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_data):
 
 
 def test_verification_leaves_the_network_in_training_mode(tmp_path, tiny_data):
-    from eval.scoring import Scorer
-
     config = small_config(tmp_path, tiny_data, "num_epoch=1", "eval_step=2", "val_targets=tiny")
     loader, num_classes = load_training_data(config, CPU)
     task = small_task(config, num_classes)
@@ -251,19 +253,20 @@ def test_two_processes_give_the_mean_of_the_gradients_of_their_halves(tmp_path, 
 
 def _train_together(world, folder, data):
     config = small_config(folder, data, "num_epoch=1", "eval_step=2", "val_targets=tiny")
-    from eval.scoring import Scorer
-
     loader, num_classes = load_training_data(config, world)
     task = small_task(config, num_classes, world)
     scorer = Scorer(config, world)
-    accuracies = []
+    accuracies, xnorm = [], []
 
     def verify(step):
-        accuracies.append(scorer.accuracies(unwrap(task.backbone), step))
+        scores = scorer.score(unwrap(task.backbone), step)["tiny"]
+        xnorm.append(scores.xnorm)
+        accuracies.append({"tiny": scores.accuracy})
         return accuracies[-1]
 
     train(task, loader, config, world, verify)
-    torch.save({"weights": list(task.backbone.parameters()), "accuracies": accuracies}, folder / f"{world.rank}.pt")
+    found = {"weights": list(task.backbone.parameters()), "accuracies": accuracies, "xnorm": xnorm[0]}
+    torch.save(found, folder / f"{world.rank}.pt")
 
 
 def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_path, tiny_data):
@@ -271,7 +274,23 @@ def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_pat
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
     assert first["accuracies"] == second["accuracies"] and len(first["accuracies"]) == 1
+    # They are those of the checkpoint, which holds the first process's running statistics, not a mixture's.
+    config = small_config(tmp_path, tiny_data, "val_targets=tiny")
+    backbone = place(build_backbone(config), CPU)
+    load_weights(backbone, tmp_path / "out" / "2backbone.pth")
+    scores = Scorer(config, CPU).score(backbone, 2)["tiny"]
+    assert first["accuracies"][0] == {"tiny": scores.accuracy}
+    assert first["xnorm"] == second["xnorm"] == pytest.approx(scores.xnorm, rel=1e-4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2backbone.pth", "2header.pth"]
+
+
+@pytest.mark.parametrize("same", [[True] * 12, [False] * 12, [True, False]])
+def test_a_verification_set_that_cannot_be_measured_is_named_before_training(tmp_path, tiny_data, same):
+    images = read_bin(tiny_data / "tiny.bin")[0][: 2 * len(same)]
+    (tmp_path / "odd.bin").write_bytes(pickle.dumps((images, same)))
+    config = small_config(tmp_path, tiny_data, f"rec={tmp_path}", "val_targets=odd")
+    with pytest.raises(UserError, match=rf"odd\.bin: {len(same)} pairs, .* both kinds"):
+        Scorer(config, CPU)
 
 
 def test_one_process_needs_no_process_group():

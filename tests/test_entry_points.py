@@ -100,11 +100,34 @@ def free_port() -> str:
 def test_train_sh_in_two_processes(demo, tmp_path):
     places = [f"output={tmp_path / 'two'}", f"log_dir={tmp_path / 'logs'}"]
     steps = ["num_epoch=1", "eval_step=2", "save_initial=0"]
-    trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2", MASTER_PORT=free_port())
+    trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2")
     assert trained.returncode == 0, trained.stderr
     assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {"3backbone.pth", "3header.pth"}
     assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # one process speaks
     assert "[demo][2]Accuracy-Flip" in trained.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"NPROC": "0"}, "NPROC: should be a whole number from 1, is '0'"),
+        ({"NPROC": "two"}, "NPROC: should be a whole number from 1, is 'two'"),
+        ({"NPROC": "2", "NNODES": "2"}, "NODE_RANK: should be a whole number from 0, is ''"),
+        ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK: should be below NNODES=2, is '2'"),
+        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: name the first of the 2 machines"),
+        ({"PYTHON": "false"}, "false has no torch; run make install.*"),
+    ],
+)
+def test_a_wrong_start_is_one_line(demo, environment, message):
+    failed = run_command(demo, "./train.sh", *DEMO, **environment)
+    assert failed.returncode == 2
+    assert re.fullmatch(f"error: {message}\n", failed.stderr), failed.stderr
+
+
+def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path):
+    (tmp_path / "start").symlink_to(demo / "train.sh")
+    started = run_command(tmp_path, "./start", *DEMO, "max_steps=1", f"output={tmp_path / 'out'}")
+    assert started.returncode == 0, started.stderr
 
 
 def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):

@@ -70,10 +70,11 @@ class FaceDataset:
         path = self.folder / "property"
         if not path.is_file():
             return int(self.reader.labels(self.keys).max()) + 1
-        try:
-            return int(path.read_text().split(",")[0])
-        except ValueError:
-            raise UserError(f"{path}: should read 'identities,112,112', reads {path.read_text()[:40]!r}") from None
+        text = path.read_text(errors="replace")
+        identities = text.split(",")[0].strip()
+        if not identities.isdecimal() or int(identities) < 1:
+            raise UserError(f"{path}: should read 'identities,112,112', reads {text[:40]!r}")
+        return int(identities)
 
     def check_labels(self, num_classes: int) -> None:
         """Raises UserError unless every label is a whole number from 0 to num_classes - 1. Reads all records' heads."""

@@ -39,6 +39,8 @@ def processes(device: str | None = None) -> Iterator[World]:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     gpu = torch.cuda.is_available() and device != "cpu"
+    if gpu and local_rank >= torch.cuda.device_count():
+        raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
     place = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(place)
@@ -81,6 +83,13 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module itself, whose state dict has the published keys."""
     return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def share_buffers(module: nn.Module, world: World) -> None:
+    """Gives every process the main one's buffers: of the running statistics, those are what a checkpoint holds."""
+    if world.size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def on_main(world: World, check: Callable[[], T]) -> T:

@@ -3,21 +3,43 @@
 # The environment variables are those of train.sh.
 set -euo pipefail
 
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# count NAME LEAST: the variable must hold a whole number from LEAST
+count() {
+  [[ ${!1} =~ ^[0-9]{1,5}$ && ${!1} -ge $2 ]] || fail "$1: should be a whole number from $2, is '${!1}'"
+}
+
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 fi
 if [ -z "${NPROC:-}" ]; then
-  NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+  NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) ||
+    fail "$PYTHON has no torch; run make install, or name another with PYTHON="
 fi
 NNODES=${NNODES:-1}
+count NPROC 1
+count NNODES 1
 if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ]; then
   exec "$PYTHON" "$@"
 fi
 
+if [ "$NNODES" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
+  meet=(--standalone) # on any free port, so that two runs on a machine do not collide
+else
+  if [ "$NNODES" = 1 ]; then NODE_RANK=0 MASTER_ADDR=127.0.0.1; fi
+  NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
+  count NODE_RANK 0
+  [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK: should be below NNODES=$NNODES, is '$NODE_RANK'"
+  [ -n "$MASTER_ADDR" ] || fail "MASTER_ADDR: name the first of the $NNODES machines"
+  meet=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
+fi
 # A wrong config ends here in its one line, not in that of every process and torchrun's report on them.
 "$PYTHON" -m config "${@:2}" >/dev/null
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
-exec "$PYTHON" -m torch.distributed.run --nnodes "$NNODES" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$NPROC" \
-  --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}" "$@"
+exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$NPROC" "$@"

@@ -4,6 +4,7 @@ A batch that travels through the data loader's queue is copied into fresh shared
 cost as much as decoding it. Here each worker owns a few slots for good and only the slot's number travels.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,7 +72,8 @@ class _Slots(Dataset):
     """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
 
     def __init__(self, dataset: "FaceDataset", workers: int, batch_size: int) -> None:
-        _check_shared_memory(workers * SLOTS * batch_size * SIZE * SIZE * 3)
+        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes, each with its own slots
+        _check_shared_memory(on_this_machine * workers * SLOTS * batch_size * SIZE * SIZE * 3)
         self.dataset = dataset
         shape = (workers, SLOTS, batch_size)
         self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8).share_memory_()
