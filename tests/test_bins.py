@@ -214,7 +214,7 @@ def test_wrong_content(write, content, message, protocol):
 
 
 def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, faces):
-    images = encoded[:5] + [b"no image"]
+    images = [*encoded[:5], b"no image"]
     np.testing.assert_array_equal(decode(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):
         decode(images, source="here: ", part=slice(3, 6))

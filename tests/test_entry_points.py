@@ -35,6 +35,14 @@ def demo(project) -> Path:
     return project
 
 
+@pytest.fixture(scope="module")
+def scored(demo) -> str:
+    """What eval.py says of that run's checkpoints."""
+    done = run_command(demo, sys.executable, "eval/eval.py", *DEMO)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_train_sh_leaves_checkpoints_log_and_curves(demo):
     output = demo / "output" / "demo"
     assert {path.name for path in output.glob("*.pth")} == {
@@ -46,9 +54,7 @@ def test_train_sh_leaves_checkpoints_log_and_curves(demo):
     assert list((demo / "logs" / "demo").glob("events*"))
 
 
-def test_eval_scores_every_checkpoint_in_order(demo):
-    scored = run_command(demo, sys.executable, "eval/eval.py", *DEMO)
-    assert scored.returncode == 0, scored.stderr
+def test_eval_scores_every_checkpoint_in_order(demo, scored):
     output = demo / "output" / "demo"
     log = (output / "test.log").read_text()
     for number in (r"XNorm: \d+\.\d{6}", r"Accuracy-Flip: \d\.\d{5}\+-\d\.\d{5}", r"Accuracy-Highest: \d\.\d{5}"):
@@ -59,10 +65,10 @@ def test_eval_scores_every_checkpoint_in_order(demo):
         assert sets["demo"]["pairs"] == 40 and 0 <= sets["demo"]["accuracy"] <= 1
         assert f"[{step}]Accuracy-Flip: {sets['demo']['accuracy']:.5f}+-{sets['demo']['std']:.5f}" in log
     table = (output / "results.txt").read_text()
-    assert table in scored.stdout and [line.split()[0] for line in table.splitlines()[1:]] == ["untrained", "6", "12"]
+    assert table in scored and [line.split()[0] for line in table.splitlines()[1:]] == ["untrained", "6", "12"]
 
 
-def test_eval_gives_what_the_steps_by_hand_give(demo):
+def test_eval_gives_what_the_steps_by_hand_give(demo, scored):
     """The accuracy, from the checkpoint alone: embeddings of image and mirror image added, normalised, compared."""
     from backbones import build_backbone
     from config import load_config
@@ -79,16 +85,16 @@ def test_eval_gives_what_the_steps_by_hand_give(demo):
     assert json.loads((demo / "output" / "demo" / "results.json").read_text())["12"]["demo"]["accuracy"] == by_hand
 
 
-def test_eval_in_two_processes_gives_what_one_gives(demo, tmp_path):
+def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
-    scored = run_command(demo, *torchrun, "eval/eval.py", *DEMO, f"test_output={tmp_path}")
-    assert scored.returncode == 0, scored.stderr
+    done = run_command(demo, *torchrun, "eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert done.returncode == 0, done.stderr
     ours = json.loads((tmp_path / "results.json").read_text())
     alone = json.loads((demo / "output" / "demo" / "results.json").read_text())
     assert list(ours) == list(alone)
     for step, sets in alone.items():
         assert ours[step]["demo"] == pytest.approx(sets["demo"], rel=1e-5)
-    assert scored.stdout.count("Accuracy-Flip") == 3  # one process speaks
+    assert done.stdout.count("Accuracy-Flip") == 3  # one process speaks
 
 
 def free_port() -> str:
