@@ -19,10 +19,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.verification import FAR_TARGET, FINE_THRESHOLDS, THRESHOLDS, evaluate, evaluate_distances, load_bin
-from utils.errors import UserError
+from utils.errors import run
 
 FOLDS = 10
 T = TypeVar("T")
@@ -105,8 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(main)

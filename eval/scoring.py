@@ -67,7 +67,7 @@ class Scorer:
         direct, mirrored = embed(backbone, held.images, self.world.device, self.batch, f"{held.name} {step}")
         direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
         result = evaluate(direct + mirrored, held.issame, N_FOLDS)
-        xnorm = (embedding_norm(direct) + embedding_norm(mirrored)) / 2
+        xnorm = embedding_norm(direct, mirrored)
         self.highest[held.name] = max(result.accuracy, self.highest.get(held.name, 0.0))
         log.info(f"[{held.name}][{step}]XNorm: {xnorm:f}")
         log.info(f"[{held.name}][{step}]Accuracy-Flip: {result.accuracy:1.5f}+-{result.accuracy_std:1.5f}")

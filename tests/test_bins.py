@@ -16,10 +16,9 @@ import pytest
 
 from eval import verification
 from eval.bins import SIDE, decode, load_bin, read_bin
+from tests.conftest import SHARED
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared" / "data"
 PROTOCOLS = range(6)
 
 
@@ -407,9 +406,9 @@ def test_memory_bombs(write, encoded):
 @pytest.mark.parametrize(("name", "same"), [("faces_cfp/cfp_ff.bin", 1500), ("lfw/lfw.bin", 3000)])
 def test_real_sets(name, same):
     """A set written by Python 3 at protocol 2, with shared images, and one by Python 2."""
-    path = SHARED / name
+    path = SHARED / "data" / name
     if not path.exists():
-        pytest.skip(f"the real verification set {name} is not at {SHARED}")
+        pytest.skip(f"the real verification set {name} is not at {SHARED}/data")
     encoded, issame = read_bin(path)
     assert (len(encoded), len(issame), issame.sum()) == (4 * same, 2 * same, same)
     assert {image[:2] for image in encoded} == {b"\xff\xd8"}  # JPEG

@@ -3,7 +3,6 @@
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,10 +11,10 @@ import pytest
 from data.faces_people import Person, Shot
 from data.faces_procedural import draw
 from data.make_demo_faces import Plan, make, person_photos, plan_pairs
+from tests.conftest import ROOT
 from utils.errors import UserError
 from utils.recordio import IndexedRecordReader
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = Plan(people=3, shots=2, test_people=3, pairs=40)
 FILES = {"train.rec", "train.idx", "property", "demo.bin", "people.png", "made.json"}
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def test_eval_gives_what_the_steps_by_hand_give(demo, scored):
 
 
 def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     done = run_command(demo, *torchrun, "eval/eval.py", *DEMO, f"test_output={tmp_path}")
     assert done.returncode == 0, done.stderr
     ours = json.loads((tmp_path / "results.json").read_text())
@@ -95,12 +94,6 @@ def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
     for step, sets in alone.items():
         assert ours[step]["demo"] == pytest.approx(sets["demo"], rel=1e-5)
     assert done.stdout.count("Accuracy-Flip") == 3  # one process speaks
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 def test_train_sh_in_two_processes(demo, tmp_path):

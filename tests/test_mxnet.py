@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack, unpack
 
-ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / os.environ.get("POCKETNET_MXNET_PYTHON", ".venv-mxnet/bin/python")
 
 pytestmark = pytest.mark.skipif(

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +9,13 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 
 from eval.verification import FINE_THRESHOLDS, THRESHOLDS, embedding_norm, evaluate, evaluate_distances
+from tests.conftest import GOLDEN, ROOT
 from utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(ROOT / "tests" / "golden" / "verification.npz") as vectors:
+    with np.load(GOLDEN / "verification.npz") as vectors:
         return dict(vectors)
 
 
