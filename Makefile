@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-SOURCES := config backbones utils eval data tests benchmarks train.py
+SOURCES := config backbones utils eval data tests benchmarks train.py train_kd.py
 
 .PHONY: help install demo test check test-mxnet format clean
 .DELETE_ON_ERROR:

@@ -1,23 +1,40 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
+from easydict import EasyDict
+from torch import nn
 
 from backbones import build_backbone
 from config import make_folder, parse_command, require_data
 from eval.scoring import Scorer
 from utils.dataset import load_training_data
-from utils.distributed import place, processes, wrap
+from utils.distributed import World, place, processes, wrap
 from utils.engine import train
 from utils.errors import run
+from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
 from utils.run_log import init_logging, log
+from utils.task import Task
+
+# What a way of training makes of the config, the data, the backbone and the header.
+MakeTask = Callable[[EasyDict, World, Loader, nn.Module, nn.Module], Task]
 
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Train a face-recognition backbone with ArcFace.")
+    run_training(parse_command("Train a face-recognition backbone with ArcFace."), arcface)
+
+
+def arcface(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
+    """Plain training."""
+    return ArcFaceTask(wrap(backbone, world), wrap(header, world))
+
+
+def run_training(config: EasyDict, make_task: MakeTask) -> None:
+    """Trains by the config: train.py and train_kd.py differ in the task alone."""
     require_data(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
@@ -32,7 +49,7 @@ def main() -> None:
         if config.compile:
             backbone.compile()
         scorer = Scorer(config, world) if config.eval_step else None
-        task = ArcFaceTask(wrap(backbone, world), wrap(header, world))
+        task = make_task(config, world, loader, backbone, header)
         verify = partial(scorer.accuracies, backbone) if scorer else None
         step = train(task, loader, config, world, verify)
         log.info(f"Done: {step} steps; score the checkpoints with python eval/eval.py")

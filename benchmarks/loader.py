@@ -67,7 +67,7 @@ def loading(dataset: FaceDataset, workers: int) -> Callable[[], int]:
     """An epoch of our loader; the workers live on from pass to pass, as they do in training."""
     loader = Loader(dataset, EpochSampler(len(dataset), BATCH), workers)
     epochs = iter(range(1_000_000))
-    return lambda: sum(len(images) for images, _ in loader.epoch(next(epochs)))
+    return lambda: sum(len(batch.images) for batch in loader.epoch(next(epochs)))
 
 
 def per_image(dataset: FaceDataset, workers: int) -> Callable[[], int]:

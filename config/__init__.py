@@ -62,11 +62,17 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     return config
 
 
-def parse_command(description: str) -> EasyDict:
-    """The config that this command's line names: [--config FILE] [field=value …]."""
+def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
+    """The config that this command's line names: [--config FILE] [field=value …].
+
+    Each of `switches` is a field that an option of its name sets to True: multi_step, --multi-step.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", metavar="FILE", help="config file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
+    for name in switches:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, dest="overrides", action="append_const", const=f"{name}=True", help=f"{name}=True")
     args = parser.parse_intermixed_args()  # --config may stand between overrides
     return load_config(args.config, args.overrides)
 

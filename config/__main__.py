@@ -6,7 +6,7 @@ from utils.errors import run
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Check a config, its data folder and its output folders.")
+    config = parse_command("Check a config, its data folder and its output folders.", switches=["multi_step"])
     require_data(config)
     for field in ("output", "log_dir"):
         make_folder(config, field)

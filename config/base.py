@@ -56,9 +56,15 @@ config.eval_batch = 128  # images at once in evaluation
 config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output
 
 # --- knowledge distillation
-config.teacher_pth = ""  # folder of the teacher's checkpoints
+config.w = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
+config.teacher_pth = ""  # folder of the teacher's checkpoints, or an ONNX file (RGB in [-1, 1] to embeddings)
 config.teacher_global_step = 0  # which of them
-config.teacher_network = "iresnet100"
+config.multi_step = False  # in each epoch the teacher is its own checkpoint of that epoch; or: ./train_kd.sh --multi-step
+config.teacher_network = "iresnet100"  # as net_name; PocketNetS and PocketNetM stand for those sizes
+config.teacher_channel = 0  # PocketNet as the teacher: as channel; 0: by teacher_network's size, or the student's
+config.teacher_n_layers = 0  # the same of n_layers
+config.teacher_genotype = ""  # the same of genotype; empty: the student's
+config.teacher_precision = "fp32"  # fp32, bf16 or fp16
+config.teacher_cache = ""  # folder that keeps the teacher's embeddings for later epochs and runs; empty: none are kept
 config.student_pth = ""  # folder of the checkpoint the student starts from; empty: a new one
 config.student_global_step = 0
-config.w = 100.0  # weight of the distillation loss

@@ -15,6 +15,7 @@ from config.base import config as defaults
 from utils.errors import UserError
 
 base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
+PRECISIONS = ("fp32", "bf16", "fp16")
 NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
 # Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
 _NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
@@ -82,6 +83,7 @@ _AT_LEAST = {
     "embedding_size": 1, "channel": 1, "stem_multiplier": 1, "num_classes": 0, "num_image": 0, "workers": 0,
     "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
+    "teacher_channel": 0,
     "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -89,7 +91,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
     "momentum": (lambda momentum: 0 <= momentum < 1, "from 0 to below 1"),
     "seed": (lambda seed: 0 <= seed < 2**63, "from 0 to below 2^63"),
-    "precision": (lambda precision: precision in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
+    "precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
+    "teacher_precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
+    "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
     "output": (bool, "a folder"),
@@ -110,9 +114,10 @@ def check_values(config: EasyDict) -> None:
     for name in ("net_name", "teacher_network"):
         if not _NET_NAME.fullmatch(config[name]):
             raise ConfigError(f"config {name}: {config[name]!r} is unknown; the nearest is {_nearest(config[name])!r}")
-    if config.genotype not in config.genotypes:
-        known = ", ".join(config.genotypes)
-        raise ConfigError(f"config genotype: {config.genotype!r} is none of the genotypes {known}")
+    for name in ("genotype", *(["teacher_genotype"] if config.teacher_genotype else [])):
+        if config[name] not in config.genotypes:
+            known = ", ".join(config.genotypes)
+            raise ConfigError(f"config {name}: {config[name]!r} is none of the genotypes {known}")
     for name, text in config.genotypes.items():
         try:
             parse(text)

@@ -18,7 +18,7 @@ from utils.recordio import Header, IndexedRecordWriter, pack
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
-SOURCES = ["config", "backbones", "utils", "eval", "data", "train.py", "train.sh"]
+SOURCES = ["config", "backbones", "utils", "eval", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
 # Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
 PUBLISHED_CONFIG = """

@@ -45,13 +45,14 @@ def save_checkpoint(folder: str | Path, step: int, backbone: nn.Module, header: 
     save_weights(Path(folder) / f"{step}backbone.pth", backbone)
 
 
-def list_backbones(folder: str | Path) -> dict[int, Path]:
-    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none."""
+def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
+    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none, naming the
+    config's field that names the folder."""
     matches = ((re.fullmatch(r"(\d+)backbone\.pth", path.name), path) for path in Path(folder).glob("*backbone.pth"))
     found = {int(match[1]): path for match, path in matches if match}
     if not found:
         raise CheckpointError(
-            f"config output: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
+            f"config {field}: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
         )
     return dict(sorted(found.items()))
 
@@ -81,19 +82,28 @@ def _is_plain(value: object) -> bool:
     return not (value.is_quantized or value.is_complex())
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(module: nn.Module, path: str | Path, fields: str = "net_name, channel, n_layers") -> None:
     """Loads a file into the module, every key and shape as it should be, or raises CheckpointError naming the first
-    that is not."""
+    that is not, both shapes, and the config's fields to check."""
     weights = read_weights(path)
     expected = module.state_dict()
-    for key in [*expected, *weights]:
-        if key not in weights:
-            raise CheckpointError(f"{path}: is of another network: it has no {key}; check net_name, channel, n_layers")
-        if key not in expected:
-            raise CheckpointError(f"{path}: is of another network: it has {key}; check net_name, channel, n_layers")
-        if weights[key].shape != expected[key].shape:
+    missing = [key for key in expected if key not in weights]
+    unknown = [key for key in weights if key not in expected]
+    if missing or unknown:
+        has, lacks = _first(unknown, weights), _first(missing, expected)
+        raise CheckpointError(f"{path}: is of another network: it has {has} and lacks {lacks}; check {fields}")
+    for key, value in weights.items():
+        if value.shape != expected[key].shape:
             raise CheckpointError(
-                f"{path}: {key} is {tuple(weights[key].shape)} there and {tuple(expected[key].shape)} by the config; "
-                "check channel, n_layers, embedding_size"
+                f"{path}: {key} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
+                f"check {fields}, embedding_size"
             )
     module.load_state_dict(weights)
+
+
+def _first(keys: list[str], weights: dict[str, Tensor]) -> str:
+    """The first key and its shape, in words."""
+    if not keys:
+        return "nothing else"
+    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    return f"{keys[0]} {tuple(weights[keys[0]].shape)}{more}"

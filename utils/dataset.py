@@ -89,7 +89,32 @@ class FaceDataset:
             )
 
 
-class EpochSampler(Sampler[list[int]]):
+class BatchSampler(Sampler[list[int]]):
+    """The indices of one batch after another of an epoch, no more than batch_size in each."""
+
+    batch_size: int
+    epoch = 0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class ListSampler(BatchSampler):
+    """Given indices in their order, each once."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield self.indices[start : start + self.batch_size].tolist()
+
+
+class EpochSampler(BatchSampler):
     """The batches of one process: every epoch a new order of all images, the same for any number of processes.
 
     Step t of an epoch takes the order's images t·B·P to (t + 1)·B·P for P processes of batch B, each process its
@@ -102,7 +127,6 @@ class EpochSampler(Sampler[list[int]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
-        self.epoch = 0
         if not len(self):
             raise UserError(
                 f"config batch_size: {batch_size} images on {world_size} processes are more than the data set's "

@@ -68,6 +68,14 @@ def place(module: nn.Module, world: World) -> nn.Module:
     return module.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(world: World, precision: str) -> torch.autocast:
+    """The context in which networks compute in fp32, bf16 or fp16, whatever the context around it."""
+    return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+
+
 def wrap(module: nn.Module, world: World) -> nn.Module:
     """The module with its gradients averaged over the processes; batch norm stays each process's own."""
     if world.size == 1:

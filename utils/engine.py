@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from easydict import EasyDict
@@ -10,23 +9,23 @@ from torch import Tensor, nn
 
 from utils.checkpoint import save_checkpoint
 from utils.dataset import Loader
-from utils.distributed import World, mean_over, unwrap
+from utils.distributed import World, autocast, mean_over, unwrap
 from utils.errors import UserError
 from utils.images import mirror, normalise
+from utils.loader import Decoded
 from utils.run_log import RunLog, log
+from utils.task import Batch, Task
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
 
 
-class Task(Protocol):
-    """Turns a batch into named losses; the one named "Loss" is minimised. The networks' state is what is saved."""
+def epochs_of(config: EasyDict, loader: Loader) -> int:
+    """The epochs that a run has by the config, the last perhaps not whole."""
+    return math.ceil(_total_steps(config, loader) / len(loader))
 
-    backbone: nn.Module
-    header: nn.Module
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, 112, 112) float32 in [-1, 1], (B,) int64 -> scalar losses on the device."""
+def _total_steps(config: EasyDict, loader: Loader) -> int:
+    return config.max_steps or config.num_epoch * len(loader)
 
 
 def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Verify | None = None) -> int:
@@ -35,13 +34,12 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     Leaves {step}backbone.pth and {step}header.pth in config.output at the end of every epoch. `verify` is called
     on every process each config.eval_step steps.
     """
-    total_steps = config.max_steps or config.num_epoch * len(loader)
-    epochs = math.ceil(total_steps / len(loader))
+    total_steps = _total_steps(config, loader)
     run_log = RunLog(config, total_steps, config.batch_size * world.size, world.is_main)
     optimizer = _sgd(task, config)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    autocast = torch.autocast(world.device.type, PRECISIONS[config.precision], enabled=config.precision != "fp32")
-    generator = torch.Generator(world.device).manual_seed(config.seed + world.rank)  # of the mirroring
+    # Of the mirroring. On the CPU, so that any device mirrors the same and the flags are known without asking it.
+    generator = torch.Generator().manual_seed(config.seed + world.rank)
     losses = _RunningMean(world)
     step = 0
     if config.save_initial:
@@ -49,13 +47,14 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     task.backbone.train()
 
     # ------------------------------------------------------------------ the loop
-    for epoch in range(epochs):
+    for epoch in range(epochs_of(config, loader)):
+        task.start_epoch(epoch)
+        run_log.resume_clock(step)
         lr = _set_learning_rate(optimizer, config, epoch, world)
-        for images, labels in loader.epoch(epoch):
-            images = images.to(world.device, non_blocking=True)  # (B, 112, 112, 3) uint8
-            labels = labels.to(world.device, non_blocking=True)  # (B,)
-            with autocast:
-                named = task(normalise(mirror(images, generator)), labels)
+        for decoded in loader.epoch(epoch):
+            batch = _on_device(decoded, generator, world)
+            with autocast(world, config.precision):
+                named = task(batch)
             scaler.scale(named["Loss"]).backward()
             scaler.unscale_(optimizer)
             if config.clip_norm:
@@ -75,10 +74,17 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
             if step == total_steps:
                 break
         _save(task, step, config, world)
-        run_log.resume_clock(step)
 
     run_log.close()
     return step
+
+
+def _on_device(decoded: Decoded, generator: torch.Generator, world: World) -> Batch:
+    """The batch as the network takes it: each image mirrored with probability 0.5, all normalised."""
+    mirrored = torch.rand(len(decoded.images), generator=generator) < 0.5  # (B,)
+    images = decoded.images.to(world.device, non_blocking=True)  # (B, 112, 112, 3) uint8
+    images = normalise(mirror(images, mirrored.to(world.device, non_blocking=True)))  # (B, 3, 112, 112)
+    return Batch(images, decoded.labels.to(world.device, non_blocking=True), decoded.indices, mirrored)
 
 
 def _sgd(task: Task, config: EasyDict) -> torch.optim.SGD:

@@ -11,7 +11,6 @@ def normalise(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
 
 
-def mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each of the (B, H, W, 3) images left to right with probability 0.5; generator: of their device."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-    return torch.where(mirrored, images.flip(2), images)
+def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirrors those of the (B, H, W, 3) images left to right that (B,) bool says, on their device."""
+    return torch.where(mirrored[:, None, None, None], images.flip(2), images)

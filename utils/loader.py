@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import torch
@@ -19,22 +19,30 @@ from utils.errors import UserError
 from utils.images import SIZE
 
 if TYPE_CHECKING:
-    from utils.dataset import EpochSampler, FaceDataset
+    from utils.dataset import BatchSampler, FaceDataset
 
 PREFETCH = 4  # batches that a worker is ahead
 # A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, one more is in
 # use by the consumer, and one is for good measure.
 SLOTS = PREFETCH + 2
 
-Batch = tuple[Tensor, Tensor]  # (B, 112, 112, 3) uint8 RGB, (B,) int64 labels
 Ticket = tuple[int, int, int]  # worker, slot, images in it
+
+
+class Decoded(NamedTuple):
+    """A batch as it leaves the loader, on the CPU."""
+
+    images: Tensor  # (B, 112, 112, 3) uint8 RGB
+    labels: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, the images' places in the data set
 
 
 class Loader:
     """The batches of one epoch after another, in the sampler's order."""
 
-    def __init__(self, dataset: "FaceDataset", sampler: "EpochSampler", workers: int = 0, pin: bool = False) -> None:
+    def __init__(self, dataset: "FaceDataset", sampler: "BatchSampler", workers: int = 0, pin: bool = False) -> None:
         """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
+        self.dataset = dataset
         self.sampler = sampler
         self.pin = pin
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
@@ -52,7 +60,7 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Iterator[Decoded]:
         """The epoch's batches. Unpinned ones are overwritten once the batch after next is asked for: use or copy them.
 
         Raises UserError at a record that cannot be read.
@@ -64,8 +72,8 @@ class Loader:
                     raise ticket
                 finally:
                     del ticket  # its traceback holds this frame: a cycle, in which the workers end only after a wait
-            images, labels = self._slots.batch(ticket)
-            yield (images.pin_memory(), labels.pin_memory()) if self.pin else (images, labels)
+            batch = self._slots.batch(ticket)
+            yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
 
 
 class _Slots(Dataset):
@@ -78,22 +86,24 @@ class _Slots(Dataset):
         shape = (workers, SLOTS, batch_size)
         self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8).share_memory_()
         self.labels = torch.zeros(shape, dtype=torch.int64).share_memory_()
+        self.indices = torch.zeros(shape, dtype=torch.int64).share_memory_()
         self.turn = 0  # counts the batches of this worker
 
     def __getitems__(self, indices: list[int]) -> Ticket | UserError:
         info = get_worker_info()
         worker, slot, n = info.id if info else 0, self.turn % SLOTS, len(indices)
         self.turn += 1
-        images, labels = self.batch((worker, slot, n))
+        batch = self.batch((worker, slot, n))
+        batch.indices[:] = torch.tensor(indices)
         try:
-            self.dataset.read_into(indices, images.numpy(), labels.numpy())
+            self.dataset.read_into(indices, batch.images.numpy(), batch.labels.numpy())
         except UserError as error:
             return error  # raised here, it would reach the training process as a page of traceback
         return worker, slot, n
 
-    def batch(self, ticket: Ticket) -> Batch:
+    def batch(self, ticket: Ticket) -> Decoded:
         worker, slot, n = ticket
-        return self.images[worker, slot, :n], self.labels[worker, slot, :n]
+        return Decoded(*(memory[worker, slot, :n] for memory in (self.images, self.labels, self.indices)))
 
 
 def _check_shared_memory(size: int) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.task import Batch
+
 
 class ArcFace(nn.Module):
     """Logits of the cosine to each class centre, with a margin of m radians on the angle of the image's own class.
@@ -46,7 +48,10 @@ class ArcFaceTask:
         self.backbone = backbone
         self.header = header
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """(B, 3, 112, 112) float32, (B,) int64 -> {"Loss": scalar}."""
-        logits = self.header(self.backbone(images), labels)
-        return {"Loss": F.cross_entropy(logits, labels)}
+    def start_epoch(self, epoch: int) -> None:
+        """Every epoch is alike."""
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """{"Loss": scalar}."""
+        logits = self.header(self.backbone(batch.images), batch.labels)
+        return {"Loss": F.cross_entropy(logits, batch.labels)}

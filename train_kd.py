@@ -1,0 +1,46 @@
+"""Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
+
+from pathlib import Path
+
+from easydict import EasyDict
+from torch import nn
+
+from backbones import build_backbone
+from config import parse_command
+from train import run_training
+from utils.checkpoint import load_weights
+from utils.distill import CachedLessons, DistillTask, Lessons
+from utils.distributed import World, wrap
+from utils.engine import epochs_of
+from utils.errors import run
+from utils.loader import Loader
+from utils.run_log import log
+from utils.task import Task
+from utils.teacher import check_files, log_plan, make_teacher, teacher_files
+
+
+def main() -> None:
+    """The command line."""
+    config = parse_command("Train a face-recognition backbone with ArcFace and a teacher.", switches=["multi_step"])
+    run_training(config, distillation)
+
+
+def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
+    """Training with a teacher, every file of which has been tried when this returns."""
+    files = teacher_files(config, epochs_of(config, loader))
+    teacher = make_teacher(config, world, build_backbone)
+    check_files(teacher, files, world)
+    log_plan(files)
+    if config.student_pth:
+        path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
+        load_weights(backbone, path, "student_pth, student_global_step, net_name, channel, n_layers")
+        log.info(f"Student: starts from {path}")
+    if config.teacher_cache:
+        lessons: Lessons = CachedLessons(teacher, files, config, loader.dataset, world)
+    else:
+        lessons = Lessons(teacher, files)
+    return DistillTask(wrap(backbone, world), wrap(header, world), lessons, config.w)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""Computes the teacher's embeddings ahead: python -m utils.fill_teacher_cache [--multi-step] [--config FILE] …
+
+Leaves them in config.teacher_cache for ./train_kd.sh of the same config. Interrupted, it goes on where it was.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from backbones import build_backbone
+from config import make_folder, parse_command, require_data
+from utils.dataset import load_training_data
+from utils.distill import cache_opener
+from utils.distributed import processes
+from utils.engine import epochs_of
+from utils.errors import UserError, run
+from utils.run_log import init_logging, log
+from utils.teacher import check_files, log_plan, make_teacher, teacher_files
+from utils.teacher_cache import fill
+
+
+def main() -> None:
+    """The command line."""
+    config = parse_command("Compute the teacher's embeddings of all training images.", switches=["multi_step"])
+    require_data(config)
+    if not config.teacher_cache:
+        raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
+    folder = make_folder(config, "teacher_cache")
+    with processes() as world:
+        init_logging(folder / "fill.log" if world.is_main else None)
+        loader, _ = load_training_data(config, world)
+        files = teacher_files(config, epochs_of(config, loader))
+        teacher = make_teacher(config, world, build_backbone)
+        check_files(teacher, files, world)
+        log_plan(files)
+        open_cache = cache_opener(config, loader.dataset)
+        for path in dict.fromkeys(files):
+            teacher.load(path)
+            images = fill(open_cache(path), teacher, loader.dataset, world, config.eval_batch, config.workers)
+            log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
+
+
+if __name__ == "__main__":
+    run(main)

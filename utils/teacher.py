@@ -1,0 +1,140 @@
+"""Teachers: networks whose embeddings a student learns. They are run, never trained."""
+
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from utils.checkpoint import CheckpointError, list_backbones, load_weights
+from utils.distributed import World, autocast, on_main, place
+from utils.errors import UserError
+from utils.onnx_teacher import OnnxTeacher
+from utils.run_log import log
+
+
+class Teacher(Protocol):
+    """Gives the embeddings of images."""
+
+    def load(self, path: Path) -> None:
+        """Takes the weights of a file. Raises UserError where they are not those of this network, whole."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+
+
+class NetworkTeacher:
+    """A backbone of the project, with the weights of a checkpoint."""
+
+    def __init__(self, network: nn.Module, world: World, precision: str = "fp32") -> None:
+        """precision: fp32, bf16 or fp16, whatever the student's."""
+        self.network = place(network, world).eval().requires_grad_(False)
+        self.world = world
+        self.precision = precision
+
+    def load(self, path: Path) -> None:
+        """Takes the weights of a file into the memory that is there, so that a change of teacher costs none."""
+        load_weights(self.network, path, "teacher_network, teacher_channel, teacher_n_layers, teacher_genotype")
+        for key, value in self.network.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise CheckpointError(f"{path}: {key} is not finite: its training failed; name another teacher")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+        with torch.inference_mode(), autocast(self.world, self.precision):
+            embeddings = F.normalize(self.network(images).float(), dim=1)
+        return embeddings.clone()  # a copy made outside: what inference mode made cannot meet a gradient
+
+
+def teacher_network(config: EasyDict) -> EasyDict:
+    """The fields that build the teacher's network.
+
+    A PocketNetS or PocketNetM has the sizes of that name; a PocketNet of no size has the student's, unless the fields
+    teacher_channel, teacher_n_layers and teacher_genotype say otherwise.
+    """
+    name = config.teacher_network.lower().removeprefix("pocketnet").lstrip("-_")
+    channel, n_layers = {"s": (16, 18), "m": (32, 9)}.get(name[:1], (config.channel, config.n_layers))
+    genotype = config.teacher_genotype or config.genotype
+    return EasyDict(
+        net_name=config.teacher_network,
+        channel=config.teacher_channel or channel,
+        n_layers=config.teacher_n_layers or n_layers,
+        genotype=genotype,
+        genotypes={genotype: config.genotypes[genotype]},
+        stem_multiplier=config.stem_multiplier,
+        embedding_size=config.embedding_size,
+    )
+
+
+def teacher_files(config: EasyDict, epochs: int) -> list[Path]:
+    """The teacher's file for each of the student's epochs. Raises UserError where there is none.
+
+    Template: one file for all. Multi-step: the teacher's own checkpoint of the epoch (paper, Section III-C), or, of
+    another number of epochs, the first at which the teacher had done the fraction of its training that the student
+    has at the end of this epoch. An untrained checkpoint (step 0) is none.
+    """
+    if not config.teacher_pth:
+        raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
+    place = Path(config.teacher_pth)
+    if is_onnx(config):
+        if config.multi_step:
+            raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
+        return [place] * epochs
+    if config.multi_step:
+        trained = [path for step, path in list_backbones(place, "teacher_pth").items() if step > 0]
+        if not trained:
+            raise UserError(f"config teacher_pth: {place} holds an untrained checkpoint alone; train the teacher")
+        return [trained[teacher_epoch(epoch, epochs, len(trained))] for epoch in range(epochs)]
+    steps = list_backbones(place, "teacher_pth")
+    if config.teacher_global_step not in steps:
+        raise UserError(
+            f"config teacher_global_step: no {place / f'{config.teacher_global_step}backbone.pth'}; there are the "
+            f"steps {', '.join(map(str, steps))}"
+        )
+    return [steps[config.teacher_global_step]] * epochs
+
+
+def is_onnx(config: EasyDict) -> bool:
+    """Whether the teacher is an ONNX file."""
+    return config.teacher_pth.lower().endswith(".onnx")
+
+
+def teacher_epoch(epoch: int, epochs: int, teacher_epochs: int) -> int:
+    """The teacher's epoch (from 0) for one of the student's: as far in its training, rounded up."""
+    return -(-(epoch + 1) * teacher_epochs // epochs) - 1
+
+
+def log_plan(files: list[Path]) -> None:
+    """Says which file serves in which epochs."""
+    epoch = 0
+    for path, group in groupby(files):
+        last = epoch + len(list(group)) - 1
+        log.info(f"Teacher of epoch{f' {epoch}' if last == epoch else f's {epoch} to {last}'}: {path}")
+        epoch = last + 1
+
+
+def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
+    """Loads every file once, so that one that will not serve is known, and told once, before the first step."""
+
+    def load_all() -> None:
+        for path in tqdm(dict.fromkeys(files), desc="Checking", unit="teacher", leave=False, disable=None):
+            teacher.load(path)
+
+    on_main(world, load_all)
+    if not world.is_main:
+        load_all()
+
+
+def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:
+    """The config's teacher, without weights as yet."""
+    if is_onnx(config):
+        return OnnxTeacher(config.embedding_size, world)
+    network = build_backbone(teacher_network(config))
+    if config.compile:
+        network.compile()
+    return NetworkTeacher(network, world, config.teacher_precision)

@@ -1,0 +1,151 @@
+"""A teacher's embeddings of every training image and its mirror image, kept on disk so that they are computed once."""
+
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.dataset import FaceDataset, ListSampler
+from utils.distributed import World, share_of
+from utils.errors import UserError
+from utils.images import normalise
+from utils.loader import Loader
+from utils.teacher import Teacher
+
+VERSION = 1  # of the files
+CHUNK = 1 << 20  # bytes
+SAMPLES = 256  # chunks that are read of a large record file to tell it from another
+
+Identity = dict[str, str | int]
+
+
+class TeacherCache:
+    """Two arrays in files that all processes of a machine map: float16 embeddings (N, 2, D) of image and mirror image,
+    and the CRC-32 of each (N, 2).
+
+    An embedding whose CRC does not fit is not there: so nothing half written is ever read, whoever was killed or lost
+    power while writing. Processes may write at once: to the same place they write the same.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: Identity, n_images: int, size: int) -> None:
+        """Opens the files in the folder, made where they are missing.
+
+        `identity` is all that the embeddings depend on: the files are named by it, so that another teacher, or the
+        same one on other data, has its own. Raises UserError where they cannot be made, or are damaged.
+        """
+        identity = {**identity, "images": n_images, "embedding_size": size, "version": VERSION}
+        self.path = folder / f"{name}-{_digest(json.dumps(identity).encode())}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.embeddings = _mapped(self._file(".f16"), np.float16, (n_images, 2, size))
+            self.checks = _mapped(self._file(".crc"), np.uint32, (n_images, 2))
+            self._describe(identity)
+        except OSError as error:
+            raise UserError(
+                f"config teacher_cache: cannot keep {n_images * (4 * size + 8) / 2**30:.2f} GiB in {folder} "
+                f"({error.strerror or error}); name another folder, or train without: teacher_cache="
+            ) from None
+
+    def _file(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+    def _describe(self, identity: Identity) -> None:
+        """Writes what the embeddings are of, for people and for the next run to check."""
+        path = self._file(".json")
+        text = json.dumps(identity, indent=2) + "\n"
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text)
+            temporary.replace(path)
+        elif path.read_text(errors="replace") != text:
+            raise UserError(f"{path}: is of another teacher or other data; delete it and the files beside it")
+
+    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B,) int64, (B,) bool -> embeddings (B, D) float16, and (B,) bool: which of them are there."""
+        sides = mirrored.astype(np.intp)
+        embeddings = self.embeddings[indices, sides]
+        return embeddings, _checks(embeddings) == self.checks[indices, sides]
+
+    def write(self, indices: np.ndarray, mirrored: np.ndarray, embeddings: np.ndarray) -> None:
+        """Keeps (B, D) float16 embeddings."""
+        sides = mirrored.astype(np.intp)
+        self.embeddings[indices, sides] = embeddings
+        self.checks[indices, sides] = _checks(embeddings)
+
+    def complete(self) -> np.ndarray:
+        """(N,) bool: the images that have been embedded both ways."""
+        return np.asarray(self.checks).all(axis=1)
+
+
+def fill(cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0) -> int:
+    """Embeds this process's share of what is missing; returns how many images that were."""
+    # Shared out by all images, not by the missing ones: another process may be filling already.
+    share = share_of(len(data), world)
+    missing = share.start + np.flatnonzero(~cache.complete()[share])
+    if not len(missing):
+        return 0
+    with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
+        for decoded in Loader(data, ListSampler(missing, batch), workers).epoch(0):
+            images = normalise(decoded.images.to(world.device))
+            indices = decoded.indices.numpy()
+            for mirrored in (False, True):
+                embeddings = teacher(images.flip(3) if mirrored else images).half().cpu().numpy()
+                cache.write(indices, np.full(len(indices), mirrored), embeddings)
+            bar.update(len(indices))
+    return len(missing)
+
+
+def fingerprint_of_teacher(path: Path) -> str:
+    """SHA-256 of a file; of an ONNX file also of those named NAME.onnx…, in which a large network has its weights."""
+    beside = path.parent.iterdir() if path.suffix.lower() == ".onnx" else ()
+    whole = hashlib.sha256()
+    for part in [path, *sorted(other for other in beside if other.name.startswith(path.name) and other != path)]:
+        with part.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                whole.update(chunk)
+    return whole.hexdigest()
+
+
+def fingerprint_of_data(data: FaceDataset) -> str:
+    """SHA-256 of the index, the size of the record file and its bytes; of a file over 256 MiB, chunks all over it."""
+    whole = hashlib.sha256(data.reader.idx.read_bytes())
+    size = data.reader.rec.stat().st_size
+    whole.update(str(size).encode())
+    starts = np.linspace(0, max(0, size - CHUNK), SAMPLES).astype(np.int64) if size > SAMPLES * CHUNK else None
+    with data.reader.rec.open("rb") as file:
+        for start in range(0, size, CHUNK) if starts is None else starts.tolist():
+            file.seek(start)
+            whole.update(file.read(CHUNK))
+    return whole.hexdigest()
+
+
+def _checks(embeddings: np.ndarray) -> np.ndarray:
+    """The CRC-32 of each row of (B, D); never 0, which says that there is none."""
+    return np.array([zlib.crc32(row) or 1 for row in np.ascontiguousarray(embeddings)], np.uint32)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """The file as an array, made of zeros where it is missing. A part that was cut off is zeros, too."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    with path.open("ab") as file:
+        if file.tell() > size:
+            raise UserError(f"{path}: {file.tell()} bytes, should be {size}: it is damaged; delete it")
+        _reserve(file.fileno(), size)
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Gives the file its size and, where the system can, its place on the disk: a full one is told now, as an error,
+    and not in the middle of the run as a bus error. What is in the file stays."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
