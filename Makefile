@@ -1,17 +1,19 @@
-# make demo   a small PocketNet from nothing: faces, training, scores
-# make test   all checks and tests
-# make help   the rest
+# make demo     a small PocketNet from nothing: faces, training, scores
+# make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
+# make test     all checks and tests
+# make help     the rest
 
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := config backbones utils eval data tests benchmarks train.py train_kd.py
 
-.PHONY: help install demo test check test-mxnet format clean
+.PHONY: help install demo demo-kd test check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install     the environment .venv alone"
 	@echo "make demo        train a small PocketNet on drawn faces and score it"
+	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
 	@echo "make test        lint, types and every test"
 	@echo "make check       lint and types alone"
 	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
@@ -55,6 +57,10 @@ output/demo/results.txt: data/faces_demo/made.json config/config_demo.py config/
 	NPROC=1 NNODES=1 PYTHON=$(PY) ./train.sh --config config/config_demo.py
 	$(PY) eval/eval.py --config config/config_demo.py
 
+# Runs that are done are kept: interrupted, it goes on. Anew: rm -r output/demo_kd
+demo-kd: data/faces_demo/made.json
+	$(PY) benchmarks/demo_kd.py
+
 # ----------------------------------------------------------------------- tests
 
 test: check test-mxnet
@@ -76,4 +82,4 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo output/demo logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo output/demo output/demo_kd logs/demo

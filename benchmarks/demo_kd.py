@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a script: the modules are found from the project's folder
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils.errors import UserError, run
 
+ROOT = Path(__file__).resolve().parents[1]
 STUDENT = "config/config_demo_kd.py"
 # The teacher is the net of make demo, trained for as many epochs as the student: so each has its own of them.
 TEACHER = ["--config", "config/config_demo.py", "num_epoch=4", "lr_steps=3", "save_initial=0"]

@@ -88,7 +88,7 @@ def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
     ("change", "message"),
     [
         (lambda w: w | {"tail.1.weight": torch.zeros(3)}, r"tail\.1\.weight is \(3,\) there and \(512, 128, 1, 1\) by"),
-        (lambda w: {k: v for k, v in w.items() if k != "tail.7.bias"}, r"another network: it has nothing else and lacks tail\.7\.bias \(\d+,\)"),
+        (lambda w: {k: v for k, v in w.items() if k != "tail.7.bias"}, r"has nothing else and lacks tail\.7\.bias \("),
         (lambda w: w | {"more": torch.zeros(1)}, r"another network: it has more \(1,\) and lacks nothing else"),
         (lambda w: w | {"stem.0.weight": "text"}, "should hold a state dict of tensors"),
         (lambda w: {"state_dict": w}, "should hold a state dict of tensors"),

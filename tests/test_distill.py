@@ -60,7 +60,8 @@ def test_golden_loss_and_gradient_in_float64():
     assert loss.item() == pytest.approx(expected, rel=1e-13)
     np.testing.assert_allclose(ours.grad.numpy(), gradient, rtol=1e-10, atol=1e-15)
     np.testing.assert_allclose(ours.grad.numpy()[:2], 0, atol=1e-15)
-    assert torch.autograd.gradcheck(distillation_loss, (ours.detach()[2:].requires_grad_(), torch.from_numpy(teacher[2:])))
+    free = ours.detach()[2:].requires_grad_()
+    assert torch.autograd.gradcheck(distillation_loss, (free, torch.from_numpy(teacher[2:])))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
@@ -203,7 +204,7 @@ def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatc
         ([], ["multi_step=1"], r"config teacher_pth: no \{global_step\}backbone\.pth in"),
         (["0backbone.pth"], ["multi_step=1"], "config teacher_pth: .* an untrained checkpoint alone"),
         (["5backbone.pth", "9backbone.pth"], [], r"teacher_global_step: no .*/7backbone\.pth; .* steps 5, 9"),
-        ([], ["multi_step=1", "teacher_pth=a.onnx"], "multi-step needs the folder of a teacher's checkpoints, not a.onnx"),
+        ([], ["multi_step=1", "teacher_pth=a.onnx"], "needs the folder of a teacher's checkpoints, not a.onnx"),
     ],
 )  # fmt: skip
 def test_a_teacher_that_is_missing(tmp_path, files, overrides, message):
@@ -219,9 +220,9 @@ def test_a_teacher_that_is_missing(tmp_path, files, overrides, message):
     [
 
         (["embedding_size=32"], [], r"tail\.6\.weight is \(32, 512, 1, 1\) there and \(16, 512, 1, 1\) by the config"),
-        (["channel=8"], [], r"stem\.0\.weight is \(32, 3, 3, 3\) there and \(16, 3, 3, 3\) by the config; .*teacher_chan"),
+        (["channel=8"], [], r"stem\.0\.weight is \(32, 3, 3, 3\) there and \(16, 3, 3, 3\) by the config"),
         (["n_layers=5"], [], r"another network: it has .* \(.*\) .*and lacks .* \(.*\); check teacher_network"),
-        ([], ["teacher_network=iresnet18"], r"it has stem\.0\.weight \(16, 3, 3, 3\) .*lacks conv1\.weight \(64, 3, 3, 3\)"),
+        ([], ["teacher_network=iresnet18"], r"has stem\.0\.weight \(16, 3, 3, 3\) .*lacks conv1\.weight \(64,"),
         ([], ["teacher_network=PocketNetM"], r"another network: .*check teacher_network"),
     ],
 )  # fmt: skip

@@ -54,7 +54,7 @@ def test_it_gives_normalised_embeddings_of_any_number_of_images(tmp_path, batch,
     ("fields", "message"),
     [
         ({"size": 8}, r"output embedding is \('B', 8\) and should be \(B, 16\) by the config"),
-        ({"size": 8, "output": False}, r"the embedding of an image is \(1, 8\) and should be \(1, 16\)"),
+        ({"size": 8, "output": False}, r"8\) and should be \((1|B), 16\) by the config"),
         ({"side": 224}, r"a teacher's one input is \(B, 3, 112, 112\), it has images \['B', 3, 224, 224\]"),
     ],
 )
@@ -63,7 +63,7 @@ def test_another_shape_names_the_file_and_both(tmp_path, fields, message):
         OnnxTeacher(16, CPU).load(write(tmp_path / "t.onnx", **fields))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\x08" + b[1:], lambda b: b"x" * 99])
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:20] + b"\xff" * 9 + b[29:]])
 def test_a_damaged_file_is_one_line(tmp_path, damage):
     path = write(tmp_path / "t.onnx")
     path.write_bytes(damage(path.read_bytes()))

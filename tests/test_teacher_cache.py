@@ -217,14 +217,14 @@ def test_a_file_that_was_cut_short_is_filled_again_and_a_longer_one_refused(tmp_
 
 def test_a_folder_that_cannot_hold_it(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"config teacher_cache: cannot keep .* GiB in .*file \(File exists\); name another folder"):
+    with pytest.raises(UserError, match=r"teacher_cache: cannot keep .* GiB in .*file \(File exists\); name another"):
         TeacherCache(tmp_path / "file", "t", {}, 8, 16)
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"teacher_cache: cannot keep .* \(No space left on device\); name another folder"):
+    with pytest.raises(UserError, match=r"cannot keep .* \(No space left on device\); name another folder"):
         TeacherCache(tmp_path / "new", "t", {}, 8, 16)
 
 

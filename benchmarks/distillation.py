@@ -1,0 +1,123 @@
+"""Training with a teacher: images a second with it asked at every step, and with its embeddings kept.
+
+    python benchmarks/distillation.py [--teacher iresnet50] [--config FILE] [field=value …]
+
+The two take turns in one process, on the same batches of made-up images; the plain step without a teacher is there to
+compare. Weights are random: speed does not depend on them.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from easydict import EasyDict
+
+from backbones import build_backbone
+from config import load_config
+from utils.distill import DistillTask, Lessons
+from utils.distributed import World, autocast, place, processes
+from utils.errors import run
+from utils.losses import ArcFace, ArcFaceTask
+from utils.task import Batch, Task
+from utils.teacher import NetworkTeacher, teacher_network
+from utils.teacher_cache import TeacherCache
+
+CLASSES = 1000
+IMAGES = 4096  # in the data set that the cache is of
+
+
+class Kept(Lessons):
+    """A cache that is full, as it is from the second epoch on."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self.cache = cache
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        embeddings, known = self.cache.read(batch.indices.numpy(), batch.mirrored.numpy())
+        assert known.all()
+        return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
+
+
+def full_cache(folder: Path, size: int) -> TeacherCache:
+    """Embeddings of every image, both ways."""
+    cache = TeacherCache(folder, "made-up", {}, IMAGES, size)
+    rows = np.random.default_rng(0).standard_normal((IMAGES, size)).astype(np.float16)
+    for mirrored in (False, True):
+        cache.write(np.arange(IMAGES), np.full(IMAGES, mirrored), rows)
+    return cache
+
+
+def stepping(task: Task, config: EasyDict, world: World) -> Callable[[], None]:
+    """A training step: losses, gradients, update."""
+    parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+    n = config.batch_size
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        images = torch.rand(n, 112, 112, 3, generator=generator).permute(0, 3, 1, 2)  # channels_last
+        labels = torch.randint(0, CLASSES, (n,), generator=generator)
+        indices = torch.randint(0, IMAGES, (n,), generator=generator)
+        mirrored = torch.rand(n, generator=generator) < 0.5
+        batch = Batch(images.to(world.device), labels.to(world.device), indices, mirrored)
+        with autocast(world, config.precision):
+            loss = task(batch)["Loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def rates(steps: list[Callable[[], None]], images: int, turns: int, world: World) -> list[float]:
+    """Median images a second of each, taken in turn so that a machine that drifts treats all alike."""
+    seconds: list[list[float]] = [[] for _ in steps]
+    for turn in range(turns + 2):
+        for step, taken in zip(steps, seconds, strict=True):
+            started = time.perf_counter()
+            step()
+            if world.device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn >= 2:  # the first two warm up
+                taken.append(time.perf_counter() - started)
+    return [images / median(taken) for taken in seconds]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="config/config_PocketNetS128.py", help="the student (%(default)s)")
+    parser.add_argument("--turns", type=int, default=7, help="steps of each that count (%(default)s)")
+    parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of the config")
+    args = parser.parse_intermixed_args()
+    config = load_config(args.config, args.changes)
+    with processes() as world, tempfile.TemporaryDirectory() as folder:
+        backbone = place(build_backbone(config), world).train()
+        header = place(ArcFace(config.embedding_size, CLASSES, config.s, config.m), world)
+        teacher = NetworkTeacher(build_backbone(teacher_network(config)), world, config.teacher_precision)
+        asked = Lessons(teacher, [])
+        kept = Kept(full_cache(Path(folder), config.embedding_size))
+        tasks: list[Task] = [DistillTask(backbone, header, lessons, config.w) for lessons in (asked, kept)]
+        tasks.append(ArcFaceTask(backbone, header))
+        uncached, cached, plain = rates(
+            [stepping(task, config, world) for task in tasks], config.batch_size, args.turns, world
+        )
+    name = torch.cuda.get_device_name() if world.device.type == "cuda" else f"{os.cpu_count()} cores"
+    print(f"{Path(args.config).stem}, teacher {config.teacher_network}, batches of {config.batch_size}, {name}\n")
+    print(f"teacher at every step  {uncached:>9.1f} img/s")
+    print(f"teacher cached         {cached:>9.1f} img/s   {cached / uncached:.2f}×")
+    print(f"no teacher (ArcFace)   {plain:>9.1f} img/s   {plain / uncached:.2f}×")
+
+
+if __name__ == "__main__":
+    run(main)
