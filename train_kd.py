@@ -10,7 +10,7 @@ from config import parse_command
 from train import run_training
 from utils.checkpoint import load_weights
 from utils.distill import CachedLessons, DistillTask, Lessons
-from utils.distributed import World, wrap
+from utils.distributed import World, main_first, on_main, wrap
 from utils.engine import epochs_of
 from utils.errors import run
 from utils.loader import Loader
@@ -27,13 +27,14 @@ def main() -> None:
 
 def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
     """Training with a teacher, every file of which has been tried when this returns."""
-    files = teacher_files(config, epochs_of(config, loader))
+    files = on_main(world, lambda: teacher_files(config, epochs_of(config, loader)))
     teacher = make_teacher(config, world, build_backbone)
     check_files(teacher, files, world)
     log_plan(files)
     if config.student_pth:
         path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
-        load_weights(backbone, path, "student_pth, student_global_step, net_name, channel, n_layers")
+        fields = "student_pth, student_global_step, net_name, channel, n_layers"
+        main_first(world, lambda: load_weights(backbone, path, fields))
         log.info(f"Student: starts from {path}")
     if config.teacher_cache:
         lessons: Lessons = CachedLessons(teacher, files, config, loader.dataset, world)

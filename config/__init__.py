@@ -72,9 +72,10 @@ def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
     for name in switches:
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, dest="overrides", action="append_const", const=f"{name}=True", help=f"{name}=True")
+        parser.add_argument(option, action="append_const", dest="on", const=f"{name}=True", help=f"{name}=True")
+    parser.set_defaults(on=[])
     args = parser.parse_intermixed_args()  # --config may stand between overrides
-    return load_config(args.config, args.overrides)
+    return load_config(args.config, [*args.overrides, *args.on])
 
 
 def require_data(config: EasyDict) -> None:

@@ -18,6 +18,9 @@ from utils.recordio import Header, IndexedRecordWriter, pack
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
+_DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
+SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
+DEMO = ["--config", "config/config_demo.py", *SMALL]
 SOURCES = ["config", "backbones", "utils", "eval", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
 # Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
@@ -156,3 +159,14 @@ def run_command(folder: Path, *command: object, **environment: str) -> subproces
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture(scope="session")
+def demo(project) -> Path:
+    """The project with a few demo faces, trained for two epochs by train.sh."""
+    made = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
+    assert made.returncode == 0, made.stderr
+    trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
+    assert trained.returncode == 0, trained.stderr
+    (project / "said").write_text(trained.stdout)
+    return project

@@ -4,34 +4,19 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from eval.bins import load_bin
-from tests.conftest import PUBLISHED_CONFIG, ROOT, SHARED, run_command
+from tests.conftest import DEMO, PUBLISHED_CONFIG, ROOT, SHARED, SMALL, run_command
 
-DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
-SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
 SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+   Global Step: \d+   Required: [\d.]+ h"
 PUBLISHED_BUT_SMALL = {
     "embedding_size": 32, "channel": 4, "n_layers": 4, "batch_size": 8, "num_epoch": 1,
     "rec": "data/faces_demo", "num_classes": 6, "num_image": 48, "val_targets": ["demo"],
 }  # fmt: skip
-DEMO = ["--config", "config/config_demo.py", *SMALL]
-
-
-@pytest.fixture(scope="module")
-def demo(project) -> Path:
-    """The project with a few demo faces, trained for two epochs by train.sh."""
-    made = run_command(project, sys.executable, "data/make_demo_faces.py", *DEMO_DATA)
-    assert made.returncode == 0, made.stderr
-    trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
-    assert trained.returncode == 0, trained.stderr
-    (project / "said").write_text(trained.stdout)
-    return project
 
 
 @pytest.fixture(scope="module")

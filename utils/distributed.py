@@ -118,6 +118,13 @@ def on_main(world: World, check: Callable[[], T]) -> T:
     raise SystemExit(2)
 
 
+def main_first(world: World, action: Callable[[], None]) -> None:
+    """Runs `action` on the main process, then on the others: an error that all would meet is told once."""
+    on_main(world, action)
+    if not world.is_main:
+        action()
+
+
 def share_of(n: int, world: World) -> slice:
     """This process's contiguous share of n things."""
     bounds = np.linspace(0, n, world.size + 1).astype(int)

@@ -13,7 +13,7 @@ from backbones import build_backbone
 from config import make_folder, parse_command, require_data
 from utils.dataset import load_training_data
 from utils.distill import cache_opener
-from utils.distributed import processes
+from utils.distributed import on_main, processes
 from utils.engine import epochs_of
 from utils.errors import UserError, run
 from utils.run_log import init_logging, log
@@ -31,7 +31,7 @@ def main() -> None:
     with processes() as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         loader, _ = load_training_data(config, world)
-        files = teacher_files(config, epochs_of(config, loader))
+        files = on_main(world, lambda: teacher_files(config, epochs_of(config, loader)))
         teacher = make_teacher(config, world, build_backbone)
         check_files(teacher, files, world)
         log_plan(files)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import World, autocast, on_main, place
+from utils.distributed import World, autocast, main_first, place
 from utils.errors import UserError
 from utils.onnx_teacher import OnnxTeacher
 from utils.run_log import log
@@ -125,9 +125,7 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
         for path in tqdm(dict.fromkeys(files), desc="Checking", unit="teacher", leave=False, disable=None):
             teacher.load(path)
 
-    on_main(world, load_all)
-    if not world.is_main:
-        load_all()
+    main_first(world, load_all)
 
 
 def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:

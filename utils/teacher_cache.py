@@ -78,7 +78,7 @@ class TeacherCache:
 
     def complete(self) -> np.ndarray:
         """(N,) bool: the images that have been embedded both ways."""
-        return np.asarray(self.checks).all(axis=1)
+        return np.all(self.checks, axis=1)
 
 
 def fill(cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0) -> int:
