@@ -8,10 +8,10 @@ from torch import nn
 from backbones import build_backbone
 from config import parse_command
 from train import run_training
-from utils.checkpoint import load_weights
-from utils.distill import CachedLessons, DistillTask, Lessons
+from utils.checkpoint import NETWORK_FIELDS, load_weights
+from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
 from utils.distributed import World, main_first, on_main, wrap
-from utils.engine import epochs_of
+from utils.engine import epoch_ends
 from utils.errors import run
 from utils.loader import Loader
 from utils.run_log import log
@@ -27,19 +27,18 @@ def main() -> None:
 
 def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
     """Training with a teacher, every file of which has been tried when this returns."""
-    files = on_main(world, lambda: teacher_files(config, epochs_of(config, loader)))
+    files = on_main(world, lambda: teacher_files(config, epoch_ends(config, loader)))
     teacher = make_teacher(config, world, build_backbone)
     check_files(teacher, files, world)
     log_plan(files)
     if config.student_pth:
         path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
-        fields = "student_pth, student_global_step, net_name, channel, n_layers"
-        main_first(world, lambda: load_weights(backbone, path, fields))
+        main_first(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
         log.info(f"Student: starts from {path}")
+    lessons = Lessons(teacher, files)
     if config.teacher_cache:
-        lessons: Lessons = CachedLessons(teacher, files, config, loader.dataset, world)
-    else:
-        lessons = Lessons(teacher, files)
+        caches = main_first(world, lambda: open_caches(config, files, loader.dataset))
+        lessons = CachedLessons(teacher, files, caches, loader.dataset, world, config.eval_batch)
     return DistillTask(wrap(backbone, world), wrap(header, world), lessons, config.w)
 
 

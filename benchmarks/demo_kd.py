@@ -9,6 +9,7 @@ Interrupted, it goes on with the runs that are missing. Leaves results.txt and r
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,14 +39,23 @@ class Run:
     training: list[str]  # script and arguments
     net: list[str] = field(default_factory=list)  # arguments by which eval.py knows the network
 
-    def results(self) -> dict[str, dict[str, dict[str, float]]] | None:
-        """Step -> set -> score, where the run is done."""
-        path = self.folder / "results.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    def made_of(self) -> str:
+        """What the results depend on: a run of something else is done anew."""
+        files = [ROOT / "data/faces_demo/made.json", ROOT / self.training[self.training.index("--config") + 1]]
+        return "\n".join([*self.training, *(path.read_text() for path in files)])
+
+    def is_done(self) -> bool:
+        """Whether its results stand there."""
+        path = self.folder / "made_of.txt"
+        return path.is_file() and path.read_text() == self.made_of()
+
+    def results(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Step -> set -> score."""
+        return json.loads((self.folder / "results.json").read_text())
 
     def accuracy(self) -> float:
         """Of the last checkpoint, in %."""
-        results = self.results() or {}
+        results = self.results()
         (score,) = results[max(results, key=int)].values()
         return 100 * score["accuracy"]
 
@@ -65,7 +75,7 @@ def students(out: Path, seeds: int, changes: Sequence[str]) -> dict[str, list[Ru
 def finish(runs: Sequence[Run], out: Path) -> None:
     """Does those that are not done, several at once."""
     cores = os.cpu_count() or 1
-    missing = [run for run in runs if run.results() is None]
+    missing = [run for run in runs if not run.is_done()]
     with ThreadPoolExecutor(max(1, min(cores, len(missing)))) as pool:
         threads = max(1, cores // max(1, min(cores, len(missing))))
         for done in [pool.submit(_finish, run, out, threads) for run in missing]:
@@ -74,10 +84,12 @@ def finish(runs: Sequence[Run], out: Path) -> None:
 
 def _finish(run: Run, out: Path, threads: int) -> None:
     started = time.perf_counter()
+    shutil.rmtree(run.folder, ignore_errors=True)
     places = [f"output={run.folder}", f"log_dir={out / 'logs'}"]
     print(f"{run.folder.name}: training", flush=True)
     _command([*run.training, *places, "workers=1"], threads)
     _command(["eval/eval.py", *run.net, *places], threads)
+    (run.folder / "made_of.txt").write_text(run.made_of())
     print(f"{run.folder.name}: {run.accuracy():.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
 
 

@@ -1,9 +1,10 @@
 """Training with a teacher: images a second with it asked at every step, and with its embeddings kept.
 
-    python benchmarks/distillation.py [--teacher iresnet50] [--config FILE] [field=value …]
+    python benchmarks/distillation.py [--config FILE] [teacher_network=iresnet50] [field=value …]
 
-The two take turns in one process, on the same batches of made-up images; the plain step without a teacher is there to
-compare. Weights are random: speed does not depend on them.
+The two take turns in one process, on one made-up batch; the step without a teacher is there to compare. The cache is
+full, as it is from the second epoch on, and as large as the data in rec. Weights are random: speed does not depend on
+them.
 """
 
 import argparse
@@ -24,52 +25,45 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from config import load_config
-from utils.distill import DistillTask, Lessons
+from utils.dataset import FaceDataset
+from utils.distill import CachedLessons, DistillTask, Lessons
 from utils.distributed import World, autocast, place, processes
 from utils.errors import run
+from utils.images import SIZE, normalise
 from utils.losses import ArcFace, ArcFaceTask
 from utils.task import Batch, Task
-from utils.teacher import NetworkTeacher, teacher_network
+from utils.teacher import NetworkTeacher, Teacher, teacher_network
 from utils.teacher_cache import TeacherCache
 
 CLASSES = 1000
-IMAGES = 4096  # in the data set that the cache is of
 
 
-class Kept(Lessons):
-    """A cache that is full, as it is from the second epoch on."""
-
-    def __init__(self, cache: TeacherCache) -> None:
-        self.cache = cache
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        embeddings, known = self.cache.read(batch.indices.numpy(), batch.mirrored.numpy())
-        assert known.all()
-        return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
-
-
-def full_cache(folder: Path, size: int) -> TeacherCache:
-    """Embeddings of every image, both ways."""
-    cache = TeacherCache(folder, "made-up", {}, IMAGES, size)
-    rows = np.random.default_rng(0).standard_normal((IMAGES, size)).astype(np.float16)
+def cached_lessons(folder: Path, teacher: Teacher, config: EasyDict, world: World) -> CachedLessons:
+    """Lessons from a full cache of made-up embeddings for the images in config.rec."""
+    data, size = FaceDataset(config.rec), config.embedding_size
+    cache = TeacherCache(folder, "made-up", {}, len(data), size)
+    rows = np.random.default_rng(0).standard_normal((len(data), size)).astype(np.float16)
     for mirrored in (False, True):
-        cache.write(np.arange(IMAGES), np.full(IMAGES, mirrored), rows)
-    return cache
+        cache.write(np.arange(len(data)), np.full(len(data), mirrored), rows)
+    lessons = CachedLessons(teacher, [], {}, data, world, config.eval_batch)
+    lessons.cache = cache
+    return lessons
 
 
 def stepping(task: Task, config: EasyDict, world: World) -> Callable[[], None]:
     """A training step: losses, gradients, update."""
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
-    n = config.batch_size
+    n, images = config.batch_size, len(FaceDataset(config.rec))
     generator = torch.Generator().manual_seed(0)
+    pixels = normalise(torch.randint(0, 256, (n, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator))
+    labels = torch.randint(0, CLASSES, (n,), generator=generator)
+    on_device = pixels.to(world.device), labels.to(world.device)
 
     def step() -> None:
-        images = torch.rand(n, 112, 112, 3, generator=generator).permute(0, 3, 1, 2)  # channels_last
-        labels = torch.randint(0, CLASSES, (n,), generator=generator)
-        indices = torch.randint(0, IMAGES, (n,), generator=generator)
+        indices = torch.randint(0, images, (n,), generator=generator)
         mirrored = torch.rand(n, generator=generator) < 0.5
-        batch = Batch(images.to(world.device), labels.to(world.device), indices, mirrored)
+        batch = Batch(*on_device, indices, mirrored)
         with autocast(world, config.precision):
             loss = task(batch)["Loss"]
         loss.backward()
@@ -100,13 +94,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7, help="steps of each that count (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of the config")
     args = parser.parse_intermixed_args()
-    config = load_config(args.config, args.changes)
+    config = load_config(args.config, ["rec=data/faces_demo", *args.changes])
     with processes() as world, tempfile.TemporaryDirectory() as folder:
         backbone = place(build_backbone(config), world).train()
         header = place(ArcFace(config.embedding_size, CLASSES, config.s, config.m), world)
         teacher = NetworkTeacher(build_backbone(teacher_network(config)), world, config.teacher_precision)
-        asked = Lessons(teacher, [])
-        kept = Kept(full_cache(Path(folder), config.embedding_size))
+        asked, kept = Lessons(teacher, []), cached_lessons(Path(folder), teacher, config, world)
         tasks: list[Task] = [DistillTask(backbone, header, lessons, config.w) for lessons in (asked, kept)]
         tasks.append(ArcFaceTask(backbone, header))
         uncached, cached, plain = rates(

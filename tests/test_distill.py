@@ -19,7 +19,7 @@ from utils.distributed import World, autocast, place
 from utils.errors import UserError
 from utils.losses import ArcFace, ArcFaceTask
 from utils.task import Batch
-from utils.teacher import NetworkTeacher, check_files, log_plan, make_teacher, teacher_epoch, teacher_files
+from utils.teacher import NetworkTeacher, check_files, log_plan, make_teacher, steps_of_epochs, teacher_files
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0"]
@@ -159,29 +159,36 @@ def test_swapping_teachers_leaks_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "teacher_epochs", "expected"),
+    ("ends", "steps", "expected"),
     [
-        (4, 4, [0, 1, 2, 3]),
-        (26, 26, list(range(26))),
-        (2, 4, [1, 3]),
-        (13, 26, list(range(1, 26, 2))),
-        (6, 3, [0, 0, 1, 1, 2, 2]),
-        (3, 2, [0, 1, 1]),
-        (5, 1, [0] * 5),
-        (1, 5, [4]),
+        ([5, 10, 15, 20], [7, 14, 21, 28], [7, 14, 21, 28]),  # as many epochs: each its own
+        ([5, 10, 15, 20], [10, 11, 12, 13], [10, 11, 12, 13]),  # whatever their lengths
+        ([5, 10], [7, 14, 21, 28], [14, 28]),
+        ([10 * e for e in range(1, 14)], [7 * e for e in range(1, 27)], [7 * e for e in range(2, 27, 2)]),
+        ([1, 2, 3, 4, 5, 6], [10, 20, 30], [10, 10, 20, 20, 30, 30]),
+        ([1, 2, 3], [10, 20], [10, 20, 20]),
+        ([1, 2, 3, 4, 5], [10], [10] * 5),
+        ([3], [10, 20, 30], [30]),
+        ([10 * e for e in range(1, 5)], [30, 35, 40], [30, 30, 30, 40]),  # the teacher's early files are gone
+        ([10, 20, 30], [20, 30], [20, 20, 30]),  # its last epoch was cut short
+        ([10, 20, 22], [10, 20, 30, 40], [20, 40, 40]),  # the student's is
     ],
 )
-def test_the_teacher_is_as_far_in_its_training_as_the_student(epochs, teacher_epochs, expected):
-    assert [teacher_epoch(epoch, epochs, teacher_epochs) for epoch in range(epochs)] == expected
+def test_the_teacher_is_as_far_in_its_training_as_the_student(ends, steps, expected):
+    assert steps_of_epochs(ends, steps) == expected
 
 
 def test_the_steps_are_those_of_the_files(tmp_path):
     for name in ("0backbone.pth", "9backbone.pth", "10backbone.pth", "300backbone.pth", "300header.pth", "best.pth"):
         (tmp_path / name).touch()
     config = config_of("multi_step=1", f"teacher_pth={tmp_path}")
-    assert [path.name for path in teacher_files(config, 3)] == ["9backbone.pth", "10backbone.pth", "300backbone.pth"]
+    assert [path.name for path in teacher_files(config, [4, 8, 12])] == [
+        "9backbone.pth",
+        "10backbone.pth",
+        "300backbone.pth",
+    ]
     config = config_of(f"teacher_pth={tmp_path}", "teacher_global_step=10")
-    assert teacher_files(config, 3) == [tmp_path / "10backbone.pth"] * 3
+    assert teacher_files(config, [4, 8, 12]) == [tmp_path / "10backbone.pth"] * 3
 
 
 def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatch):
@@ -203,7 +210,9 @@ def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatc
         ([], [], r"config teacher_pth: no \{global_step\}backbone\.pth in '.*'; train one or name another"),
         ([], ["multi_step=1"], r"config teacher_pth: no \{global_step\}backbone\.pth in"),
         (["0backbone.pth"], ["multi_step=1"], "config teacher_pth: .* an untrained checkpoint alone"),
-        (["5backbone.pth", "9backbone.pth"], [], r"teacher_global_step: no .*/7backbone\.pth; .* steps 5, 9"),
+        (["5backbone.pth", "9backbone.pth"], [], r"teacher_global_step: no trained .*/7backbone\.pth; .* steps 5, 9"),
+        (["0backbone.pth", "9backbone.pth"], ["teacher_global_step=0"], r"no trained .*/0backbone\.pth; .* steps 9"),
+        (["0backbone.pth"], ["teacher_global_step=0"], "config teacher_pth: .* an untrained checkpoint alone"),
         ([], ["multi_step=1", "teacher_pth=a.onnx"], "needs the folder of a teacher's checkpoints, not a.onnx"),
     ],
 )  # fmt: skip
@@ -212,7 +221,7 @@ def test_a_teacher_that_is_missing(tmp_path, files, overrides, message):
         (tmp_path / name).touch()
     config = config_of(f"teacher_pth={tmp_path}", "teacher_global_step=7", *overrides)
     with pytest.raises(UserError, match=message):
-        teacher_files(config, 3)
+        teacher_files(config, [4, 8, 12])
 
 
 @pytest.mark.parametrize(

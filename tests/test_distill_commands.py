@@ -61,6 +61,24 @@ def test_two_processes_share_a_cache_that_was_filled_ahead(demo, tmp_path):
     assert "100 % filled" in done.stdout and len(re.findall(SPEED_LINE, done.stdout)) == 1
 
 
+def test_two_processes_fill_a_cache_while_they_train(demo, tmp_path):
+    cache = f"teacher_cache={tmp_path / 'cache'}"
+    done = kd(demo, tmp_path, cache, "num_epoch=2", "batch_size=5", NPROC="2")  # 8 of the 48 images are left out
+    assert done.returncode == 0 and "Teacher cache of 12backbone.pth" in done.stdout, done.stderr
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    again = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, cache)
+    assert "100 % filled" in again.stdout and "embedded 0 images" in again.stdout, again.stderr
+
+
+def test_a_damaged_teacher_stops_the_run_in_one_line(demo, tmp_path):
+    whole = (demo / "output" / "demo" / "12backbone.pth").read_bytes()
+    (tmp_path / "9backbone.pth").write_bytes(whole[: len(whole) // 2])
+    for switch in ("teacher_global_step=9", "--multi-step"):
+        failed = kd(demo, tmp_path, switch, f"teacher_pth={tmp_path}")
+        assert failed.returncode == 2
+        assert re.fullmatch(r"error: .*9backbone\.pth: not a readable checkpoint.*\n", failed.stderr), failed.stderr
+
+
 def test_an_iresnet_trained_by_train_sh_is_a_teacher(demo, tmp_path):
     iresnet = ["--config", "config/config_iresnet100.py", "net_name=iresnet18", "rec=data/faces_demo"]
     places = ["num_classes=0", f"output={tmp_path / 'teacher'}", f"log_dir={tmp_path / 'logs'}", "eval_step=0"]
@@ -90,7 +108,9 @@ def test_a_student_starts_from_weights(demo, tmp_path):
     [
         (["teacher_pth="], "config teacher_pth: is empty"),
         (["teacher_pth=output/none"], "config teacher_pth: no .*backbone.pth in 'output/none'"),
-        (["teacher_global_step=5"], "no output/demo/5backbone.pth; there are the steps 0, 6, 12"),
+        (["teacher_global_step=5"], "no trained output/demo/5backbone.pth; there are the steps 6, 12"),
+        (["teacher_global_step=0"], "no trained output/demo/0backbone.pth; there are the steps 6, 12"),
+        (["output=output/demo"], "config output: 'output/demo' is the teacher's folder; name another"),
         (["teacher_channel=8"], r"12backbone\.pth: .* is \(.*\) there and \(.*\) by the config"),
         (["teacher_network=iresnet50"], r"12backbone\.pth: is of another network: it has .* \(.*lacks .* \(.*\)"),
         (["embedding_size=64"], r"12backbone\.pth: tail\.6\.weight is \(32, .*\) there and \(64, .*\) by the config"),
@@ -115,7 +135,7 @@ def test_every_refusal_is_one_line_before_any_training(demo, tmp_path, arguments
 def test_a_refusal_of_two_processes_starts_with_one_line(demo, tmp_path):
     failed = kd(demo, tmp_path, "teacher_global_step=5", NPROC="2")
     assert failed.returncode != 0
-    assert failed.stderr.count("error: config teacher_global_step: no output/demo/5backbone.pth") == 1
+    assert failed.stderr.count("error: config teacher_global_step: no trained output/demo/5backbone.pth") == 1
 
 
 def test_filling_needs_a_place(demo):

@@ -1,5 +1,6 @@
 """The teacher's embeddings on disk: right, whole, of the right teacher and data, whoever writes them."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from config import load_config
 from tests.conftest import ROOT
 from utils.checkpoint import save_weights
 from utils.dataset import FaceDataset, load_training_data
-from utils.distill import CachedLessons, DistillTask, Lessons, cache_opener
+from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
 from utils.distributed import World, place
 from utils.engine import train
 from utils.errors import UserError
@@ -42,6 +43,10 @@ def config_of(folder, data, *overrides):
     return load_config(ROOT / "config" / "config_demo.py", [*SMALL, *places, *cache, *overrides])
 
 
+def cache_of(config, path, data) -> TeacherCache:
+    return open_caches(config, [path], data)[path]
+
+
 @pytest.fixture
 def teacher_file(tmp_path):
     torch.manual_seed(7)
@@ -56,7 +61,10 @@ def a_run(config, teacher_file, cached: bool):
     torch.manual_seed(0)
     backbone, header = place(build_backbone(config), CPU), ArcFace(16, num_classes)
     files = [teacher_file] * config.num_epoch
-    lessons = CachedLessons(teacher, files, config, loader.dataset, CPU) if cached else Lessons(teacher, files)
+    lessons = Lessons(teacher, files)
+    if cached:
+        caches = open_caches(config, files, loader.dataset)
+        lessons = CachedLessons(teacher, files, caches, loader.dataset, CPU, batch_size=3)
     losses, asked = [], []
 
     class Recording(DistillTask):
@@ -76,15 +84,15 @@ def a_run(config, teacher_file, cached: bool):
 def test_the_loss_with_the_cache_is_the_loss_without_it(tmp_path, tiny_data, teacher_file):
     # A rate so low that the student of all steps is the same, and only the teacher's rounding differs.
     config = config_of(tmp_path, tiny_data, "num_epoch=3", "lr=1e-9")
-    plain, *_ = a_run(config, teacher_file, cached=False)
+    plain, _, without, _ = a_run(config, teacher_file, cached=False)
     cached, *_ = a_run(config, teacher_file, cached=True)
-    filled, *_ = a_run(config, teacher_file, cached=True)
+    filled, _, never, _ = a_run(config, teacher_file, cached=True)
+    assert without.asked == 3 * 5 * 8 and never.asked == 0
     assert len(plain) == len(cached) == 15
     for a, b, c in zip(plain, cached, filled, strict=True):
         assert b["ArcLoss"] == pytest.approx(a["ArcLoss"], rel=1e-5)
         assert b["MSE"] == pytest.approx(a["MSE"], rel=2**-10)
         assert c == pytest.approx(b, rel=1e-5)
-    assert [step["MSE"] for step in plain] != [step["MSE"] for step in cached]  # it was read from it
 
 
 def test_every_image_is_put_to_the_teacher_once_each_way(tmp_path, tiny_data, teacher_file):
@@ -92,7 +100,7 @@ def test_every_image_is_put_to_the_teacher_once_each_way(tmp_path, tiny_data, te
     n = len(FaceDataset(tiny_data))
     _, asked, teacher, lessons = a_run(config, teacher_file, cached=True)
     assert asked[0] == 0 and asked[1:] == [2 * n] * 3 and teacher.asked == 2 * n and n % 9
-    assert lessons.cache.complete().all()
+    assert lessons.cache.filled() == 1
     _, asked, teacher, _ = a_run(config, teacher_file, cached=True)  # the next run asks nothing
     assert teacher.asked == 0
 
@@ -102,7 +110,7 @@ def test_filled_ahead_it_holds_the_teachers_embeddings_of_both_ways(tmp_path, ti
     data = FaceDataset(tiny_data)
     teacher = NetworkTeacher(build_backbone(config), CPU)
     teacher.load(teacher_file)
-    cache = cache_opener(config, data)(teacher_file)
+    cache = cache_of(config, teacher_file, data)
     assert fill(cache, teacher, data, CPU, batch=5, workers=1) == len(data)
     assert fill(cache, teacher, data, CPU, batch=5) == 0
     for index in (0, len(data) - 1):
@@ -120,11 +128,12 @@ def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
     again = TeacherCache(tmp_path, "7backbone", {"teacher": "a"}, 10, 16)
     read, known = again.read(indices, mirrored)
     assert known.tolist() == [True] * 6 + [False] * 4 and np.array_equal(read[:6], rows[:6])
-    assert not again.read(indices, ~mirrored)[1].any() and not again.complete().any()
+    assert not again.read(indices, ~mirrored)[1].any() and again.filled() == 0
     again.write(indices, ~mirrored, rows)
-    assert again.complete().tolist() == [True] * 6 + [False] * 4
+    assert again.filled() == 0.6 and again.missing(slice(0, 10)).tolist() == [6, 7, 8, 9]
     again.embeddings[2, int(mirrored[2]), 5] += 1  # half of it was written when the power went
     assert cache.read(indices, mirrored)[1].tolist() == [True, True, False, True, True, True] + [False] * 4
+    assert again.missing(slice(0, 10)).tolist() == [2, 6, 7, 8, 9] and again.missing(slice(3, 7)).tolist() == [6]
 
 
 def test_a_zero_embedding_is_told_from_none(tmp_path):
@@ -164,9 +173,9 @@ def test_shares_of_several_processes_fill_all(tmp_path, tiny_data, teacher_file)
     config = config_of(tmp_path, tiny_data)
     data = FaceDataset(tiny_data)
     teacher = NetworkTeacher(build_backbone(config), CPU)
-    cache = cache_opener(config, data)(teacher_file)
+    cache = cache_of(config, teacher_file, data)
     done = [fill(cache, teacher, data, World(rank, 3, torch.device("cpu")), 4) for rank in range(3)]
-    assert sum(done) == len(data) and min(done) > 0 and cache.complete().all()
+    assert sum(done) == len(data) and min(done) > 0 and cache.filled() == 1
 
 
 # ------------------------------------------------------------------------------------------- which teacher and data
@@ -174,11 +183,15 @@ def test_shares_of_several_processes_fill_all(tmp_path, tiny_data, teacher_file)
 
 def test_another_teacher_or_other_data_have_a_cache_of_their_own(tmp_path, tiny_data, teacher_file):
     def path_of(folder, *overrides):
-        return cache_opener(config_of(tmp_path, folder, *overrides), FaceDataset(folder))(teacher_file).path
+        return cache_of(config_of(tmp_path, folder, *overrides), teacher_file, FaceDataset(folder)).path
 
     first = path_of(tiny_data)
     assert path_of(tiny_data, "teacher_precision=bf16") != first
     assert path_of(tiny_data, "teacher_genotype=softmax_cifar10") != first
+    assert path_of(tiny_data, "channel=8") != first  # the student's is the teacher's where it has none of its own
+    assert path_of(tiny_data, "channel=8", "teacher_channel=4") == first
+    iresnet = path_of(tiny_data, "teacher_network=iresnet18")
+    assert path_of(tiny_data, "teacher_network=resnet18", "channel=8") == iresnet != first  # another student
     copied = tmp_path / "copied"
     shutil.copytree(tiny_data, copied)
     assert path_of(copied) == first  # the same data, moved
@@ -228,6 +241,16 @@ def test_a_folder_that_cannot_hold_it(tmp_path, monkeypatch):
         TeacherCache(tmp_path / "new", "t", {}, 8, 16)
 
 
+def test_a_file_system_that_cannot_reserve_space_will_do(tmp_path, monkeypatch):
+    def unserved(*args):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unserved)
+    cache = TeacherCache(tmp_path, "t", {}, 8, 16)
+    cache.write(np.arange(8), np.zeros(8, bool), np.ones((8, 16), np.float16))
+    assert TeacherCache(tmp_path, "t", {}, 8, 16).read(np.arange(8), np.zeros(8, bool))[1].all()
+
+
 def test_fingerprints_see_large_files_by_samples_and_the_weights_beside_an_onnx_file(tmp_path, tiny_data, monkeypatch):
     from utils import teacher_cache
 
@@ -237,5 +260,7 @@ def test_fingerprints_see_large_files_by_samples_and_the_weights_beside_an_onnx_
     assert fingerprint_of_data(FaceDataset(tiny_data)) != whole
     (tmp_path / "t.onnx").write_bytes(b"graph")
     alone = fingerprint_of_teacher(tmp_path / "t.onnx")
+    (tmp_path / "t.onnx.cache").mkdir()
+    assert fingerprint_of_teacher(tmp_path / "t.onnx") == alone
     (tmp_path / "t.onnx.data").write_bytes(b"weights")
     assert fingerprint_of_teacher(tmp_path / "t.onnx") != alone

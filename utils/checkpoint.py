@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 
+NETWORK_FIELDS = "net_name, channel, n_layers"  # of the config, which decide on the network
 # What torch raises over a file that is no checkpoint, or half of one.
 _DAMAGED = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
@@ -82,7 +83,7 @@ def _is_plain(value: object) -> bool:
     return not (value.is_quantized or value.is_complex())
 
 
-def load_weights(module: nn.Module, path: str | Path, fields: str = "net_name, channel, n_layers") -> None:
+def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIELDS) -> None:
     """Loads a file into the module, every key and shape as it should be, or raises CheckpointError naming the first
     that is not, both shapes, and the config's fields to check."""
     weights = read_weights(path)

@@ -1,7 +1,5 @@
 """Knowledge distillation: the task that adds a teacher's embeddings to ArcFace (paper, Section III-C)."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from utils.dataset import FaceDataset
 from utils.distributed import World
 from utils.run_log import log
 from utils.task import Batch
-from utils.teacher import Teacher, is_onnx, teacher_network
+from utils.teacher import Teacher, describe
 from utils.teacher_cache import Identity, TeacherCache, fill, fingerprint_of_data, fingerprint_of_teacher
 
 
@@ -27,6 +25,9 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     return F.mse_loss(F.normalize(student, dim=1), teacher)
+
+
+Caches = dict[Path, TeacherCache]  # by the teacher's file
 
 
 class Lessons:
@@ -55,27 +56,27 @@ class CachedLessons(Lessons):
     A whole epoch with a teacher leaves nothing to ask it, so it pays from the second on, or in the next run.
     """
 
-    def __init__(self, teacher: Teacher, files: list[Path], config: EasyDict, data: FaceDataset, world: World) -> None:
+    def __init__(
+        self, teacher: Teacher, files: list[Path], caches: Caches, data: FaceDataset, world: World, batch_size: int
+    ) -> None:
+        """caches: of each file, for the images of the data; batch_size: images at once where a cache is completed."""
         super().__init__(teacher, files)
-        self.open = cache_opener(config, data)
+        self.caches = caches
+        self.cache: TeacherCache
         self.data = data
         self.world = world
-        self.batch_size = config.batch_size
-        self.cache: TeacherCache | None = None
+        self.batch_size = batch_size
 
     def start_epoch(self, epoch: int) -> None:
         """Changes the teacher, or completes what is kept of it by the images that the epochs before left out."""
-        changes = self.files[epoch] != self.serving
+        stays = self.serving == self.files[epoch]
         super().start_epoch(epoch)
-        if changes or self.cache is None:
-            self.cache = self.open(self.files[epoch])
-            log.info(f"Teacher cache: {self.cache.path}.*, {100 * self.cache.complete().mean():.0f} % filled")
-        else:
+        self.cache = self.caches[self.files[epoch]]
+        if stays:
             fill(self.cache, self.teacher, self.data, self.world, self.batch_size)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The teacher's embeddings (B, D) float32, of length 1 to float16 accuracy."""
-        assert self.cache, "start_epoch comes first"
         indices, mirrored = batch.indices.numpy(), batch.mirrored.numpy()
         embeddings, known = self.cache.read(indices, mirrored)
         if not known.all():
@@ -90,22 +91,18 @@ class CachedLessons(Lessons):
         return self.teacher(images).half().cpu().numpy()
 
 
-def cache_opener(config: EasyDict, data: FaceDataset) -> Callable[[Path], TeacherCache]:
-    """A function that opens the cache in config.teacher_cache of a teacher's file, for these data."""
-    of_data = fingerprint_of_data(data)
-    network = "ONNX" if is_onnx(config) else json.dumps(teacher_network(config))
-
-    def open_cache(path: Path) -> TeacherCache:
-        identity: Identity = {
-            "teacher": path.name,
-            "teacher_sha256": fingerprint_of_teacher(path),
-            "network": network,
-            "precision": config.teacher_precision,
-            "data_sha256": of_data,
-        }
-        return TeacherCache(Path(config.teacher_cache), path.stem, identity, len(data), config.embedding_size)
-
-    return open_cache
+def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Caches:
+    """The caches in config.teacher_cache of the teacher's files, for these data. Says what is in them."""
+    of_data, teacher, caches = fingerprint_of_data(data), describe(config), {}
+    for path in dict.fromkeys(files):
+        of_teacher = fingerprint_of_teacher(path)
+        identity: Identity = {"teacher": teacher, "teacher_sha256": of_teacher, "data_sha256": of_data}
+        cache = TeacherCache(Path(config.teacher_cache), path.stem, identity, len(data), config.embedding_size)
+        log.info(f"Teacher cache of {path.name}: {cache.path}.*, {100 * cache.filled():.0f} % filled")
+        caches[path] = cache
+    if len(caches) == len(files) > 1:
+        log.warning("config teacher_cache: every epoch has another teacher, so it saves time in later runs alone")
+    return caches
 
 
 class DistillTask:

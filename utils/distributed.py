@@ -118,11 +118,11 @@ def on_main(world: World, check: Callable[[], T]) -> T:
     raise SystemExit(2)
 
 
-def main_first(world: World, action: Callable[[], None]) -> None:
-    """Runs `action` on the main process, then on the others: an error that all would meet is told once."""
-    on_main(world, action)
-    if not world.is_main:
-        action()
+def main_first(world: World, action: Callable[[], T]) -> T:
+    """The result of `action`, run by the main process, then by the others: an error that all meet is told once."""
+    results: list[T] = []
+    on_main(world, lambda: results.append(action()))
+    return results[0] if results else action()
 
 
 def share_of(n: int, world: World) -> slice:

@@ -1,7 +1,7 @@
 """The training loop: the only one. ArcFace training and distillation differ in the task they hand to it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 
 import torch
 from easydict import EasyDict
@@ -19,13 +19,10 @@ from utils.task import Batch, Task
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
 
 
-def epochs_of(config: EasyDict, loader: Loader) -> int:
-    """The epochs that a run has by the config, the last perhaps not whole."""
-    return math.ceil(_total_steps(config, loader) / len(loader))
-
-
-def _total_steps(config: EasyDict, loader: Loader) -> int:
-    return config.max_steps or config.num_epoch * len(loader)
+def epoch_ends(config: EasyDict, loader: Sized) -> list[int]:
+    """The global step at the end of each epoch that a run has by the config, the last perhaps not whole."""
+    total_steps = config.max_steps or config.num_epoch * len(loader)
+    return [*range(len(loader), total_steps, len(loader)), total_steps]
 
 
 def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Verify | None = None) -> int:
@@ -34,7 +31,8 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     Leaves {step}backbone.pth and {step}header.pth in config.output at the end of every epoch. `verify` is called
     on every process each config.eval_step steps.
     """
-    total_steps = _total_steps(config, loader)
+    ends = epoch_ends(config, loader)
+    total_steps = ends[-1]
     run_log = RunLog(config, total_steps, config.batch_size * world.size, world.is_main)
     optimizer = _sgd(task, config)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -47,7 +45,7 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     task.backbone.train()
 
     # ------------------------------------------------------------------ the loop
-    for epoch in range(epochs_of(config, loader)):
+    for epoch in range(len(ends)):
         task.start_epoch(epoch)
         run_log.resume_clock(step)
         lr = _set_learning_rate(optimizer, config, epoch, world)

@@ -11,10 +11,10 @@ if not __package__:  # run as a script: the modules are found from the project's
 
 from backbones import build_backbone
 from config import make_folder, parse_command, require_data
-from utils.dataset import load_training_data
-from utils.distill import cache_opener
-from utils.distributed import on_main, processes
-from utils.engine import epochs_of
+from utils.dataset import EpochSampler, FaceDataset
+from utils.distill import open_caches
+from utils.distributed import main_first, on_main, processes
+from utils.engine import epoch_ends
 from utils.errors import UserError, run
 from utils.run_log import init_logging, log
 from utils.teacher import check_files, log_plan, make_teacher, teacher_files
@@ -30,15 +30,16 @@ def main() -> None:
     folder = make_folder(config, "teacher_cache")
     with processes() as world:
         init_logging(folder / "fill.log" if world.is_main else None)
-        loader, _ = load_training_data(config, world)
-        files = on_main(world, lambda: teacher_files(config, epochs_of(config, loader)))
+        data = FaceDataset(config.rec)
+        sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
+        files = on_main(world, lambda: teacher_files(config, epoch_ends(config, sampler)))
         teacher = make_teacher(config, world, build_backbone)
         check_files(teacher, files, world)
         log_plan(files)
-        open_cache = cache_opener(config, loader.dataset)
-        for path in dict.fromkeys(files):
+        caches = main_first(world, lambda: open_caches(config, files, data))
+        for path, cache in caches.items():
             teacher.load(path)
-            images = fill(open_cache(path), teacher, loader.dataset, world, config.eval_batch, config.workers)
+            images = fill(cache, teacher, data, world, config.eval_batch, config.workers)
             log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
 
 

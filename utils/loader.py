@@ -47,7 +47,7 @@ class Loader:
         self.pin = pin
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
-        self._slots = _Slots(dataset, max(1, workers), sampler.batch_size)
+        self._slots = _Slots(dataset, workers, sampler.batch_size)
         self._loader = DataLoader(
             self._slots,
             batch_sampler=sampler,
@@ -80,13 +80,16 @@ class _Slots(Dataset):
     """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
 
     def __init__(self, dataset: "FaceDataset", workers: int, batch_size: int) -> None:
-        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes, each with its own slots
-        _check_shared_memory(on_this_machine * workers * SLOTS * batch_size * SIZE * SIZE * 3)
         self.dataset = dataset
-        shape = (workers, SLOTS, batch_size)
-        self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8).share_memory_()
-        self.labels = torch.zeros(shape, dtype=torch.int64).share_memory_()
-        self.indices = torch.zeros(shape, dtype=torch.int64).share_memory_()
+        shape = (max(1, workers), SLOTS, batch_size)
+        self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8)
+        self.labels = torch.zeros(shape, dtype=torch.int64)
+        self.indices = torch.zeros(shape, dtype=torch.int64)
+        if workers:
+            on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes, each with its own slots
+            _check_shared_memory(on_this_machine * self.images.numel())
+            for memory in (self.images, self.labels, self.indices):
+                memory.share_memory_()
         self.turn = 0  # counts the batches of this worker
 
     def __getitems__(self, indices: list[int]) -> Ticket | UserError:

@@ -1,5 +1,6 @@
 """Teachers: networks whose embeddings a student learns. They are run, never trained."""
 
+import re
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -71,42 +72,49 @@ def teacher_network(config: EasyDict) -> EasyDict:
     )
 
 
-def teacher_files(config: EasyDict, epochs: int) -> list[Path]:
+def teacher_files(config: EasyDict, ends: list[int]) -> list[Path]:
     """The teacher's file for each of the student's epochs. Raises UserError where there is none.
 
     Template: one file for all. Multi-step: the teacher's own checkpoint of the epoch (paper, Section III-C), or, of
     another number of epochs, the first at which the teacher had done the fraction of its training that the student
     has at the end of this epoch. An untrained checkpoint (step 0) is none.
+
+    Args:
+        config: of the student.
+        ends: the student's global step at the end of each of its epochs.
     """
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
     place = Path(config.teacher_pth)
+    if place.resolve() == Path(config.output).resolve():
+        raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
     if is_onnx(config):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
-        return [place] * epochs
+        return [place] * len(ends)
+    trained = {step: path for step, path in list_backbones(place, "teacher_pth").items() if step}
+    if not trained:
+        raise UserError(f"config teacher_pth: {place} holds an untrained checkpoint alone (0backbone.pth); train it")
     if config.multi_step:
-        trained = [path for step, path in list_backbones(place, "teacher_pth").items() if step > 0]
-        if not trained:
-            raise UserError(f"config teacher_pth: {place} holds an untrained checkpoint alone; train the teacher")
-        return [trained[teacher_epoch(epoch, epochs, len(trained))] for epoch in range(epochs)]
-    steps = list_backbones(place, "teacher_pth")
-    if config.teacher_global_step not in steps:
+        return [trained[step] for step in steps_of_epochs(ends, list(trained))]
+    if config.teacher_global_step not in trained:
         raise UserError(
-            f"config teacher_global_step: no {place / f'{config.teacher_global_step}backbone.pth'}; there are the "
-            f"steps {', '.join(map(str, steps))}"
+            f"config teacher_global_step: no trained {place / f'{config.teacher_global_step}backbone.pth'}; there are "
+            f"the steps {', '.join(map(str, trained))}"
         )
-    return [steps[config.teacher_global_step]] * epochs
+    return [trained[config.teacher_global_step]] * len(ends)
+
+
+def steps_of_epochs(ends: list[int], steps: list[int]) -> list[int]:
+    """Which of the teacher's steps (ascending) is as far in its training as the student is at each of its ends."""
+    if len(ends) == len(steps):
+        return steps
+    return [next(step for step in steps if step * ends[-1] >= end * steps[-1]) for end in ends]
 
 
 def is_onnx(config: EasyDict) -> bool:
     """Whether the teacher is an ONNX file."""
     return config.teacher_pth.lower().endswith(".onnx")
-
-
-def teacher_epoch(epoch: int, epochs: int, teacher_epochs: int) -> int:
-    """The teacher's epoch (from 0) for one of the student's: as far in its training, rounded up."""
-    return -(-(epoch + 1) * teacher_epochs // epochs) - 1
 
 
 def log_plan(files: list[Path]) -> None:
@@ -126,6 +134,19 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
             teacher.load(path)
 
     main_first(world, load_all)
+
+
+def describe(config: EasyDict) -> str:
+    """All of the teacher, but its weights, that its embeddings depend on: the network and the precision."""
+    if is_onnx(config):
+        return f"ONNX, {config.embedding_size}"
+    net = teacher_network(config)
+    if match := re.search(r"resnet[-_]?(\d+)", net.net_name, re.IGNORECASE):
+        network = f"IResNet {match[1]}"
+    else:
+        genotype = net.genotypes[net.genotype]
+        network = f"PocketNet {net.channel}, {net.n_layers} cells, stem {net.stem_multiplier}, {genotype}"
+    return f"{network}, {net.embedding_size}, {config.teacher_precision}"
 
 
 def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:

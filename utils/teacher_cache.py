@@ -1,5 +1,6 @@
 """A teacher's embeddings of every training image and its mirror image, kept on disk so that they are computed once."""
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ class TeacherCache:
     and the CRC-32 of each (N, 2).
 
     An embedding whose CRC does not fit is not there: so nothing half written is ever read, whoever was killed or lost
-    power while writing. Processes may write at once: to the same place they write the same.
+    power while writing, or wrote to the same place at once.
     """
 
     def __init__(self, folder: Path, name: str, identity: Identity, n_images: int, size: int) -> None:
@@ -76,16 +77,25 @@ class TeacherCache:
         self.embeddings[indices, sides] = embeddings
         self.checks[indices, sides] = _checks(embeddings)
 
-    def complete(self) -> np.ndarray:
-        """(N,) bool: the images that have been embedded both ways."""
-        return np.all(self.checks, axis=1)
+    def filled(self) -> float:
+        """The fraction of images that have been embedded both ways."""
+        return float(np.all(self.checks, axis=1).mean())
+
+    def missing(self, share: slice) -> np.ndarray:
+        """Those indices of the share whose embeddings are not there, or not whole, both ways. Reads them all."""
+        indices = np.arange(share.start, share.stop)
+        parts = np.array_split(indices, max(1, len(indices) * self.embeddings[:1].nbytes // CHUNK))
+        whole = [self._are_whole(part, False) & self._are_whole(part, True) for part in parts]
+        return indices[~np.concatenate(whole)]
+
+    def _are_whole(self, indices: np.ndarray, mirrored: bool) -> np.ndarray:
+        return self.read(indices, np.full(len(indices), mirrored))[1]
 
 
 def fill(cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0) -> int:
     """Embeds this process's share of what is missing; returns how many images that were."""
     # Shared out by all images, not by the missing ones: another process may be filling already.
-    share = share_of(len(data), world)
-    missing = share.start + np.flatnonzero(~cache.complete()[share])
+    missing = cache.missing(share_of(len(data), world))
     if not len(missing):
         return 0
     with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
@@ -103,7 +113,10 @@ def fingerprint_of_teacher(path: Path) -> str:
     """SHA-256 of a file; of an ONNX file also of those named NAME.onnx…, in which a large network has its weights."""
     beside = path.parent.iterdir() if path.suffix.lower() == ".onnx" else ()
     whole = hashlib.sha256()
-    for part in [path, *sorted(other for other in beside if other.name.startswith(path.name) and other != path)]:
+    for part in [
+        path,
+        *sorted(other for other in beside if other.name.startswith(path.name) and other.is_file() and other != path),
+    ]:
         with part.open("rb") as file:
             while chunk := file.read(CHUNK):
                 whole.update(chunk)
@@ -135,17 +148,22 @@ def _digest(data: bytes) -> str:
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """The file as an array, made of zeros where it is missing. A part that was cut off is zeros, too."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    with path.open("ab") as file:
-        if file.tell() > size:
-            raise UserError(f"{path}: {file.tell()} bytes, should be {size}: it is damaged; delete it")
-        _reserve(file.fileno(), size)
+    path.touch()
+    with path.open("r+b") as file:
+        found = file.seek(0, os.SEEK_END)
+        if found > size:
+            raise UserError(f"{path}: {found} bytes, should be {size}: it is damaged; delete it")
+        if found < size:
+            _reserve(file.fileno(), size)
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
 def _reserve(file: int, size: int) -> None:
     """Gives the file its size and, where the system can, its place on the disk: a full one is told now, as an error,
     and not in the middle of the run as a bus error. What is in the file stays."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(file, 0, size)
-    else:
+    except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
         os.ftruncate(file, size)
