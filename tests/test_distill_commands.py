@@ -50,23 +50,23 @@ def test_multi_step_names_the_teacher_of_each_epoch_before_the_first_step(demo, 
 
 
 def test_two_processes_share_a_cache_that_was_filled_ahead(demo, tmp_path):
-    cache = f"teacher_cache={tmp_path / 'cache'}"
-    filled = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, cache)
+    cache = [f"teacher_cache={tmp_path / 'cache'}", f"output={tmp_path / 'student'}"]
+    filled = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, *cache)
     assert filled.returncode == 0, filled.stderr
     assert "output/demo/12backbone.pth: embedded 48 images" in filled.stdout
-    again = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, cache)
+    again = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, *cache)
     assert "embedded 0 images" in again.stdout
-    done = kd(demo, tmp_path, cache, "num_epoch=1", NPROC="2")
+    done = kd(demo, tmp_path, *cache, "num_epoch=1", NPROC="2")
     assert done.returncode == 0, done.stderr
     assert "100 % filled" in done.stdout and len(re.findall(SPEED_LINE, done.stdout)) == 1
 
 
 def test_two_processes_fill_a_cache_while_they_train(demo, tmp_path):
-    cache = f"teacher_cache={tmp_path / 'cache'}"
-    done = kd(demo, tmp_path, cache, "num_epoch=2", "batch_size=5", NPROC="2")  # 8 of the 48 images are left out
+    cache = [f"teacher_cache={tmp_path / 'cache'}", f"output={tmp_path / 'student'}"]
+    done = kd(demo, tmp_path, *cache, "num_epoch=2", "batch_size=5", NPROC="2")  # 8 of the 48 images are left out
     assert done.returncode == 0 and "Teacher cache of 12backbone.pth" in done.stdout, done.stderr
     assert len(list((tmp_path / "cache").iterdir())) == 3
-    again = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, cache)
+    again = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, *cache)
     assert "100 % filled" in again.stdout and "embedded 0 images" in again.stdout, again.stderr
 
 

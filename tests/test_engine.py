@@ -24,6 +24,7 @@ from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFace, ArcFaceTask
 from utils.run_log import log
+from utils.task import Batch
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]
@@ -138,9 +139,9 @@ def test_the_host_never_waits_for_the_device_between_two_lines_of_the_log(tmp_pa
     waits = []
     call = ArcFaceTask.__call__
 
-    def counting(self, images, labels):
+    def counting(self, batch):
         waits.append(mode.waits)
-        return call(self, images, labels)
+        return call(self, batch)
 
     monkeypatch.setattr(ArcFaceTask, "__call__", counting)
     with Count() as mode:
@@ -219,12 +220,17 @@ def _batch():
     return torch.randn(16, 3, 112, 112, generator=generator), torch.randint(0, 4, (16,), generator=generator)
 
 
+def _loss(task, images, labels):
+    nothing = torch.zeros(len(labels), dtype=torch.int64)
+    return task(Batch(images, labels, nothing, nothing.bool()))["Loss"]
+
+
 def _save_gradients(world, folder, data):
     config = small_config(folder, data)
     task = small_task(config, 4, world)
     images, labels = _batch()
     part = share_of(16, world)
-    task(images[part], labels[part])["Loss"].backward()
+    _loss(task, images[part], labels[part]).backward()
     gradients = [p.grad.clone() for m in (task.backbone, task.header) for p in m.parameters()]
     rows = gather_rows(torch.arange(16)[part].numpy(), world)
     torch.save({"gradients": gradients, "rows": rows.tolist(), "bn": unwrap(task.backbone).stem[1].running_mean},
@@ -240,7 +246,7 @@ def test_two_processes_give_the_mean_of_the_gradients_of_their_halves(tmp_path, 
         task = small_task(small_config(tmp_path, tiny_data), 4)
         images, labels = _batch()
         part = slice(8 * rank, 8 * rank + 8)
-        task(images[part], labels[part])["Loss"].backward()
+        _loss(task, images[part], labels[part]).backward()
         halves.append([p.grad for m in (task.backbone, task.header) for p in m.parameters()])
         # Batch norm is each process's own: its running mean is that of its half.
         assert torch.equal(task.backbone.stem[1].running_mean, ours[rank]["bn"])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from tests.conftest import GOLDEN
 from utils.losses import ArcFace, ArcFaceTask
+from utils.task import Batch
 
 VECTORS = np.load(GOLDEN / "arcface.npz")
 
@@ -77,5 +78,7 @@ def test_a_zero_embedding_gives_finite_numbers():
 
 def test_the_task_names_its_loss():
     header, golden = golden_header("arcface_b")
-    named = ArcFaceTask(torch.nn.Identity(), header)(golden["embeddings"], golden["labels"])
+    nothing = torch.zeros(len(golden["labels"]), dtype=torch.int64)
+    batch = Batch(golden["embeddings"], golden["labels"], nothing, nothing.bool())
+    named = ArcFaceTask(torch.nn.Identity(), header)(batch)
     assert named["Loss"].item() == pytest.approx(float(golden["loss"]), rel=1e-5)

@@ -58,8 +58,8 @@ class RunLog:
         seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # a step
         speed = self.images_a_step / seconds
         hours = (self.total_steps - step) * seconds / 3600
-        # An MSE of unit vectors is below 4 / embedding_size: four decimals would leave two digits of it.
-        named = "   ".join(f"{name} {value:.{4 if value >= 0.1 else 6}f}" for name, value in losses.items())
+        # Four decimals as published; six of the MSE, which is below 4 / embedding_size for unit vectors.
+        named = "   ".join(f"{name} {value:.{6 if name == 'MSE' else 4}f}" for name, value in losses.items())
         log.info(
             f"Speed {speed:.2f} samples/sec   {named}   Epoch: {epoch}   "
             f"Global Step: {step}   Required: {hours:.2f} hours"
