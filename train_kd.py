@@ -10,13 +10,13 @@ from config import parse_command
 from train import run_training
 from utils.checkpoint import NETWORK_FIELDS, load_weights
 from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
-from utils.distributed import World, main_first, on_main, wrap
+from utils.distributed import World, main_first, wrap
 from utils.engine import epoch_ends
 from utils.errors import run
 from utils.loader import Loader
 from utils.run_log import log
 from utils.task import Task
-from utils.teacher import check_files, log_plan, make_teacher, teacher_files
+from utils.teacher import prepare_teacher
 
 
 def main() -> None:
@@ -27,10 +27,7 @@ def main() -> None:
 
 def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
     """Training with a teacher, every file of which has been tried when this returns."""
-    files = on_main(world, lambda: teacher_files(config, epoch_ends(config, loader)))
-    teacher = make_teacher(config, world, build_backbone)
-    check_files(teacher, files, world)
-    log_plan(files)
+    teacher, files = prepare_teacher(config, world, epoch_ends(config, loader), build_backbone)
     if config.student_pth:
         path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
         main_first(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a script: the modules are found from the project's folder
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDENT = "config/config_demo_kd.py"
 # The teacher is the net of make demo, trained for as many epochs as the student: so each has its own of them.
 TEACHER = ["--config", "config/config_demo.py", "num_epoch=4", "lr_steps=3", "save_initial=0"]
-WAYS = {"plain": [], "template": ["train_kd.py"], "multi-step": ["train_kd.py", "--multi-step"]}
+WAYS = {"plain": ["train.py"], "template": ["train_kd.py"], "multi-step": ["train_kd.py", "--multi-step"]}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Run:
 
     folder: Path
     training: list[str]  # script and arguments
-    net: list[str] = field(default_factory=list)  # arguments by which eval.py knows the network
+    net: list[str]  # arguments by which eval.py knows the network
 
     def made_of(self) -> str:
         """What the results depend on: a run of something else is done anew."""
@@ -66,7 +66,7 @@ def students(out: Path, seeds: int, changes: Sequence[str]) -> dict[str, list[Ru
     teacher = [f"teacher_pth={out / 'teacher'}", f"teacher_cache={out / 'cache'}"]
     runs = {}
     for way, script in WAYS.items():
-        command = [*(script or ["train.py"]), *net, *teacher]
+        command = [*script, *net, *teacher]
         folders = [out / f"{way}-{seed}" for seed in range(seeds)]
         runs[way] = [Run(folder, [*command, f"seed={seed}"], net) for seed, folder in enumerate(folders)]
     return runs

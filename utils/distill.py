@@ -13,7 +13,7 @@ from utils.distributed import World
 from utils.run_log import log
 from utils.task import Batch
 from utils.teacher import Teacher, describe
-from utils.teacher_cache import Identity, TeacherCache, fill, fingerprint_of_data, fingerprint_of_teacher
+from utils.teacher_cache import Identity, TeacherCache, ask, fill, fingerprint_of_data, fingerprint_of_teacher
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -81,14 +81,9 @@ class CachedLessons(Lessons):
         embeddings, known = self.cache.read(indices, mirrored)
         if not known.all():
             unknown = np.flatnonzero(~known)
-            images, indices, mirrored = batch.images[unknown], indices[unknown], mirrored[unknown]
-            embeddings[unknown] = self._ask(images)
-            self.cache.write(indices, mirrored, embeddings[unknown])
-            self.cache.write(indices, ~mirrored, self._ask(images.flip(3)))
+            images = batch.images[unknown]
+            embeddings[unknown] = ask(self.cache, self.teacher, images, indices[unknown], mirrored[unknown])
         return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
-
-    def _ask(self, images: Tensor) -> np.ndarray:
-        return self.teacher(images).half().cpu().numpy()
 
 
 def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Caches:

@@ -13,11 +13,11 @@ from backbones import build_backbone
 from config import make_folder, parse_command, require_data
 from utils.dataset import EpochSampler, FaceDataset
 from utils.distill import open_caches
-from utils.distributed import main_first, on_main, processes
+from utils.distributed import main_first, processes
 from utils.engine import epoch_ends
 from utils.errors import UserError, run
 from utils.run_log import init_logging, log
-from utils.teacher import check_files, log_plan, make_teacher, teacher_files
+from utils.teacher import prepare_teacher
 from utils.teacher_cache import fill
 
 
@@ -32,10 +32,7 @@ def main() -> None:
         init_logging(folder / "fill.log" if world.is_main else None)
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
-        files = on_main(world, lambda: teacher_files(config, epoch_ends(config, sampler)))
-        teacher = make_teacher(config, world, build_backbone)
-        check_files(teacher, files, world)
-        log_plan(files)
+        teacher, files = prepare_teacher(config, world, epoch_ends(config, sampler), build_backbone)
         caches = main_first(world, lambda: open_caches(config, files, data))
         for path, cache in caches.items():
             teacher.load(path)

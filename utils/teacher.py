@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import World, autocast, main_first, place
+from utils.distributed import World, autocast, main_first, on_main, place
 from utils.errors import UserError
 from utils.onnx_teacher import OnnxTeacher
 from utils.run_log import log
@@ -157,3 +157,14 @@ def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyD
     if config.compile:
         network.compile()
     return NetworkTeacher(network, world, config.teacher_precision)
+
+
+def prepare_teacher(
+    config: EasyDict, world: World, ends: list[int], build_backbone: Callable[[EasyDict], nn.Module]
+) -> tuple[Teacher, list[Path]]:
+    """The config's teacher and its file for each epoch, every one tried, and said. `ends` as in teacher_files."""
+    files = on_main(world, lambda: teacher_files(config, ends))
+    teacher = make_teacher(config, world, build_backbone)
+    check_files(teacher, files, world)
+    log_plan(files)
+    return teacher, files

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from utils.dataset import FaceDataset, ListSampler
@@ -100,13 +101,18 @@ def fill(cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World,
         return 0
     with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
         for decoded in Loader(data, ListSampler(missing, batch), workers).epoch(0):
-            images = normalise(decoded.images.to(world.device))
-            indices = decoded.indices.numpy()
-            for mirrored in (False, True):
-                embeddings = teacher(images.flip(3) if mirrored else images).half().cpu().numpy()
-                cache.write(indices, np.full(len(indices), mirrored), embeddings)
+            images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
+            ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
             bar.update(len(indices))
     return len(missing)
+
+
+def ask(cache: TeacherCache, teacher: Teacher, images: Tensor, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    """The teacher's embeddings (B, D) float16 of (B, 3, 112, 112) images, kept with those of their mirror images."""
+    asked, other = (teacher(turned).half().cpu().numpy() for turned in (images, images.flip(3)))
+    cache.write(indices, mirrored, asked)
+    cache.write(indices, ~mirrored, other)
+    return asked
 
 
 def fingerprint_of_teacher(path: Path) -> str:
