@@ -17,7 +17,10 @@ from easydict import EasyDict
 from config.base import config as defaults
 from config.fields import NET_NAMES, ConfigError, base, check_known, check_values, from_text, typed
 
-__all__ = ["NET_NAMES", "ConfigError", "load_config", "make_folder", "parse_command", "require_data", "shipped_configs"]
+__all__ = [
+    "NET_NAMES", "ConfigError", "add_config_arguments", "load_config", "make_folder", "parse_command", "require_data",
+    "shipped_configs",
+]  # fmt: skip
 
 FOLDER = Path(__file__).resolve().parent
 # What the code of a config file may raise.
@@ -62,18 +65,23 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     return config
 
 
-def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
-    """The config that this command's line names: [--config FILE] [field=value …].
-
-    Each of `switches` is a field that an option of its name sets to True: multi_step, --multi-step.
-    """
-    parser = argparse.ArgumentParser(description=description)
+def add_config_arguments(parser: argparse.ArgumentParser, switches: Iterable[str] = ()) -> None:
+    """Adds what names a config to a command: [--config FILE] [field=value …]; see `parse_command`."""
     parser.add_argument("--config", metavar="FILE", help="config file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
     for name in switches:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, action="append_const", dest="on", const=f"{name}=True", help=f"{name}=True")
     parser.set_defaults(on=[])
+
+
+def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
+    """The config that this command's line names: [--config FILE] [field=value …].
+
+    Each of `switches` is a field that an option of its name sets to True: multi_step, --multi-step.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    add_config_arguments(parser, switches)
     args = parser.parse_intermixed_args()  # --config may stand between overrides
     return load_config(args.config, [*args.overrides, *args.on])
 

@@ -16,6 +16,7 @@ from utils.errors import UserError
 
 base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
 PRECISIONS = ("fp32", "bf16", "fp16")
+EVAL_RUNTIMES = ("auto", "torch", "openvino")
 NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
 # Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
 _NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
@@ -93,6 +94,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda seed: 0 <= seed < 2**63, "from 0 to below 2^63"),
     "precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
     "teacher_precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
+    "eval_runtime": (lambda runtime: runtime in EVAL_RUNTIMES, "auto, torch or openvino"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),

@@ -235,13 +235,17 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool
     return encoded, issame
 
 
-def _decode_image(encoded: bytes) -> NDArray[np.uint8] | None:
-    """One RGB face (112, 112, 3), or None where the bytes are no whole image."""
+def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
+    """RGB pixels (H, W, 3), or None where the bytes are no whole image."""
     try:
-        image: Any = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
     except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
         return None
-    if image is None or image.shape == (SIDE, SIDE, 3):
+
+
+def _to_face(image: Any) -> NDArray[np.uint8]:
+    """The image as a face of (112, 112, 3)."""
+    if image.shape == (SIDE, SIDE, 3):
         return image
     height, width = image.shape[:2]
     short = min(height, width)
@@ -252,24 +256,31 @@ def _decode_image(encoded: bytes) -> NDArray[np.uint8] | None:
 
 
 def decode(
-    encoded: Sequence[bytes], threads: int | None = None, source: str = "", part: slice = slice(None)
+    encoded: Sequence[bytes],
+    threads: int | None = None,
+    part: slice = slice(None),
+    name: Callable[[int], str] | None = None,
+    resized: list[int] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode the images of a part (default: all) into RGB pixels (n, 112, 112, 3), with one thread a core by default.
 
     An image of another size is resized, bicubic, so that its short side is 112 pixels, as the published code does
     (mx.image.resize_short); where that leaves it oblong, which stopped the published code, its centre is taken.
 
-    Raises UserError naming the first image that cannot be decoded, behind `source`.
+    `resized` is given the indices of such images. Raises UserError at the first image that cannot be decoded, by its
+    `name` (default: "image 3 of 12").
     """
     wanted = range(len(encoded))[part]
     images = np.empty((len(wanted), SIDE, SIDE, 3), np.uint8)
 
     def decode_chunk(start: int) -> None:
         for row, index in enumerate(wanted[start : start + _CHUNK], start):
-            image = _decode_image(encoded[index])
+            image = open_image(encoded[index])
             if image is None:
-                raise UserError(f"{source}image {index} of {len(encoded)} cannot be decoded")
-            images[row] = image
+                raise UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} cannot be decoded")
+            if resized is not None and image.shape != (SIDE, SIDE, 3):
+                resized.append(index)
+            images[row] = _to_face(image)
 
     # OpenCV lets go of Python's lock while it decodes. map reports the first chunk that failed and drops the rest.
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -284,4 +295,4 @@ def load_bin(path: str | os.PathLike[str]) -> tuple[NDArray[np.uint8], NDArray[n
     Raises UserError naming the file, and the image where it is one that cannot be decoded.
     """
     encoded, issame = read_bin(path)
-    return decode(encoded, source=f"{path}: "), issame
+    return decode(encoded, name=lambda index: f"{path}: image {index} of {len(encoded)}"), issame

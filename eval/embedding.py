@@ -1,34 +1,76 @@
 """Embeddings of images and of their mirror images."""
 
 import sys
+from typing import Protocol
 
 import numpy as np
 import torch
+from easydict import EasyDict
 from torch import nn
 from tqdm import tqdm
 
+from eval.openvino_runtime import OpenVinoRuntime, is_installed
+from utils.distributed import World
+from utils.errors import UserError
 from utils.images import normalise
 
+_WORTH_CONVERTING = 1000  # images to embed: below, PyTorch is done before OpenVINO has the network (some two seconds)
 
-@torch.inference_mode()
-def embed(
-    backbone: nn.Module, images: np.ndarray, device: torch.device, batch: int = 128, progress: str = ""
-) -> tuple[np.ndarray, np.ndarray]:
+
+class Runtime(Protocol):
+    """What runs a backbone: `batch` images or so at a time."""
+
+    batch: int
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their mirror images, float32."""
+
+
+class TorchRuntime:
+    """PyTorch itself, on any device. The backbone is in evaluation mode meanwhile, and then as it was."""
+
+    def __init__(self, backbone: nn.Module, device: torch.device, batch: int) -> None:
+        self.backbone = backbone
+        self.device = device
+        self.batch = batch
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Runtime`."""
+        was_training = self.backbone.training
+        self.backbone.eval()
+        pixels = normalise(torch.from_numpy(images).to(self.device))  # (B, 3, 112, 112)
+        direct, mirrored = self.backbone(pixels).float(), self.backbone(pixels.flip(3)).float()
+        self.backbone.train(was_training)
+        return direct.cpu().numpy(), mirrored.cpu().numpy()
+
+
+def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: int) -> Runtime:
+    """What embeds n_images fastest here, or what config.eval_runtime says: auto, torch or openvino.
+
+    Raises UserError where OpenVINO is asked for and cannot serve.
+    """
+    on_cpu = world.device.type == "cpu"
+    wanted = config.eval_runtime
+    if wanted == "openvino" and not on_cpu:
+        raise UserError("config eval_runtime: openvino runs on CPUs; take auto or torch on a GPU")
+    if wanted == "openvino" and not is_installed():
+        raise UserError("config eval_runtime: OpenVINO is not installed: pip install openvino, or take auto or torch")
+    if wanted == "openvino" or (wanted == "auto" and on_cpu and n_images >= _WORTH_CONVERTING and is_installed()):
+        return OpenVinoRuntime(backbone)
+    return TorchRuntime(backbone, world.device, config.eval_batch)
+
+
+def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     """(N, 112, 112, 3) uint8 RGB -> embeddings (N, D) of the images and (N, D) of their mirror images, float32.
 
-    The backbone is in evaluation mode meanwhile, and then as it was. `progress` names a bar on a terminal.
+    `progress` names a bar on a terminal.
     """
-    was_training = backbone.training
-    backbone.eval()
-    direct, mirrored = [], []
-    bar = tqdm(
-        total=len(images), desc=progress, unit="img", leave=False, disable=not (progress and sys.stderr.isatty())
-    )
-    for start in range(0, len(images), batch):
-        part = normalise(torch.from_numpy(images[start : start + batch]).to(device))  # (B, 3, 112, 112)
-        direct.append(backbone(part).float())
-        mirrored.append(backbone(part.flip(3)).float())
-        bar.update(len(part))
-    bar.close()
-    backbone.train(was_training)
-    return torch.cat(direct).cpu().numpy(), torch.cat(mirrored).cpu().numpy()
+    parts = []
+    shown = bool(progress) and sys.stderr.isatty()
+    with tqdm(total=len(images), desc=progress, unit="img", leave=False, disable=not shown) as bar:
+        for start in range(0, len(images), runtime.batch):
+            parts.append(runtime(images[start : start + runtime.batch]))
+            bar.update(len(parts[-1][0]))
+    direct, mirrored = zip(*parts, strict=True)
+    return np.concatenate(direct), np.concatenate(mirrored)

@@ -1,9 +1,15 @@
-"""Scores every checkpoint in config.output: python eval/eval.py [--config FILE] [field=value …]
+"""Scores checkpoints on verification sets, or on your own photos: python eval/eval.py [--config FILE] [field=value …]
 
-Writes test.log and results.json beside the checkpoints (or in config.test_output) and prints a table.
+    python eval/eval.py                                  every checkpoint in config.output on config.val_targets
+    python eval/eval.py --steps 11372,22744              some of them
+    python eval/eval.py --pairs pairs.txt --images DIR   on your own pairs: LFW style, or a CSV of path,path,same
+    python eval/eval.py --folder DIR                     on a folder of photos, one folder a person
+
+Writes test.log, results.json, results.txt and roc.png beside the checkpoints (or in config.test_output), and
+thresholds.json beside the checkpoints. On several GPUs it uses all; NPROC=1 keeps it to one.
 """
 
-import json
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,55 +17,86 @@ if not __package__:  # run as a script, this folder stands first on the path and
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import make_folder, parse_command, require_data
-from eval.scoring import Score, Scorer
-from utils.checkpoint import list_backbones, load_weights
-from utils.distributed import place, processes
-from utils.errors import run
+from config import add_config_arguments, load_config, make_folder, require_data
+from eval.embedding import make_runtime
+from eval.pairs import PhotoPairs, make_pairs, read_pairs
+from eval.report import Results, format_tables, format_thresholds, write_results, write_thresholds
+from eval.scoring import Scorer
+from eval.sets import photo_set
+from utils.checkpoint import CheckpointError, list_backbones, load_weights
+from utils.distributed import place, processes, spread_over_gpus
+from utils.errors import UserError, run
 from utils.run_log import init_logging, log
-
-Results = dict[int, dict[str, Score]]  # global step -> set -> score
 
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Score checkpoints on verification sets.")
-    require_data(config)
-    checkpoints = list_backbones(config.output)
+    parser = argparse.ArgumentParser(description="Score checkpoints on verification sets, or on your own photos.")
+    add_config_arguments(parser)
+    parser.add_argument("--steps", help="global steps of the checkpoints, with commas between (default: all)")
+    add_photo_arguments(parser)
+    args = parser.parse_intermixed_args()
+    config = load_config(args.config, args.overrides)
+    photos = photo_pairs(args)
+    if photos is None:
+        require_data(config)
+    checkpoints = choose(list_backbones(config.output), args.steps, config.output)
     config.test_output = config.test_output or config.output
     folder = make_folder(config, "test_output")
+    suffix = f"_{photos.name}" if photos else ""
+    if photos and args.folder:
+        photos.write(folder / f"pairs{suffix}.csv")
+    spread_over_gpus()
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        scorer = Scorer(config, world)
+        scorer = Scorer(config, world, [photo_set(photos, world)] if photos else None)
         backbone = place(build_backbone(config), world)
         results: Results = {}
         for done, (step, path) in enumerate(checkpoints.items(), start=1):
             log.info(f"Checkpoint {done} of {len(checkpoints)}: {path}")
             load_weights(backbone, path)
-            results[step] = scorer.score(backbone, step)
+            results[step] = scorer.score(make_runtime(backbone, config, world, scorer.n_images), step)
             if world.is_main:
-                write_results(folder, results)  # each time, so that what follows cannot lose it
+                names = write_results(folder, results, config, suffix)  # each time: what follows cannot lose it
+                thresholds = write_thresholds(Path(config.output), folder, results)
         if world.is_main:
-            table = format_table(results)
-            print(f"\n{table}\n\nIn {folder}: test.log, results.json, results.txt")
+            print(f"\n{format_tables(results, config)}\n\nWhich threshold:\n{format_thresholds(results)}")
+            print(f"\nIn {folder}: test.log, {', '.join(names)}; {thresholds}")
 
 
-def format_table(results: Results) -> str:
-    """Steps down, sets across; accuracy in percent, mean and standard deviation over the folds."""
-    names = list(next(iter(results.values())))
-    lines = ["".join([f"{'step':>10}", *(f"{name:>18}" for name in names)])]
-    for step, scores in results.items():
-        cells = (f"{100 * scores[name].accuracy:.2f} ± {100 * scores[name].std:.2f}" for name in names)
-        lines.append("".join([f"{step or 'untrained':>10}", *(f"{cell:>18}" for cell in cells)]))
-    return "\n".join(lines)
+def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a person's own photos."""
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="your own pairs: LFW style, or path,path,same")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder that the photos of --pairs lie in")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="make pairs of the photos in it, a folder a person")
+    parser.add_argument("--n-pairs", type=int, default=6000, help="how many pairs --folder makes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs that --folder makes (%(default)s)")
 
 
-def write_results(folder: Path, results: Results) -> None:
-    """results.json: {step: {set: score}}; results.txt: the table."""
-    scores = {step: {name: score.asdict() for name, score in sets.items()} for step, sets in results.items()}
-    (folder / "results.json").write_text(json.dumps(scores, indent=2) + "\n")
-    (folder / "results.txt").write_text(format_table(results) + "\n")
+def photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
+    """The pairs that those options name; None where they name none."""
+    if args.pairs and args.folder:
+        raise UserError("--pairs and --folder: take one of them")
+    if args.images and not args.pairs:
+        raise UserError("--images: goes with --pairs")
+    if args.n_pairs < 20 or args.seed < 0:
+        raise UserError(f"--n-pairs {args.n_pairs} --seed {args.seed}: should be from 20 and from 0")
+    if args.folder:
+        return make_pairs(args.folder, args.n_pairs, args.seed)
+    return read_pairs(args.pairs, args.images) if args.pairs else None
+
+
+def choose(checkpoints: dict[int, Path], steps: str | None, output: str) -> dict[int, Path]:
+    """The checkpoints of these steps. Raises CheckpointError where one is not there."""
+    if steps is None:
+        return checkpoints
+    wanted = [step.strip() for step in steps.split(",")]
+    for step in wanted:
+        if not step.isdecimal() or int(step) not in checkpoints:
+            there = ", ".join(map(str, checkpoints))
+            raise CheckpointError(f"--steps {step}: no such checkpoint in {output!r}; there are {there}")
+    return {step: path for step, path in checkpoints.items() if step in map(int, wanted)}
 
 
 if __name__ == "__main__":

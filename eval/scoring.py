@@ -1,108 +1,122 @@
 """Scores a backbone on verification sets, the images shared between the processes."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from easydict import EasyDict
 from torch import nn
 
-from eval.embedding import embed
-from eval.verification import decode, embedding_norm, evaluate, read_bin
-from utils.distributed import World, gather_rows, share_buffers, share_of
-from utils.errors import UserError
+from eval.embedding import Runtime, TorchRuntime, embed
+from eval.roc import Operating, Roc, auc, eer, operate_at, roc
+from eval.sets import N_FOLDS, VerificationSet, config_sets
+from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
+from utils.distributed import World, gather_rows, share_buffers
 from utils.run_log import log
 
-N_FOLDS = 10  # as LFW's protocol has it, and the published evaluation for every set
+FARS = (1e-2, 1e-3, 1e-4)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Ten-fold verification of one checkpoint on one set; embeddings are those of image and mirror image added."""
+    """Verification of one checkpoint on one set; embeddings are those of image and mirror image added."""
 
-    accuracy: float  # mean over the folds
+    accuracy: float  # ten-fold, mean over the folds
     std: float  # standard deviation over the folds
+    interval: tuple[float, float]  # 95 %, of the accuracy: bootstrap over the pairs
     threshold: float  # squared distance of normalised embeddings; mean over the folds
-    val: float  # true accept rate at FAR 1e-3
+    val: float  # true accept rate at FAR 1e-3, ten-fold as published
     val_std: float
     far: float  # the false accept rate there
+    auc: float  # area under the ROC curve of all pairs
+    eer: float  # equal error rate
+    operating: dict[float, Operating | None]  # by FAR; None where the different pairs are too few to tell
     xnorm: float  # mean L2 norm of the embeddings before they are normalised
     pairs: int
+    different: int  # of the pairs, those of two people
+    curve: Roc  # of cosine similarities, all points
+    distances: np.ndarray  # (pairs,) squared, of the normalised embeddings
+    correct: np.ndarray  # (pairs,) judged rightly, ten-fold
 
-    asdict = asdict
+    def tar(self, far: float) -> float | None:
+        """The true accept rate at a FAR; None where the different pairs are too few to tell."""
+        point = self.operating[far]
+        return None if point is None else 1 - point.frr
 
-
-@dataclass(frozen=True)
-class VerificationSet:
-    """This process's share of a set's images, and the flags of all its pairs."""
-
-    name: str
-    images: np.ndarray  # (n, 112, 112, 3) uint8 RGB
-    issame: np.ndarray  # (pairs,) bool
+    def asdict(self) -> dict[str, Any]:
+        """For results.json: numbers alone."""
+        names = ("accuracy", "std", "interval", "threshold", "val", "val_std", "far", "auc", "eer", "xnorm", "pairs")
+        return {name: getattr(self, name) for name in names} | {"tar": {f"{far:.0e}": self.tar(far) for far in FARS}}
 
 
 class Scorer:
-    """The verification sets of a config, decoded once, and the highest accuracies met."""
+    """Verification sets, decoded once, and the highest accuracies met on them."""
 
-    def __init__(self, config: EasyDict, world: World) -> None:
-        """Raises UserError when none of config.val_targets is in config.rec; single missing ones are left out."""
+    def __init__(self, config: EasyDict, world: World, sets: list[VerificationSet] | None = None) -> None:
+        """sets: default those of the config; raises UserError where there is none."""
         self.world = world
         self.batch = config.eval_batch
-        self.sets = [_load(Path(config.rec, f"{name}.bin"), world) for name in _present(config)]
+        self.sets = config_sets(config, world) if sets is None else sets
         self.highest: dict[str, float] = {}
 
-    def score(self, backbone: nn.Module, step: int) -> dict[str, Score]:
-        """The backbone's score on every set, and the published log lines.
+    @property
+    def n_images(self) -> int:
+        """How many this process embeds, each both ways."""
+        return sum(len(held.images) for held in self.sets)
 
-        The scores are those of the main process's batch-norm statistics, on every process: those are what is saved.
-        """
-        share_buffers(backbone, self.world)
-        return {held.name: self._score(held, backbone, step) for held in self.sets}
+    def score(self, runtime: Runtime, step: int) -> dict[str, Score]:
+        """The network's score on every set, and the published log lines."""
+        return {held.name: self._score(held, runtime, step) for held in self.sets}
 
     def accuracies(self, backbone: nn.Module, step: int) -> dict[str, float]:
-        """The accuracy alone, for the training loop."""
-        return {name: score.accuracy for name, score in self.score(backbone, step).items()}
+        """The accuracy alone, of a backbone in training.
 
-    def _score(self, held: VerificationSet, backbone: nn.Module, step: int) -> Score:
-        direct, mirrored = embed(backbone, held.images, self.world.device, self.batch, f"{held.name} {step}")
+        It is that of the main process's batch-norm statistics, on every process: those are what is saved.
+        """
+        share_buffers(backbone, self.world)
+        runtime = TorchRuntime(backbone, self.world.device, self.batch)
+        return {name: score.accuracy for name, score in self.score(runtime, step).items()}
+
+    def _score(self, held: VerificationSet, runtime: Runtime, step: int) -> Score:
+        direct, mirrored = embed(runtime, held.images, f"{held.name} {step}")
         direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
-        result = evaluate(direct + mirrored, held.issame, N_FOLDS)
-        xnorm = embedding_norm(direct, mirrored)
-        self.highest[held.name] = max(result.accuracy, self.highest.get(held.name, 0.0))
-        log.info(f"[{held.name}][{step}]XNorm: {xnorm:f}")
-        log.info(f"[{held.name}][{step}]Accuracy-Flip: {result.accuracy:1.5f}+-{result.accuracy_std:1.5f}")
+        score = measure(direct, mirrored, held.pairs, held.issame)
+        self.highest[held.name] = max(score.accuracy, self.highest.get(held.name, 0.0))
+        log.info(f"[{held.name}][{step}]XNorm: {score.xnorm:f}")
+        log.info(f"[{held.name}][{step}]Accuracy-Flip: {score.accuracy:1.5f}+-{score.std:1.5f}")
         log.info(f"[{held.name}][{step}]Accuracy-Highest: {self.highest[held.name]:1.5f}")
-        return Score(
-            accuracy=result.accuracy,
-            std=result.accuracy_std,
-            threshold=float(np.mean(result.thresholds)),
-            val=result.val,
-            val_std=result.val_std,
-            far=result.far,
-            xnorm=xnorm,
-            pairs=len(held.issame),
-        )
+        return score
 
 
-def _present(config: EasyDict) -> list[str]:
-    present = [name for name in config.val_targets if Path(config.rec, f"{name}.bin").is_file()]
-    missing = [name for name in config.val_targets if name not in present]
-    if not present:
-        raise UserError(
-            f"config val_targets: none of {', '.join(f'{name}.bin' for name in missing) or '(nothing)'} is in "
-            f"{config.rec!r}; name others with val_targets=NAME,NAME (or train without: eval_step=0)"
-        )
-    for name in missing:
-        log.warning(f"No {name}.bin in {config.rec}: left out")
-    return present
+def measure(direct: np.ndarray, mirrored: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> Score:
+    """The score of embeddings (M, D) of images and (M, D) of their mirror images, on pairs (N, 2) of them."""
+    distances = pair_distances(direct + mirrored, pairs)
+    result = evaluate_distances(distances, issame, N_FOLDS)
+    curve = roc(1 - distances.astype(np.float64) / 2, issame, corners_only=False)
+    different = int(np.sum(~issame))
+    rows = pairs.ravel()  # an image counts as often as it is met, as in the published log
+    return Score(
+        accuracy=result.accuracy,
+        std=result.accuracy_std,
+        interval=_interval(distances, issame, result.accuracy),
+        threshold=float(np.mean(result.thresholds)),
+        val=result.val,
+        val_std=result.val_std,
+        far=result.far,
+        auc=auc(curve),
+        eer=eer(curve),
+        operating={far: operate_at(curve, far, different) for far in FARS},
+        xnorm=embedding_norm(direct[rows], mirrored[rows]),
+        pairs=len(issame),
+        different=different,
+        curve=curve,
+        distances=distances,
+        correct=result.correct,
+    )
 
 
-def _load(path: Path, world: World) -> VerificationSet:
-    encoded, issame = read_bin(path)
-    if len(issame) < N_FOLDS or issame.all() or not issame.any():
-        raise UserError(
-            f"{path}: {len(issame)} pairs, {int(issame.sum())} of them of one person: verification needs pairs of both "
-            f"kinds, {N_FOLDS} at least"
-        )
-    share = decode(encoded, source=f"{path}: ", part=share_of(len(encoded), world))
-    return VerificationSet(path.stem, share, issame)
+def _interval(distances: np.ndarray, issame: np.ndarray, accuracy: float) -> tuple[float, float]:
+    low, high = np.quantile(resampled_accuracies(distances, issame, N_FOLDS), [0.025, 0.975])
+    if accuracy == 1:  # a sample without an error resamples to none; the lower end is then the binomial's, exact
+        low = 0.025 ** (1 / len(issame))
+    return float(low), float(high)

@@ -13,12 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from eval.bins import decode, load_bin, read_bin
 from utils.errors import UserError
 
-__all__ = ["VerificationResult", "decode", "embedding_norm", "evaluate", "evaluate_distances", "load_bin", "read_bin"]
+__all__ = [
+    "VerificationResult", "decode", "embedding_norm", "evaluate", "evaluate_distances", "load_bin", "pair_distances",
+    "read_bin", "resampled_accuracies",
+]  # fmt: skip
 
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distance of unit vectors: 0 to 4
 FINE_THRESHOLDS = np.arange(0, 4, 0.001)  # those among which VAL's is sought
 FAR_TARGET = 1e-3
 _CHUNK = 512  # embeddings normalised at a time, so that they stay in the processor's cache
+_RESAMPLES_AT_ONCE = 50
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
@@ -36,6 +40,7 @@ class VerificationResult(NamedTuple):
     val: float  # same pairs accepted where the other folds accept FAR_TARGET of the different pairs
     val_std: float  # over folds
     far: float  # different pairs accepted there, mean over folds
+    correct: NDArray[np.bool_]  # (N,) pairs judged rightly at their fold's threshold
 
 
 def evaluate(embeddings: ArrayLike, issame: ArrayLike, n_folds: int = 10) -> VerificationResult:
@@ -48,7 +53,7 @@ def evaluate(embeddings: ArrayLike, issame: ArrayLike, n_folds: int = 10) -> Ver
     rows = np.asarray(embeddings)
     if rows.ndim != 2 or len(rows) % 2:
         raise UserError(f"embeddings of shape {rows.shape}: it should be (2 x pairs, dimensions)")
-    return evaluate_distances(_pair_distances(rows), issame, n_folds)
+    return evaluate_distances(pair_distances(rows, np.arange(len(rows)).reshape(-1, 2)), issame, n_folds)
 
 
 def evaluate_distances(dist: ArrayLike, issame: ArrayLike, n_folds: int = 10) -> VerificationResult:
@@ -63,14 +68,12 @@ def evaluate_distances(dist: ArrayLike, issame: ArrayLike, n_folds: int = 10) ->
     folds, or all pairs are of one kind.
     """
     distances, same = _checked(dist, issame, n_folds)
-    fold = np.repeat(np.arange(n_folds), [len(part) for part in np.array_split(same, n_folds)])
+    fold = _folds(len(same), n_folds)
     group = 2 * fold + same  # fold by fold, different pairs and then same pairs
     totals = np.bincount(group, minlength=2 * n_folds).reshape(n_folds, 2)
 
     accepted = _accepted(distances, group, n_folds, THRESHOLDS)
-    correct = accepted[:, 1] + totals[:, :1] - accepted[:, 0]
-    best = np.argmax(correct.sum(axis=0) - correct, axis=1)
-    accuracy = correct[np.arange(n_folds), best] / totals.sum(axis=1)
+    accuracy, best = _fold_accuracies(accepted, totals)
     fpr, tpr = (accepted / np.maximum(totals, 1)[..., np.newaxis]).mean(axis=0)
 
     threshold = _far_thresholds(_accepted(distances, group, n_folds, FINE_THRESHOLDS)[:, 0], totals[:, 0])
@@ -90,7 +93,56 @@ def evaluate_distances(dist: ArrayLike, issame: ArrayLike, n_folds: int = 10) ->
         val=float(val.mean()),
         val_std=float(val.std()),
         far=float(far.mean()),
+        correct=(distances < THRESHOLDS[best][fold]) == same,
     )
+
+
+def resampled_accuracies(
+    dist: ArrayLike, issame: ArrayLike, n_folds: int = 10, resamples: int = 1000, seed: int = 0
+) -> FloatArray:
+    """Ten-fold accuracies (resamples,) of as many bootstrap samples of the pairs: how far chance alone moves it.
+
+    In each, every fold is drawn anew from its own pairs, with replacement, and the thresholds are chosen anew. The same
+    seed draws the same pairs, so that the difference of two networks' arrays is that of the same samples. The pairs are
+    taken as independent; those that share a person or an image are not quite, and the true spread is a little wider.
+
+    Raises UserError as `evaluate_distances`.
+    """
+    distances, same = _checked(dist, issame, n_folds)
+    fold = _folds(len(same), n_folds)
+    sizes = np.bincount(fold)
+    starts = np.cumsum(sizes) - sizes
+    width = len(THRESHOLDS) + 1
+    cell = (2 * fold + same) * width + np.searchsorted(THRESHOLDS, distances, side="right")
+    rng = np.random.default_rng(seed)
+    accuracies = []
+    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+        n = min(_RESAMPLES_AT_ONCE, resamples - start)
+        drawn = starts[fold] + (rng.random((n, len(same))) * sizes[fold]).astype(np.int64)  # (n, N)
+        cells = 2 * n_folds * width
+        counts = np.bincount((cell[drawn] + cells * np.arange(n)[:, np.newaxis]).ravel(), minlength=cells * n)
+        counts = counts.reshape(n, n_folds, 2, width)
+        fold_accuracies, _ = _fold_accuracies(counts.cumsum(axis=-1)[..., :-1], counts.sum(axis=-1))
+        accuracies.append(fold_accuracies.mean(axis=-1))
+    return np.concatenate(accuracies)
+
+
+def pair_distances(embeddings: ArrayLike, pairs: NDArray[np.integer]) -> FloatArray:
+    """Squared distances (N,) of the normalised embeddings (M, D) of pairs (N, 2), given by their rows.
+
+    Step by step as published, so equal to the bit. An embedding of zeros stays so.
+
+    Raises UserError where an embedding is not finite.
+    """
+    rows = np.asarray(embeddings)
+    norms = _norms(rows)
+    norms[norms == 0] = 1
+    dist = np.empty(len(pairs), norms.dtype)
+    for start in range(0, len(pairs), _CHUNK):
+        first, second = pairs[start : start + _CHUNK].T
+        difference = rows[first] / norms[first, np.newaxis] - rows[second] / norms[second, np.newaxis]
+        dist[start : start + _CHUNK] = np.square(difference).sum(axis=1)
+    return dist
 
 
 def embedding_norm(*embeddings: ArrayLike) -> float:
@@ -131,15 +183,21 @@ def _norms(rows: NDArray[Any]) -> FloatArray:
     return norms
 
 
-def _pair_distances(rows: NDArray[Any]) -> FloatArray:
-    """Squared distances (N,) of the normalised rows 2i and 2i + 1, step by step as published, so equal to the bit."""
-    norms = _norms(rows)
-    norms[norms == 0] = 1
-    dist = np.empty(len(rows) // 2, norms.dtype)
-    for start in range(0, len(rows), _CHUNK):
-        unit = rows[start : start + _CHUNK] / norms[start : start + _CHUNK, np.newaxis]
-        dist[start // 2 : (start + _CHUNK) // 2] = np.square(unit[0::2] - unit[1::2]).sum(axis=1)
-    return dist
+def _folds(n: int, n_folds: int) -> IntArray:
+    """The fold (n,) of each pair."""
+    return np.repeat(np.arange(n_folds), [len(part) for part in np.array_split(np.empty(n), n_folds)])
+
+
+def _fold_accuracies(accepted: IntArray, totals: IntArray) -> tuple[FloatArray, IntArray]:
+    """Each fold's accuracy (…, n_folds) at the threshold that is best on the others, and which threshold that is.
+
+    Arguments: pairs accepted at each threshold (…, n_folds, 2, thresholds), different pairs first, and all pairs
+    (…, n_folds, 2).
+    """
+    correct = accepted[..., 1, :] + totals[..., :1] - accepted[..., 0, :]  # (…, n_folds, thresholds)
+    best = np.argmax(correct.sum(axis=-2, keepdims=True) - correct, axis=-1)
+    there = np.take_along_axis(correct, best[..., np.newaxis], axis=-1)[..., 0]
+    return there / totals.sum(axis=-1), best
 
 
 def _accepted(distances: FloatArray, group: IntArray, n_folds: int, thresholds: FloatArray) -> IntArray:

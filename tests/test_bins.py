@@ -216,7 +216,7 @@ def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, fa
     images = [*encoded[:5], b"no image"]
     np.testing.assert_array_equal(decode(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):
-        decode(images, source="here: ", part=slice(3, 6))
+        decode(images, name=lambda i: f"here: image {i} of {len(images)}", part=slice(3, 6))
 
 
 def test_undecodable_image_is_named(write, encoded):

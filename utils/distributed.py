@@ -55,6 +55,22 @@ def processes(device: str | None = None) -> Iterator[World]:
             dist.destroy_process_group()
 
 
+def spread_over_gpus() -> None:
+    """Starts this command again with a process on each GPU of the machine, by torchrun; goes on where there is one.
+
+    NPROC in the environment says another number of processes, as for train.sh.
+    """
+    told = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
+    if not told.isdecimal() or not 1 <= int(told) <= 1024:
+        raise UserError(f"NPROC: should be a whole number from 1, is {told!r}")
+    if "RANK" in os.environ or told == "1":
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(told))))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", told]
+    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+
+
 def _keep_freed_memory() -> None:
     """Has glibc keep the blocks a step frees for the next: given back, their page faults cost a fifth of a CPU step."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
