@@ -82,4 +82,4 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo output/demo output/demo_kd logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo data/ijb_demo output/demo output/demo_kd logs/demo

@@ -6,16 +6,12 @@ bytes on any number of cores.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import pickle
-import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice, starmap
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # run as a script, this folder stands first on the path instead of the repository
@@ -28,6 +24,7 @@ from tqdm import tqdm
 from data.faces_canvas import SIZE
 from data.faces_people import Person, Shot
 from data.faces_procedural import VERSION, draw
+from data.making import check_between, decode, drawn, encode, make_folder
 from utils.errors import UserError, run
 from utils.recordio import Header, IndexedRecordWriter, pack
 
@@ -53,9 +50,7 @@ class Plan:
         """Raise UserError for what cannot be made."""
         limits = {"people": (2, 100_000), "shots": (1, 10_000), "test_people": (2, 100_000), "pairs": (20, 100_000)}
         for name, (low, high) in (limits | {"seed": (0, 2**32 - 1)}).items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UserError(f"--{name.replace('_', '-')} {value}: should be from {low} to {high}")
+            check_between(f"--{name.replace('_', '-')}", getattr(self, name), low, high)
         if self.pairs % (2 * FOLDS):
             raise UserError(
                 f"--pairs {self.pairs}: should be a multiple of {2 * FOLDS}: {FOLDS} folds, half of each same"
@@ -71,7 +66,7 @@ def person_photos(seed: int, number: int, shots: int) -> list[bytes]:
     rng = np.random.default_rng([seed, number])
     person = Person.sample(rng)
     photos = (draw(person, Shot.sample(rng)) for _ in range(shots))
-    return [_encode(".jpg", photo, cv2.IMWRITE_JPEG_QUALITY, QUALITY) for photo in photos]
+    return [encode(".jpg", photo, cv2.IMWRITE_JPEG_QUALITY, QUALITY) for photo in photos]
 
 
 def plan_pairs(plan: Plan) -> tuple[list[Pair], list[bool]]:
@@ -92,40 +87,7 @@ def make(out: Path, plan: Plan, workers: int = 1, force: bool = False) -> bool:
     """Make the data set in folder `out` and return True; False where it stands there already, made by the same plan."""
     plan.check()
     made = {"version": VERSION, **asdict(plan)}
-    try:
-        if _stands(out, made, force):
-            return False
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own until all is there: whoever interrupts this finds nothing half made.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-", ignore_cleanup_errors=True) as temporary:
-            new = Path(temporary, "new")
-            new.mkdir()
-            _write(new, plan, workers)
-            (new / "made.json").write_text(json.dumps(made, indent=1) + "\n")
-            if out.exists():
-                out.rename(Path(temporary, "old"))
-            new.rename(out)
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
-    return True
-
-
-def _stands(out: Path, made: dict[str, int], force: bool) -> bool:
-    """Tell whether what should be made stands in `out`; raises UserError where something else does."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    try:
-        found = json.loads((out / "made.json").read_text())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{out}: holds something else than demo faces; choose another --out")
-    if force:
-        return False
-    if found != made:
-        differing = ", ".join(f"{key} {found.get(key)}, not {made[key]}" for key in made if found.get(key) != made[key])
-        raise UserError(f"{out}: made otherwise ({differing}); --force makes it anew")
-    return True
+    return make_folder(out, made, lambda folder: _write(folder, plan, workers), force)
 
 
 def _write(folder: Path, plan: Plan, workers: int) -> None:
@@ -135,35 +97,12 @@ def _write(folder: Path, plan: Plan, workers: int) -> None:
     jobs += [(plan.seed, plan.people + i, members.count(plan.people + i)) for i in range(plan.test_people)]
     total = sum(shots for *_, shots in jobs)
     with tqdm(total=total, unit="face", desc="Drawing", disable=None) as bar:
-        photos = _drawn(jobs, workers, bar)
+        photos = drawn(person_photos, jobs, workers, bar)
         sheet = _write_training(folder, plan, islice(photos, plan.people))
         unused = {plan.people + i: iter(shots) for i, shots in enumerate(photos)}
     images = [next(unused[number]) for number in members]
     (folder / "demo.bin").write_bytes(pickle.dumps((images, same), protocol=4))
-    (folder / "people.png").write_bytes(_encode(".png", sheet))
-
-
-def _drawn(jobs: list[tuple[int, int, int]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
-    """The photos of each job in turn, drawn by that many processes."""
-    if workers == 1:
-        for photos in starmap(person_photos, jobs):
-            bar.update(len(photos))
-            yield photos
-        return
-    # spawn: the same on every system, and safe with OpenCV's threads
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
-        for photos in pool.imap(_do_job, jobs):
-            bar.update(len(photos))
-            yield photos
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)  # the cores have a process each
-
-
-def _do_job(job: tuple[int, int, int]) -> list[bytes]:
-    return person_photos(*job)
+    (folder / "people.png").write_bytes(encode(".png", sheet))
 
 
 def _write_training(folder: Path, plan: Plan, photos: Iterator[list[bytes]]) -> np.ndarray:
@@ -178,7 +117,7 @@ def _write_training(folder: Path, plan: Plan, photos: Iterator[list[bytes]]) -> 
                 writer.write(key, pack(Header(0, float(label), key, 0), shot))
                 key += 1
             if label < SHEET:
-                rows.append(np.hstack([_decode(shot) for shot in shots[:SHEET]]))
+                rows.append(np.hstack([decode(shot) for shot in shots[:SHEET]]))
         for label in range(plan.people):
             start = 1 + label * plan.shots
             writer.write(end + label, pack(Header(2, np.array([start, start + plan.shots]), end + label, 0), b""))
@@ -189,14 +128,6 @@ def _write_training(folder: Path, plan: Plan, photos: Iterator[list[bytes]]) -> 
 def _looks(person: Person) -> np.ndarray:
     """What the eye sees first, to pair people who look alike: colours and hair, comparable in size."""
     return np.array([*person.skin, *person.hair, 60 * (person.hair_end > 0), 60 * person.bald, 60 * person.beard])
-
-
-def _encode(kind: str, image: np.ndarray, *parameters: int) -> bytes:
-    return cv2.imencode(kind, image[..., ::-1], parameters)[1].tobytes()
-
-
-def _decode(photo: bytes) -> np.ndarray:
-    return np.asarray(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR_RGB))
 
 
 def main() -> None:
@@ -211,8 +142,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
     args = parser.parse_args()
-    if not 1 <= args.workers <= 256:
-        raise UserError(f"--workers {args.workers}: should be from 1 to 256")
+    check_between("--workers", args.workers, 1, 256)
     plan = Plan(args.people, args.shots, args.test_people, args.pairs, args.seed)
     if make(args.out, plan, args.workers, args.force):
         print(f"{args.out}: {plan.people} people in {plan.people * plan.shots} images, {plan.pairs} pairs of others")
