@@ -99,7 +99,7 @@ def write_thresholds(beside: Path, instead: Path, results: Results) -> Path:
         path = folder / "thresholds.json"
         if folder != instead and not folder.stat().st_mode & 0o222:  # marked read-only: left alone, by root as well
             continue
-        merged = _read_json(path)
+        merged = read_json(path)
         for step, sets in found.items():
             merged[step] = {**merged.get(step, {}), **sets}
         try:
@@ -127,7 +127,8 @@ def _thresholds(score: Score) -> dict[str, Any]:
     return entry
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; empty where it holds none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

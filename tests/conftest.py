@@ -139,7 +139,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as it comes, without config/config.py, at a path with a space."""
     folder = tmp_path_factory.mktemp("a copy") / "Pocket Net"
     for name in SOURCES:
-        ignored = shutil.ignore_patterns("__pycache__", "config.py", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
+        made = ("__pycache__", "config.py", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
+        ignored = shutil.ignore_patterns(*made)
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:

@@ -6,11 +6,12 @@ cost as much as decoding it. Here each worker owns a few slots for good and only
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -19,7 +20,7 @@ from utils.errors import UserError
 from utils.images import SIZE
 
 if TYPE_CHECKING:
-    from utils.dataset import BatchSampler, FaceDataset
+    from utils.dataset import BatchSampler
 
 PREFETCH = 4  # batches that a worker is ahead
 # A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, one more is in
@@ -37,10 +38,20 @@ class Decoded(NamedTuple):
     indices: Tensor  # (B,) int64, the images' places in the data set
 
 
-class Loader:
+class ImageSource(Protocol):
+    """Where the loader's images come from: `utils.dataset.FaceDataset` for training."""
+
+    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
+        """Writes the images of these indices into (n, 112, 112, 3) uint8 RGB, and (n,) int64. Raises UserError."""
+
+
+S = TypeVar("S", bound=ImageSource)
+
+
+class Loader(Generic[S]):
     """The batches of one epoch after another, in the sampler's order."""
 
-    def __init__(self, dataset: "FaceDataset", sampler: "BatchSampler", workers: int = 0, pin: bool = False) -> None:
+    def __init__(self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False) -> None:
         """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
         self.dataset = dataset
         self.sampler = sampler
@@ -79,7 +90,7 @@ class Loader:
 class _Slots(Dataset):
     """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
 
-    def __init__(self, dataset: "FaceDataset", workers: int, batch_size: int) -> None:
+    def __init__(self, dataset: ImageSource, workers: int, batch_size: int) -> None:
         self.dataset = dataset
         shape = (max(1, workers), SLOTS, batch_size)
         self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8)

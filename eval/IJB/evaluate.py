@@ -1,0 +1,188 @@
+"""Scores checkpoints on IJB-B or IJB-C: eval/IJB/runIJBEval.sh --target IJBC --image-path DIR [--config FILE] …
+
+Leaves in RESULT_DIR/JOB: the scores of all pairs ({step}_{target}.npy), the ROC curves ({target}.pdf and .png), the
+table ({target}.txt), results.json and test.log. Interrupted, the same command goes on where it was.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+
+from backbones import build_backbone
+from config import ConfigError, add_config_arguments, load_config
+from eval.embedding import make_runtime
+from eval.IJB.features import Crops, Features, embed_images, fingerprint
+from eval.IJB.identification import identify, mean_of
+from eval.IJB.protocol import TARGETS, Protocol, read_protocol
+from eval.IJB.report import FPRS, IjbScore, format_table, write_results
+from eval.IJB.templates import Switches, Templates, combine, pool, score_pairs
+from eval.roc import auc, roc, tpr_nearest
+from utils.checkpoint import CheckpointError, list_backbones, load_weights
+from utils.distributed import main_first, place, processes, spread_over_gpus
+from utils.errors import UserError, run
+from utils.run_log import init_logging, log
+
+
+def main() -> None:
+    """The command line."""
+    args = parse_arguments()
+    config = load_config(args.config, args.overrides)
+    if args.batch_size:
+        config.eval_batch = args.batch_size
+    checkpoints = find_checkpoints(args.model_prefix or config.output)
+    folder = make_result_folder(args.result_dir, args.job)
+    switches = Switches(args.flip, args.norm_score, args.detector_score)
+    spread_over_gpus()
+
+    with processes() as world:
+        init_logging(folder / "test.log" if world.is_main else None)
+        protocol = main_first(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
+        crops = Crops(args.image_path / "loose_crop", protocol.images, args.skip_missing)
+        main_first(world, crops.check_files)
+        log.info(describe(protocol, args.target))
+        backbone = place(build_backbone(config), world)
+        made = {"lists": fingerprint(protocol.images.source), "folder": str(args.image_path.resolve())}
+        results: dict[str, IjbScore] = {}
+        for name, path in checkpoints.items():
+            load_weights(backbone, path)
+            features = Features(
+                folder / f"features_{name}_{args.target}",
+                len(protocol.images.names),
+                config.embedding_size,
+                made | {"checkpoint": fingerprint(path)},
+                world,
+            )
+            runtime = make_runtime(backbone, config, world, len(protocol.images.names))
+            embed_images(features, crops, runtime, config.workers, world, f"{args.target} {name}")
+            if world.is_main:
+                results[name], scores = score(features, protocol, switches, path)
+                np.save(folder / f"{name}_{args.target}.npy", scores)
+                write_results(folder, args.target, results, config)
+                if not args.keep_features:
+                    features.remove()
+        if world.is_main:
+            print(f"\n{format_table(args.target, results, config)}\n\nIn {folder}: {', '.join(written(args.target))}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line. An environment variable IJB_… stands for an option that is not given."""
+    parser = argparse.ArgumentParser(description="Score checkpoints on IJB-B or IJB-C.")
+    add_config_arguments(parser)
+    parser.set_defaults(config=os.environ.get("IJB_CONFIG"))
+    parser.add_argument("--target", default=os.environ.get("IJB_TARGET", "IJBC"), help="IJBB or IJBC (%(default)s)")
+    parser.add_argument("--image-path", metavar="DIR", default=os.environ.get("IJB_IMAGE_PATH"), help="its folder")
+    parser.add_argument(
+        "--model-prefix", metavar="PATH", default=os.environ.get("IJB_MODEL_PREFIX"),
+        help="a checkpoint, or a folder of them (default: config.output)",
+    )  # fmt: skip
+    parser.add_argument("--result-dir", type=Path, default=os.environ.get("IJB_RESULT_DIR", "output/IJB"))
+    parser.add_argument("--job", default=os.environ.get("IJB_JOB", "PocketNet"), help="folder in --result-dir")
+    parser.add_argument("--batch-size", type=int, default=0, help="images at once (default: config.eval_batch)")
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--flip", action=switch, default=True, help="add the mirror image's embedding")
+    parser.add_argument("--norm-score", action=switch, default=True, help="features keep their norm")
+    parser.add_argument("--detector-score", action=switch, default=True, help="weight images by the detector's score")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out missing images and count them")
+    parser.add_argument("--keep-features", action="store_true", help="keep all images' embeddings, for other switches")
+    args = parser.parse_intermixed_args()
+    if args.target not in TARGETS:
+        raise UserError(f"--target {args.target}: should be {' or '.join(TARGETS)}")
+    if not args.image_path:
+        raise UserError("--image-path: name the folder of the set, the one that holds loose_crop and meta")
+    if args.batch_size < 0:
+        raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
+    args.image_path = Path(args.image_path)
+    return args
+
+
+def find_checkpoints(prefix: str) -> dict[str, Path]:
+    """By name: a file, the file of a prefix (output/295672 for output/295672backbone.pth), or all of a folder."""
+    path = Path(prefix)
+    if path.is_dir():
+        return {str(step): file for step, file in list_backbones(path, "output (or --model-prefix)").items()}
+    for file in (path, path.with_name(path.name + "backbone.pth")):
+        if file.is_file():
+            return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
+    raise CheckpointError(f"--model-prefix {prefix!r}: no such checkpoint, and no folder of checkpoints")
+
+
+def make_result_folder(result_dir: Path, job: str) -> Path:
+    """Where the results come. Raises ConfigError where they cannot."""
+    folder = Path(result_dir) / job
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--result-dir {str(result_dir)!r} --job {job!r}: {error.strerror}; name another") from None
+    return folder
+
+
+def describe(protocol: Protocol, target: str) -> str:
+    """The sizes of the set."""
+    left_out = f" ({protocol.skipped_pairs} left out, of templates without an image)" if protocol.skipped_pairs else ""
+    search = "with" if protocol.galleries else "without"
+    return (
+        f"{target}: {len(protocol.images.names)} images, {len(protocol.template_ids)} templates, "
+        f"{len(protocol.pairs.same)} pairs{left_out}, {search} lists for identification"
+    )
+
+
+def score(features: Features, protocol: Protocol, switches: Switches, path: Path) -> tuple[IjbScore, np.ndarray]:
+    """Everything that is said of a checkpoint, and the scores (P,) of all pairs, NaN where a template was left out."""
+    images = protocol.images
+    kept = features.done == 1
+    summed, weights = combine(features.direct, features.mirrored, images.det_scores, switches)
+    templates = pool(summed, weights, images.templates, images.media, kept)
+    first, second, same = protocol.pairs
+    scores = score_pairs(templates.features, first, second)
+    there = templates.present[first] & templates.present[second]
+    scores[~there] = np.nan
+    curve = roc(scores[there], same[there]) if not there.all() else roc(scores, same)
+    result = IjbScore(
+        checkpoint=str(path),
+        tpr=dict(zip(FPRS, tpr_nearest(curve, FPRS).tolist(), strict=True)),
+        auc=auc(curve),
+        images=int(kept.sum()),
+        missing_images=int(len(kept) - kept.sum()),
+        pairs=int(there.sum()),
+        different=int(np.sum(~same[there])),
+        skipped_pairs=protocol.skipped_pairs + int(len(there) - there.sum()),
+        switches=switches._asdict(),
+        identification=search(templates, protocol),
+        curve=curve,
+    )
+    return result, scores
+
+
+def search(templates: Templates, protocol: Protocol) -> dict | None:
+    """1:N identification in each gallery, and the mean; None where the set has no lists for it."""
+    if protocol.probes is None:
+        return None
+    probes = protocol.probes
+    here = templates.present[probes.templates]
+    found = []
+    for gallery in protocol.galleries:
+        there = templates.present[gallery.templates]
+        one = identify(
+            templates.features[gallery.templates[there]],
+            gallery.subjects[there],
+            templates.features[probes.templates[here]],
+            probes.subjects[here],
+        )
+        if one is not None:
+            found.append(one)
+    return mean_of(found) | {"galleries": [one.asdict() for one in found]} if found else None
+
+
+def written(target: str) -> list[str]:
+    """What the run leaves."""
+    return [f"{target}.txt", f"{target}.png", f"{target}.pdf", f"*_{target}.npy", "results.json", "test.log"]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,172 @@
+"""The embeddings of a set's images, kept on disk as they come, so that what was interrupted goes on where it was."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from tqdm import tqdm
+
+from eval.bins import open_image
+from eval.embedding import Runtime
+from eval.IJB.alignment import crop, similarity
+from eval.IJB.protocol import SKIP, Images
+from utils.dataset import ListSampler
+from utils.distributed import World, on_main, share_of
+from utils.errors import UserError
+from utils.loader import Loader
+from utils.run_log import log
+
+_KEEP_EVERY = 10.0  # seconds
+_TELL_EVERY = 60.0
+
+
+class Crops:
+    """The aligned faces of a set, for the loader: `labels` says which are there."""
+
+    def __init__(self, folder: Path, images: Images, skip_missing: bool) -> None:
+        self.folder = folder
+        self.images = images
+        self.skip_missing = skip_missing
+
+    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
+        """Writes crops (n, 112, 112, 3) RGB and (n,) flags: 0 where an image is left out.
+
+        Raises UserError naming the list's line and the image that is missing or unreadable.
+        """
+        for i, index in enumerate(indices):
+            image = self._open(index)
+            labels[i] = image is not None
+            images[i] = 0 if image is None else crop(image, similarity(self.images.landmarks[index]))
+
+    def check_files(self) -> int:
+        """How many images have no file; raises UserError at the first unless such are to be skipped."""
+        there = {path.name for path in self.folder.iterdir()}
+        flat = np.array(["/" not in name for name in self.images.names])
+        missing = [i for i in np.flatnonzero(flat) if self.images.names[i] not in there]
+        missing += [i for i in np.flatnonzero(~flat) if not (self.folder / self.images.names[i]).is_file()]
+        if missing and not self.skip_missing:
+            raise self._error(int(min(missing)), "is missing", len(missing))
+        return len(missing)
+
+    def _open(self, index: int) -> np.ndarray | None:
+        try:
+            image = open_image((self.folder / self.images.names[index]).read_bytes())
+        except FileNotFoundError:
+            problem = "is missing"
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        else:
+            if image is not None and max(image.shape) < 1 << 15:  # of which positions are int16
+                return image
+            problem = "cannot be decoded" if image is None else f"is too large, {image.shape[1]}×{image.shape[0]}"
+        if self.skip_missing:
+            return None
+        raise self._error(index, problem)
+
+    def _error(self, index: int, problem: str, count: int = 1) -> UserError:
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        path = self.folder / self.images.names[index]
+        return UserError(f"{self.images.source} line {index + 1}: {path} {problem}{more}; {SKIP}")
+
+
+class Features:
+    """Embeddings of N images and of their mirror images, mapped from files: written row by row, in any order."""
+
+    def __init__(self, folder: Path, n_images: int, size: int, made: dict[str, Any], world: World) -> None:
+        """Opens what is there where it was made of the same things, else begins anew."""
+        self.folder = folder
+        on_main(world, lambda: self._prepare(n_images, size, made))
+        self.direct, self.mirrored, self.done = (  # (N, D), (N, D), (N,)
+            np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("direct", "mirrored", "done")
+        )
+
+    def _prepare(self, n_images: int, size: int, made: dict[str, Any]) -> None:
+        described = self.folder / "made.json"
+        text = json.dumps(made | {"images": n_images, "size": size}, indent=1)
+        try:
+            if described.is_file() and described.read_text() == text:
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            described.unlink(missing_ok=True)
+            for name in ("direct", "mirrored"):
+                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float32, (n_images, size))
+            np.save(self.folder / "done.npy", np.zeros(n_images, np.uint8))
+            described.write_text(text)  # last: where it stands the files are whole
+        except OSError as error:
+            raise UserError(f"{self.folder}: {error.strerror}; name another --result-dir") from None
+
+    def remove(self) -> None:
+        """Deletes the files, the description first."""
+        for name in ("made.json", "direct.npy", "mirrored.npy", "done.npy"):
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.rmdir()
+
+
+def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: int, world: World, name: str) -> None:
+    """Embeds those images that are not done yet, each process its share; workers cut the crops.
+
+    Tells on a terminal how far it is (else a line a minute in the log), and in the end what limited the speed.
+    """
+    open_rows = np.flatnonzero(features.done == 0)
+    mine = open_rows[share_of(len(open_rows), world)]
+    if len(open_rows) < len(features.done):
+        log.info(f"{name}: {len(features.done) - len(open_rows)} images are done already, {len(open_rows)} to go")
+    if len(mine):
+        loader = Loader(crops, ListSampler(mine, runtime.batch), workers)
+        _embed(features, loader, runtime, len(mine), world.is_main, name)
+    if world.size > 1:
+        dist.barrier()
+
+
+def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_main: bool, name: str) -> None:
+    started = kept = told = time.monotonic()
+    embedding = 0.0
+    marked: list[np.ndarray] = []
+    bar = tqdm(total=total, desc=name, unit="img", leave=False, disable=None if is_main else True)
+    try:
+        for batch in loader.epoch(0):
+            begun = time.monotonic()
+            rows, there = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)
+            features.direct[rows], features.mirrored[rows] = runtime(batch.images.numpy())
+            marked.append(rows[there])
+            now = time.monotonic()
+            embedding += now - begun
+            bar.update(len(rows))
+            if now - kept > _KEEP_EVERY:
+                _mark(features, marked)
+                kept = now
+            if bar.disable and is_main and now - told > _TELL_EVERY:
+                log.info(f"{name}: {np.count_nonzero(features.done)} of {len(features.done)} images")
+                told = now
+    finally:  # Ctrl-C as well: a later run goes on from here
+        bar.close()
+        _mark(features, marked)
+    seconds = time.monotonic() - started
+    limit = "embedding" if embedding > 0.5 * seconds else "reading and cropping (more workers may help)"
+    log.info(
+        f"{name}: {total} images in {seconds:.1f} s, {total / seconds:.0f} img/s, each both ways; "
+        f"{100 * embedding / seconds:.0f} % of the time in the network: what limits is {limit}"
+    )
+
+
+def _mark(features: Features, rows: list[np.ndarray]) -> None:
+    features.direct.flush()
+    features.mirrored.flush()
+    for part in rows:
+        features.done[part] = 1
+    features.done.flush()
+    rows.clear()
+
+
+def fingerprint(*files: Path) -> str:
+    """SHA-256 of files one after another."""
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            whole.update(hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()
