@@ -19,13 +19,13 @@ if not __package__:  # run as a script, this folder stands first on the path and
 from backbones import build_backbone
 from config import add_config_arguments, load_config, make_folder, require_data
 from eval.embedding import make_runtime
-from eval.pairs import PhotoPairs, make_pairs, read_pairs
+from eval.pairs import add_photo_arguments, photo_pairs
 from eval.report import Results, format_tables, format_thresholds, write_results, write_thresholds
 from eval.scoring import Scorer
 from eval.sets import photo_set
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
 from utils.distributed import place, processes, spread_over_gpus
-from utils.errors import UserError, run
+from utils.errors import run
 from utils.run_log import init_logging, log
 
 
@@ -63,28 +63,6 @@ def main() -> None:
         if world.is_main:
             print(f"\n{format_tables(results, config)}\n\nWhich threshold:\n{format_thresholds(results)}")
             print(f"\nIn {folder}: test.log, {', '.join(names)}; {thresholds}")
-
-
-def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a person's own photos."""
-    parser.add_argument("--pairs", type=Path, metavar="FILE", help="your own pairs: LFW style, or path,path,same")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder that the photos of --pairs lie in")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="make pairs of the photos in it, a folder a person")
-    parser.add_argument("--n-pairs", type=int, default=6000, help="how many pairs --folder makes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs that --folder makes (%(default)s)")
-
-
-def photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
-    """The pairs that those options name; None where they name none."""
-    if args.pairs and args.folder:
-        raise UserError("--pairs and --folder: take one of them")
-    if args.images and not args.pairs:
-        raise UserError("--images: goes with --pairs")
-    if args.n_pairs < 20 or args.seed < 0:
-        raise UserError(f"--n-pairs {args.n_pairs} --seed {args.seed}: should be from 20 and from 0")
-    if args.folder:
-        return make_pairs(args.folder, args.n_pairs, args.seed)
-    return read_pairs(args.pairs, args.images) if args.pairs else None
 
 
 def choose(checkpoints: dict[int, Path], steps: str | None, output: str) -> dict[int, Path]:

@@ -1,5 +1,6 @@
 """People's own pairs of photos: an LFW-style pairs file, a CSV of path, path, same, or a folder for each person."""
 
+import argparse
 import csv
 import itertools
 from collections.abc import Iterator
@@ -164,3 +165,25 @@ def _different_pairs(people: list[list[Path]], n: int, rng: np.random.Generator)
         photos = people[one][rng.integers(counts[one])], people[other][rng.integers(counts[other])]
         found.setdefault(photos)
     return [(*photos, False) for photos in found]
+
+
+def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a person's own photos."""
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="your own pairs: LFW style, or path,path,same")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder that the photos of --pairs lie in")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="make pairs of the photos in it, a folder a person")
+    parser.add_argument("--n-pairs", type=int, default=6000, help="how many pairs --folder makes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs that --folder makes (%(default)s)")
+
+
+def photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
+    """The pairs that those options name; None where they name none."""
+    if args.pairs and args.folder:
+        raise UserError("--pairs and --folder: take one of them")
+    if args.images and not args.pairs:
+        raise UserError("--images: goes with --pairs")
+    if args.n_pairs < 20 or args.seed < 0:
+        raise UserError(f"--n-pairs {args.n_pairs} --seed {args.seed}: should be from 20 and from 0")
+    if args.folder:
+        return make_pairs(args.folder, args.n_pairs, args.seed)
+    return read_pairs(args.pairs, args.images) if args.pairs else None

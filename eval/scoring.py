@@ -64,7 +64,7 @@ class Scorer:
         """How many this process embeds, each both ways."""
         return sum(len(held.images) for held in self.sets)
 
-    def score(self, runtime: Runtime, step: int) -> dict[str, Score]:
+    def score(self, runtime: Runtime, step: int | str) -> dict[str, Score]:
         """The network's score on every set, and the published log lines."""
         return {held.name: self._score(held, runtime, step) for held in self.sets}
 
@@ -77,7 +77,7 @@ class Scorer:
         runtime = TorchRuntime(backbone, self.world.device, self.batch)
         return {name: score.accuracy for name, score in self.score(runtime, step).items()}
 
-    def _score(self, held: VerificationSet, runtime: Runtime, step: int) -> Score:
+    def _score(self, held: VerificationSet, runtime: Runtime, step: int | str) -> Score:
         direct, mirrored = embed(runtime, held.images, f"{held.name} {step}")
         direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
         score = measure(direct, mirrored, held.pairs, held.issame)

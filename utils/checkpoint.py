@@ -58,6 +58,18 @@ def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]
     return dict(sorted(found.items()))
 
 
+def find_backbones(prefix: str, option: str) -> dict[str, Path]:
+    """Backbones by name: a file, the file of a prefix (output/295672 for output/295672backbone.pth), or a folder's by
+    step, ascending. Raises CheckpointError where there is none, naming the option."""
+    path = Path(prefix)
+    if path.is_dir():
+        return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
+    for file in (path, path.with_name(path.name + "backbone.pth")):
+        if file.is_file():
+            return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
+    raise CheckpointError(f"{option} {prefix!r}: no such checkpoint, and no folder of checkpoints")
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU wherever it was saved. Only tensors are unpickled, nothing of it runs."""
     try:

@@ -23,7 +23,7 @@ from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore, format_table, write_results
 from eval.IJB.templates import Switches, Templates, combine, pool, score_pairs
 from eval.roc import auc, roc, tpr_nearest
-from utils.checkpoint import CheckpointError, list_backbones, load_weights
+from utils.checkpoint import find_backbones, load_weights
 from utils.distributed import main_first, place, processes, spread_over_gpus
 from utils.errors import UserError, run
 from utils.run_log import init_logging, log
@@ -35,7 +35,7 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     if args.batch_size:
         config.eval_batch = args.batch_size
-    checkpoints = find_checkpoints(args.model_prefix or config.output)
+    checkpoints = find_backbones(args.model_prefix or config.output, "--model-prefix")
     folder = make_result_folder(args.result_dir, args.job)
     switches = Switches(args.flip, args.norm_score, args.detector_score)
     spread_over_gpus()
@@ -99,17 +99,6 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
     args.image_path = Path(args.image_path)
     return args
-
-
-def find_checkpoints(prefix: str) -> dict[str, Path]:
-    """By name: a file, the file of a prefix (output/295672 for output/295672backbone.pth), or all of a folder."""
-    path = Path(prefix)
-    if path.is_dir():
-        return {str(step): file for step, file in list_backbones(path, "output (or --model-prefix)").items()}
-    for file in (path, path.with_name(path.name + "backbone.pth")):
-        if file.is_file():
-            return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
-    raise CheckpointError(f"--model-prefix {prefix!r}: no such checkpoint, and no folder of checkpoints")
 
 
 def make_result_folder(result_dir: Path, job: str) -> Path:
