@@ -32,17 +32,18 @@ def roc(scores: ArrayLike, same: ArrayLike, corners_only: bool = True) -> Roc:
     values, flags = np.asarray(scores), np.asarray(same)
     if values.ndim != 1 or values.shape != flags.shape:
         raise UserError(f"scores of shape {values.shape} but flags of shape {flags.shape}: it should be one a pair")
-    order = np.argsort(-values)  # numpy's vectorised sort; the order of equal scores is of no matter
-    values, flags = values[order], flags[order].astype(bool, copy=False)
-    del order
-    if len(values) and not np.isfinite(values[[0, -1]]).all():  # NaN and infinities are sorted to the ends
-        raise UserError("a score is not finite")
-    last = np.append(values[1:] != values[:-1], True).nonzero()[0]  # the last pair of each distinct score
-    accepted = flags.cumsum(dtype=np.int32)[last]  # same pairs
-    refused = last - accepted + 1  # different pairs, accepted wrongly
-    if not len(values) or not accepted[-1] or not refused[-1]:
+    flags = flags.astype(bool, copy=False)
+    if flags.all() or not flags.any():
         raise UserError(f"all {len(values)} pairs are of one kind: a ROC curve needs same and different ones")
-    thresholds = values[last]
+    # Sorted without their flags, which is ten times as fast as sorting both; the same pairs then find their places.
+    falling = np.sort(values)[::-1]
+    if not np.isfinite(falling[[0, -1]]).all():  # NaN and infinities are sorted to the ends
+        raise UserError("a score is not finite")
+    last = np.append(falling[1:] != falling[:-1], True).nonzero()[0]  # the last pair of each distinct score
+    thresholds = falling[last]
+    places = len(last) - 1 - np.searchsorted(thresholds[::-1], values[flags])
+    accepted = np.bincount(places, minlength=len(last)).cumsum()  # same pairs
+    refused = last + 1 - accepted  # different pairs, accepted wrongly
     if corners_only and len(last) > 2:
         corner = np.ones(len(last), bool)
         corner[1:-1] = (np.diff(refused, 2) != 0) | (np.diff(accepted, 2) != 0)

@@ -7,6 +7,7 @@ table ({target}.txt), results.json and test.log. Interrupted, the same command g
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script, this folder stands first on the path instead of the project's
@@ -21,7 +22,7 @@ from eval.IJB.features import Crops, Features, embed_images, fingerprint
 from eval.IJB.identification import identify, mean_of
 from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore, format_table, write_results
-from eval.IJB.templates import Switches, Templates, combine, pool, score_pairs
+from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import find_backbones, load_weights
 from utils.distributed import main_first, place, processes, spread_over_gpus
@@ -33,7 +34,7 @@ def main() -> None:
     """The command line."""
     args = parse_arguments()
     config = load_config(args.config, args.overrides)
-    if args.batch_size:
+    if args.batch_size is not None:
         config.eval_batch = args.batch_size
     checkpoints = find_backbones(args.model_prefix or config.output, "--model-prefix")
     folder = make_result_folder(args.result_dir, args.job)
@@ -49,8 +50,9 @@ def main() -> None:
         backbone = place(build_backbone(config), world)
         made = {"lists": fingerprint(protocol.images.source), "folder": str(args.image_path.resolve())}
         results: dict[str, IjbScore] = {}
+        embedded: list[Features] = []
         for name, path in checkpoints.items():
-            load_weights(backbone, path)
+            main_first(world, partial(load_weights, backbone, path))
             features = Features(
                 folder / f"features_{name}_{args.target}",
                 len(protocol.images.names),
@@ -64,9 +66,11 @@ def main() -> None:
                 results[name], scores = score(features, protocol, switches, path)
                 np.save(folder / f"{name}_{args.target}.npy", scores)
                 write_results(folder, args.target, results, config)
-                if not args.keep_features:
-                    features.remove()
+            embedded.append(features)
         if world.is_main:
+            if not args.keep_features:
+                for features in embedded:  # only now: interrupted at a later checkpoint, none is embedded again
+                    features.remove()
             print(f"\n{format_table(args.target, results, config)}\n\nIn {folder}: {', '.join(written(args.target))}")
 
 
@@ -83,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--result-dir", type=Path, default=os.environ.get("IJB_RESULT_DIR", "output/IJB"))
     parser.add_argument("--job", default=os.environ.get("IJB_JOB", "PocketNet"), help="folder in --result-dir")
-    parser.add_argument("--batch-size", type=int, default=0, help="images at once (default: config.eval_batch)")
+    parser.add_argument("--batch-size", type=int, help="images at once (default: config.eval_batch)")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--flip", action=switch, default=True, help="add the mirror image's embedding")
     parser.add_argument("--norm-score", action=switch, default=True, help="features keep their norm")
@@ -95,7 +99,9 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--target {args.target}: should be {' or '.join(TARGETS)}")
     if not args.image_path:
         raise UserError("--image-path: name the folder of the set, the one that holds loose_crop and meta")
-    if args.batch_size < 0:
+    if not Path(args.job).name == args.job or args.job in ("", "..") or not args.job.isprintable():
+        raise UserError(f"--job {args.job!r}: should be a plain name, of a folder in --result-dir")
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
     args.image_path = Path(args.image_path)
     return args
@@ -125,8 +131,8 @@ def score(features: Features, protocol: Protocol, switches: Switches, path: Path
     """Everything that is said of a checkpoint, and the scores (P,) of all pairs, NaN where a template was left out."""
     images = protocol.images
     kept = features.done == 1
-    summed, weights = combine(features.direct, features.mirrored, images.det_scores, switches)
-    templates = pool(summed, weights, images.templates, images.media, kept)
+    embeddings = Embeddings(features.direct, features.mirrored, images.det_scores)
+    templates = pool(embeddings, images.templates, images.media, switches, kept)
     first, second, same = protocol.pairs
     scores = score_pairs(templates.features, first, second)
     there = templates.present[first] & templates.present[second]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+_ROWS_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 4096  # their features fit the processor's cache: 30,000 at once take four times as long
 
 FloatArray = NDArray[np.floating]
@@ -30,43 +31,54 @@ class Templates(NamedTuple):
     present: NDArray[np.bool_]  # (T,) those of which an image was kept; the others' features are zeros
 
 
-def combine(
-    direct: FloatArray, mirrored: FloatArray, det_scores: FloatArray, switches: Switches
-) -> tuple[FloatArray, FloatArray]:
-    """The features (N, D) of images, and the weight (N,) of each, from both embeddings and the detector's scores."""
-    features = direct + mirrored if switches.flip else direct
-    weights = np.ones(len(features))
-    if not switches.norm:
-        norms = np.sqrt(np.einsum("ij,ij->i", features, features))
-        weights /= np.where(norms == 0, 1, norms)
-    if switches.detector:
-        weights *= det_scores
-    return features, weights
+class Embeddings(NamedTuple):
+    """What is known of N images."""
+
+    direct: FloatArray  # (N, D) of the images
+    mirrored: FloatArray  # (N, D) of their mirror images
+    det_scores: FloatArray  # (N,)
 
 
 def pool(
-    features: FloatArray,
-    weights: FloatArray,
+    embeddings: Embeddings,
     templates: IntArray,
     media: IntArray,
+    switches: Switches | None = None,
     kept: NDArray[np.bool_] | None = None,
 ) -> Templates:
-    """Templates of image features (N, D): the mean over a medium's images, the sum over media, L2-normalised.
+    """Templates of images: the mean over a medium's images, the sum over media, L2-normalised.
 
-    A template is a weighted sum of its images, each by its own weight over the number of its medium's images there: one
-    product of a sparse matrix, with no copy of the features. `kept` leaves images out; what they hold is not read.
+    A template is a weighted sum of its images, each by its own weight over the number of its medium's images there: a
+    product of a sparse matrix, with no copy of the embeddings. `kept` (N,) leaves images out.
     """
+    switches = switches or Switches()
     ids, template_of = np.unique(templates, return_inverse=True)
     images = np.arange(len(templates)) if kept is None else np.flatnonzero(kept)
     template_of = template_of[images]
-    media_of_templates = np.stack([template_of, media[images]])
-    _, medium_of, sizes = np.unique(media_of_templates, axis=1, return_inverse=True, return_counts=True)
-    share = (weights[images] / sizes[medium_of.ravel()]).astype(np.float32)
+    names, medium_of = np.unique(media[images], return_inverse=True)
+    _, group, sizes = np.unique(template_of * len(names) + medium_of, return_inverse=True, return_counts=True)
+    share = (image_weights(embeddings, switches)[images] / sizes[group]).astype(np.float32)
     matrix = sparse.csr_array((share, (template_of, images)), shape=(len(ids), len(templates)))
-    sums = matrix @ features
+    sums = matrix @ embeddings.direct
+    if switches.flip:
+        sums += matrix @ embeddings.mirrored
     norms = np.sqrt(np.einsum("ij,ij->i", sums, sums, dtype=np.float64))
     present = np.bincount(template_of, minlength=len(ids)) > 0
     return Templates(ids, (sums / np.where(norms == 0, 1, norms)[:, np.newaxis]).astype(np.float32), present)
+
+
+def image_weights(embeddings: Embeddings, switches: Switches) -> FloatArray:
+    """The weight (N,) of each image's feature, by the switches for norm and detector."""
+    direct, mirrored, det_scores = embeddings
+    weights = np.array(det_scores, np.float64) if switches.detector else np.ones(len(direct))
+    if switches.norm:
+        return weights
+    for start in range(0, len(direct), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        features = direct[part] + mirrored[part] if switches.flip else direct[part]
+        norms = np.sqrt(np.einsum("ij,ij->i", features, features))
+        weights[part] /= np.where(norms == 0, 1, norms)
+    return weights
 
 
 def score_pairs(features: NDArray[np.float32], first: IntArray, second: IntArray) -> NDArray[np.float32]:
