@@ -1,4 +1,5 @@
 # make demo     a small PocketNet from nothing: faces, training, scores
+# make demo-ijb the demo's network on a drawn set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
 # make test     all checks and tests
 # make help     the rest
@@ -7,12 +8,13 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := config backbones utils eval data tests benchmarks train.py train_kd.py
 
-.PHONY: help install demo demo-kd test check test-mxnet format clean
+.PHONY: help install demo demo-ijb demo-kd test check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install     the environment .venv alone"
 	@echo "make demo        train a small PocketNet on drawn faces and score it"
+	@echo "make demo-ijb    score the demo's network on a drawn set in the layout of IJB-C"
 	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
 	@echo "make test        lint, types and every test"
 	@echo "make check       lint and types alone"
@@ -56,6 +58,10 @@ output/demo/results.txt: data/faces_demo/made.json config/config_demo.py config/
 	rm -rf output/demo logs/demo
 	NPROC=1 NNODES=1 PYTHON=$(PY) ./train.sh --config config/config_demo.py
 	$(PY) eval/eval.py --config config/config_demo.py
+
+demo-ijb: output/demo/results.txt
+	$(PY) data/make_demo_ijb.py
+	PYTHON=$(PY) eval/IJB/runIJBEval.sh --target IJBC --image-path data/ijb_demo --config config/config_demo.py
 
 # Runs that are done are kept: interrupted, it goes on. Anew: rm -r output/demo_kd
 demo-kd: data/faces_demo/made.json

@@ -64,15 +64,16 @@ def _detail_table(results: Results) -> str:
 
 
 def _footnotes(results: Results) -> str:
-    notes = []
+    lacking: dict[tuple[int, tuple[float, ...]], list[str]] = {}  # sets by their different pairs and the FARs left out
     for name, score in next(iter(results.values())).items():
-        lacking = [far for far in FARS if score.operating[far] is None]
-        if lacking:
-            notes.append(
-                f"{name}: TAR at FAR {' and '.join(f'{far:.0e}' for far in lacking)} left out: it needs at least "
-                f"{round(1 / lacking[0]):,} different pairs, there are {score.different:,}"
-            )
-    return "\n".join(notes)
+        fars = tuple(far for far in FARS if score.operating[far] is None)
+        if fars:
+            lacking.setdefault((score.different, fars), []).append(name)
+    return "\n".join(
+        f"{', '.join(names)}: TAR at FAR {' and '.join(f'{far:.0e}' for far in fars)} left out: it needs at least "
+        f"{round(1 / fars[0]):,} different pairs, there are {different:,}"
+        for (different, fars), names in lacking.items()
+    )
 
 
 def format_thresholds(results: Results) -> str:
