@@ -64,12 +64,12 @@ def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: 
 def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     """(N, 112, 112, 3) uint8 RGB -> embeddings (N, D) of the images and (N, D) of their mirror images, float32.
 
-    `progress` names a bar on a terminal.
+    N may be 0: there may be more processes than images. `progress` names a bar on a terminal.
     """
     parts = []
     shown = bool(progress) and sys.stderr.isatty()
     with tqdm(total=len(images), desc=progress, unit="img", leave=False, disable=not shown) as bar:
-        for start in range(0, len(images), runtime.batch):
+        for start in range(0, max(1, len(images)), runtime.batch):  # an empty batch where there is no image
             parts.append(runtime(images[start : start + runtime.batch]))
             bar.update(len(parts[-1][0]))
     direct, mirrored = zip(*parts, strict=True)

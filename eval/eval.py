@@ -44,6 +44,7 @@ def main() -> None:
     config.test_output = config.test_output or config.output
     folder = make_folder(config, "test_output")
     suffix = f"_{photos.name}" if photos else ""
+    known = None if photos else config  # own photos are no published set, though the folder be called lfw
     if photos and args.folder:
         photos.write(folder / f"pairs{suffix}.csv")
     spread_over_gpus()
@@ -58,10 +59,10 @@ def main() -> None:
             load_weights(backbone, path)
             results[step] = scorer.score(make_runtime(backbone, config, world, scorer.n_images), step)
             if world.is_main:
-                names = write_results(folder, results, config, suffix)  # each time: what follows cannot lose it
+                names = write_results(folder, results, known, suffix)  # each time: what follows cannot lose it
                 thresholds = write_thresholds(Path(config.output), folder, results)
         if world.is_main:
-            print(f"\n{format_tables(results, config)}\n\nWhich threshold:\n{format_thresholds(results)}")
+            print(f"\n{format_tables(results, known)}\n\nWhich threshold:\n{format_thresholds(results)}")
             print(f"\nIn {folder}: test.log, {', '.join(names)}; {thresholds}")
 
 

@@ -4,6 +4,7 @@ Optional: where it is not installed, PyTorch serves.
 """
 
 import importlib.util
+import sys
 import warnings
 from typing import Any
 
@@ -21,8 +22,7 @@ class OpenVinoRuntime:
     _at_once = 2  # images of a request: a few fit the processor's cache, and more of them are slower
 
     def __init__(self, backbone: nn.Module) -> None:
-        import openvino
-
+        openvino = _import_openvino()
         # One stream a core. "f32": by default OpenVINO rounds to bfloat16 where the processor has it.
         threads = torch.get_num_threads()
         options = {
@@ -71,12 +71,20 @@ def is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry: else the import alone reports to its makers, and leaves ~/intel behind."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    import openvino
+
+    return openvino
+
+
 def _convert(backbone: nn.Module, batch: int) -> Any:
     """The OpenVINO network of a backbone, for batches of that many images.
 
     By OpenVINO's front end for PyTorch, not by `openvino.convert_model`, which reports its use to its makers.
     """
-    import openvino
+    openvino = _import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -3,7 +3,7 @@
 import argparse
 import csv
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
         raise UserError(f"--pairs {file}: {error.strerror}; name a pairs file") from None
     except UnicodeDecodeError:
         raise UserError(f"--pairs {file}: is not text; it should be an LFW-style pairs file or a CSV") from None
-    if images is not None and not images.is_dir():
+    if images is not None and not _is_there(images.is_dir):
         raise UserError(f"--images {images}: no such folder")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
@@ -80,11 +80,16 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
 
 def _csv_pair(line: str, folder: Path, first: bool) -> Pair | None:
     """None for a header."""
-    fields = [field.strip() for field in next(csv.reader([line]))]
+    try:
+        fields = [field.strip() for field in next(csv.reader([line]))]
+    except csv.Error:  # a field of more than 128 KiB
+        fields = []
     flag = fields[2].lower() if len(fields) == 3 else ""
-    if flag not in _FLAGS:
-        if first and len(fields) == 3 and not (folder / fields[0]).exists():
+    if first and len(fields) == 3 and (flag == "same" or flag not in _FLAGS):  # "same" may be a flag or a column
+        photos = [folder / field for field in fields[:2]]
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES or _is_there(path.is_file) for path in photos):
             return None
+    if flag not in _FLAGS:
         raise UserError(f"should read path,path,same with 1 or 0 for same, reads {line[:80]!r}")
     one, other = (_existing(folder / field) for field in fields[:2])
     return one, other, _FLAGS[flag]
@@ -99,39 +104,49 @@ def _lfw_pair(line: str, folder: Path, first: bool) -> Pair | None:
         fields = [*fields[:2], fields[0], fields[2]]
     if len(fields) != 4 or not (fields[1].isdecimal() and fields[3].isdecimal()):
         raise UserError(f"should read 'name 1 2' or 'name 1 other 3', reads {line[:80]!r}")
-    one, other = (_numbered(folder, fields[i], int(fields[i + 1])) for i in (0, 2))
+    one, other = (_numbered(folder, fields[i], fields[i + 1]) for i in (0, 2))
     return one, other, fields[0] == fields[2]
 
 
-def _numbered(folder: Path, name: str, number: int) -> Path:
-    stem = folder / name / f"{name}_{number:04d}"
+def _numbered(folder: Path, name: str, number: str) -> Path:
+    stem = folder / name / f"{name}_{number.lstrip('0').zfill(4)}"
     candidates = [stem.with_name(stem.name + suffix) for suffix in IMAGE_SUFFIXES]
-    return next((path for path in candidates if path.is_file()), None) or _existing(candidates[0])
+    return next((path for path in candidates if _is_there(path.is_file)), None) or _existing(candidates[0])
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not _is_there(path.is_file):
         raise UserError(f"no photo {path}")
     return path
+
+
+def _is_there(check: Callable[[], bool]) -> bool:
+    """What is_file or is_dir says; False where no path can be that long."""
+    try:
+        return check()
+    except OSError:
+        return False
 
 
 def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     """Pairs of the photos in a folder that holds a folder for each person, no pair twice; the same for the same seed.
 
-    Half are of one person, people taken by turns so that those of many photos do not outweigh the others; half are of
-    two people drawn at random. Where there are fewer pairs of a kind than asked for, all of that kind are taken.
+    Half are of one person, people taken by turns, in an order drawn at random, so that those of many photos do not
+    outweigh the others; half are of two people drawn at random. Where there are fewer pairs of a kind than asked for,
+    all of that kind are taken. Hidden files and folders are left out.
 
     Raises UserError where there are not two people, or nobody has two photos.
     """
-    if not folder.is_dir():
+    if not _is_there(folder.is_dir):
         raise UserError(f"--folder {folder}: no such folder")
-    people = [photos for person in sorted(folder.iterdir()) if person.is_dir() and (photos := _photos(person))]
+    people = [photos for person in _shown(folder) if person.is_dir() and (photos := _photos(person))]
     if len(people) < 2 or all(len(photos) < 2 for photos in people):
         raise UserError(
             f"--folder {folder}: {len(people)} folders with photos; it should hold one a person, two people at least, "
             "and two photos of somebody"
         )
     rng = np.random.default_rng(seed)
+    people = [people[i] for i in rng.permutation(len(people))]
     same = _same_pairs(people, n_pairs // 2, rng)
     different = _different_pairs(people, n_pairs - n_pairs // 2, rng)
     mixed = itertools.chain.from_iterable(itertools.zip_longest(same, different))  # both kinds in every fold
@@ -139,7 +154,12 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
 
 
 def _photos(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in _shown(folder) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder but for hidden things, such as the ._photo.jpg that other systems leave beside a photo."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _same_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> list[Pair]:

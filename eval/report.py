@@ -16,8 +16,11 @@ from utils.run_log import log
 Results = dict[int, dict[str, Score]]  # global step -> set -> score
 
 
-def write_results(folder: Path, results: Results, config: EasyDict, suffix: str = "") -> list[str]:
-    """results.json ({step: {set: numbers}}), results.txt (the tables) and roc.png; returns their names."""
+def write_results(folder: Path, results: Results, config: EasyDict | None, suffix: str = "") -> list[str]:
+    """results.json ({step: {set: numbers}}), results.txt (the tables) and roc.png; returns their names.
+
+    config: None where the sets are a person's own, of which nothing is published, whatever they are called.
+    """
     scores = {step: {name: score.asdict() for name, score in sets.items()} for step, sets in results.items()}
     names = [f"results{suffix}.json", f"results{suffix}.txt", f"roc{suffix}.png"]
     (folder / names[0]).write_text(json.dumps(scores, indent=2) + "\n")
@@ -26,22 +29,23 @@ def write_results(folder: Path, results: Results, config: EasyDict, suffix: str 
     return names
 
 
-def format_tables(results: Results, config: EasyDict) -> str:
+def format_tables(results: Results, config: EasyDict | None) -> str:
     """Accuracy of every checkpoint and set; then everything else, set by set."""
     return "\n\n".join([_accuracy_table(results, config), _detail_table(results), _footnotes(results)]).rstrip()
 
 
-def _accuracy_table(results: Results, config: EasyDict) -> str:
+def _accuracy_table(results: Results, config: EasyDict | None) -> str:
     """Steps down, sets across; accuracy in percent, mean and standard deviation over the folds."""
     names = list(next(iter(results.values())))
-    lines = ["".join([f"{'step':>10}", *(f"{name:>18}" for name in names)])]
+    width = max(18, *(len(name) + 2 for name in names))
+    lines = ["".join([f"{'step':>10}", *(f"{name:>{width}}" for name in names)])]
     for step, scores in results.items():
         cells = (f"{100 * scores[name].accuracy:.2f} ± {100 * scores[name].std:.2f}" for name in names)
-        lines.append("".join([f"{step or 'untrained':>10}", *(f"{cell:>18}" for cell in cells)]))
-    known = {name: value for name in names if (value := published(config, name)) is not None}
+        lines.append("".join([f"{step or 'untrained':>10}", *(f"{cell:>{width}}" for cell in cells)]))
+    known = {name: value for name in names if config and (value := published(config, name)) is not None}
     if known:
         cells = (f"{known[name]:.2f}       " if name in known else "" for name in names)  # under our mean
-        lines.append("".join([f"{'published':>10}", *(f"{cell:>18}" for cell in cells)]).rstrip())
+        lines.append("".join([f"{'published':>10}", *(f"{cell:>{width}}" for cell in cells)]).rstrip())
     return "\n".join(lines)
 
 
@@ -102,7 +106,8 @@ def write_thresholds(beside: Path, instead: Path, results: Results) -> Path:
             continue
         merged = read_json(path)
         for step, sets in found.items():
-            merged[step] = {**merged.get(step, {}), **sets}
+            there = merged.get(step)
+            merged[step] = {**(there if isinstance(there, dict) else {}), **sets}
         try:
             path.write_text(json.dumps(merged, indent=2) + "\n")
         except OSError as error:
@@ -146,7 +151,7 @@ def roc_figure(results: Results) -> Figure:
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(results)))
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
-        least = 1 / next(iter(results.values()))[name].different  # FAR: one pair
+        least = 1 / max(2, next(iter(results.values()))[name].different)  # FAR: one pair
         lowest = 1.0
         for colour, (step, sets) in zip(colours, results.items(), strict=True):
             curve = sets[name].curve

@@ -62,11 +62,14 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
     """Backbones by name: a file, the file of a prefix (output/295672 for output/295672backbone.pth), or a folder's by
     step, ascending. Raises CheckpointError where there is none, naming the option."""
     path = Path(prefix)
-    if path.is_dir():
-        return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
-    for file in (path, path.with_name(path.name + "backbone.pth")):
-        if file.is_file():
-            return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
+    try:
+        if path.is_dir():
+            return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
+        for file in (path, path.with_name(path.name + "backbone.pth")):
+            if file.is_file():
+                return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
+    except OSError as error:  # no path can be that long, or it may not be looked at
+        raise CheckpointError(f"{option} {prefix!r}: {error.strerror}") from None
     raise CheckpointError(f"{option} {prefix!r}: no such checkpoint, and no folder of checkpoints")
 
 

@@ -48,7 +48,11 @@ def main() -> None:
         main_first(world, crops.check_files)
         log.info(describe(protocol, args.target))
         backbone = place(build_backbone(config), world)
-        made = {"lists": fingerprint(protocol.images.source), "folder": str(args.image_path.resolve())}
+        made = {
+            "lists": fingerprint(protocol.images.source),
+            "folder": str(args.image_path.resolve()),
+            "network": f"{config.net_name} {config.genotypes.get(config.genotype)}",  # weights may fit another as well
+        }
         results: dict[str, IjbScore] = {}
         embedded: list[Features] = []
         for name, path in checkpoints.items():
@@ -161,8 +165,10 @@ def search(templates: Templates, protocol: Protocol) -> dict | None:
     probes = protocol.probes
     here = templates.present[probes.templates]
     found = []
+    skipped = probes.skipped + int(np.sum(~here))
     for gallery in protocol.galleries:
         there = templates.present[gallery.templates]
+        skipped += gallery.skipped + int(np.sum(~there))
         one = identify(
             templates.features[gallery.templates[there]],
             gallery.subjects[there],
@@ -171,7 +177,9 @@ def search(templates: Templates, protocol: Protocol) -> dict | None:
         )
         if one is not None:
             found.append(one)
-    return mean_of(found) | {"galleries": [one.asdict() for one in found]} if found else None
+    if not found:
+        return None
+    return mean_of(found) | {"skipped_templates": skipped, "galleries": [one.asdict() for one in found]}
 
 
 def written(target: str) -> list[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from eval.bins import open_image
 from eval.embedding import Runtime
 from eval.IJB.alignment import crop, similarity
-from eval.IJB.protocol import SKIP, Images
+from eval.IJB.protocol import SKIP, Images, is_there, line_of
 from utils.dataset import ListSampler
 from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
@@ -48,19 +48,20 @@ class Crops:
         there = {path.name for path in self.folder.iterdir()}
         flat = np.array(["/" not in name for name in self.images.names])
         missing = [i for i in np.flatnonzero(flat) if self.images.names[i] not in there]
-        missing += [i for i in np.flatnonzero(~flat) if not (self.folder / self.images.names[i]).is_file()]
+        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).is_file)]
         if missing and not self.skip_missing:
             raise self._error(int(min(missing)), "is missing", len(missing))
         return len(missing)
 
     def _open(self, index: int) -> np.ndarray | None:
         try:
-            image = open_image((self.folder / self.images.names[index]).read_bytes())
-        except FileNotFoundError:
+            encoded = (self.folder / self.images.names[index]).read_bytes()
+        except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
             problem = "is missing"
         except OSError as error:
             problem = f"cannot be read: {error.strerror}"
         else:
+            image = open_image(encoded)
             if image is not None and max(image.shape) < 1 << 15:  # of which positions are int16
                 return image
             problem = "cannot be decoded" if image is None else f"is too large, {image.shape[1]}×{image.shape[0]}"
@@ -71,7 +72,9 @@ class Crops:
     def _error(self, index: int, problem: str, count: int = 1) -> UserError:
         more = f" (and {count - 1} more)" if count > 1 else ""
         path = self.folder / self.images.names[index]
-        return UserError(f"{self.images.source} line {index + 1}: {path} {problem}{more}; {SKIP}")
+        return UserError(
+            f"{self.images.source} line {line_of(self.images.source, index)}: {path} {problem}{more}; {SKIP}"
+        )
 
 
 class Features:
@@ -112,12 +115,13 @@ def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: in
 
     Tells on a terminal how far it is (else a line a minute in the log), and in the end what limited the speed.
     """
-    open_rows = np.flatnonzero(features.done == 0)
+    # Seen by one process: another may see rows that the first has meanwhile done, and would take another share.
+    open_rows = on_main(world, lambda: np.flatnonzero(features.done == 0))
     mine = open_rows[share_of(len(open_rows), world)]
     if len(open_rows) < len(features.done):
         log.info(f"{name}: {len(features.done) - len(open_rows)} images are done already, {len(open_rows)} to go")
     if len(mine):
-        loader = Loader(crops, ListSampler(mine, runtime.batch), workers)
+        loader = Loader(crops, ListSampler(mine, min(runtime.batch, len(mine))), workers)
         _embed(features, loader, runtime, len(mine), world.is_main, name)
     if world.size > 1:
         dist.barrier()

@@ -35,6 +35,8 @@ def identify(gallery: Features, people: Labels, probes: Features, subjects: Labe
 
     None where no probe is of a person of the gallery.
     """
+    if not len(people):
+        return None
     order = np.argsort(people, kind="stable")
     names, starts = np.unique(people[order], return_index=True)
     similarities = np.maximum.reduceat(probes @ gallery[order].T, starts, axis=1)  # (Q, people)

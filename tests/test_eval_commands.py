@@ -1,0 +1,470 @@
+"""eval/eval.py and eval/compare.py as a person runs them: every option, every slip."""
+
+import importlib
+import json
+import logging
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from backbones import build_backbone
+from config import load_config
+from eval.pairs import read_pairs
+from eval.sets import VerificationSet, bin_set, photo_set
+from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
+from tests.conftest import DEMO, SMALL, encode, face, run_command, write_data
+from utils.distributed import World
+from utils.errors import run
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """A folder of a few people's photos, `own`, beside it pairs.txt in LFW style of some of them."""
+    folder = tmp_path_factory.mktemp("my photos")
+    rng = np.random.default_rng(8)
+    for person in range(8):
+        (folder / "own" / f"p{person}").mkdir(parents=True)
+        for k in range(1, 7):
+            image = face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
+            photo = encode(image.clip(0, 255).astype(np.uint8), ".png")
+            (folder / "own" / f"p{person}" / f"p{person}_{k:04d}.png").write_bytes(photo)
+    rows = [f"p{p}\t{k}\t{k + 1}" for p in range(8) for k in range(1, 6)]
+    rows += [f"p{p}\t{k}\tp{(p + k) % 8}\t{k}" for p in range(8) for k in range(1, 7)]
+    (folder / "pairs.txt").write_text("\n".join(["88", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def command(demo, monkeypatch, capfd):
+    """Runs an entry script's main in the demo project as a person would; exit code, what it says, and its errors."""
+    log = logging.getLogger("pocketnet")
+    before = log.handlers[:], log.propagate, log.level
+    monkeypatch.chdir(demo)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NPROC", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def start(script: str, *arguments: object) -> SimpleNamespace:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(module.main)
+        said = capfd.readouterr()
+        return SimpleNamespace(returncode=ended.value.code, stdout=said.out, stderr=said.err)
+
+    yield start
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.propagate, log.level = before
+
+
+def result_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def assert_close(ours: dict, other: dict) -> None:
+    """Of results.json or thresholds.json."""
+    assert list(ours) == list(other)
+    for key, value in other.items():
+        if isinstance(value, dict):
+            assert_close(ours[key], value)
+        else:
+            assert ours[key] == (value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-4))
+
+
+# -------------------------------------------------------------------------------------------------------- eval/eval.py
+
+
+def test_some_steps(command, tmp_path):
+    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", "--steps", "12, 0")
+    assert done.returncode == 0 and done.stderr == ""
+    assert list(result_of(tmp_path / "results.json")) == ["0", "12"]
+    assert "Checkpoint 2 of 2: output/demo/12backbone.pth" in done.stdout and "6backbone" not in done.stdout
+
+
+@pytest.mark.parametrize("steps", ["7", "0,7", "six", "-6", "6;12", "", "6,", "1e1", "²"])
+def test_steps_that_are_not_there(command, tmp_path, steps):
+    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", f"--steps={steps}")
+    wrong = steps.split(",")[-1]
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: --steps {wrong}: no such checkpoint in 'output/demo'; there are 0, 6, 12\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_pairs(demo, own, tmp_path):
+    """As a person types it, the file's name with a space; the config's own results are left alone."""
+    shutil.copytree(demo / "output" / "demo", tmp_path / "out")
+    for name in ("results.json", "thresholds.json"):
+        (tmp_path / "out" / name).write_text('{"6": {"kept": {}}}')
+    done = run_command(
+        demo, sys.executable, "eval/eval.py", "--pairs", own / "pairs.txt", *DEMO, f"output={tmp_path / 'out'}",
+        "--images", own / "own", "--steps", "6",
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (scores,) = result_of(tmp_path / "out" / "results_pairs.json").values()
+    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    assert scores["pairs"]["pairs"] == 88 and scores["pairs"]["accuracy"] == judged(demo, 6, held)[0].accuracy
+    assert (tmp_path / "out" / "results_pairs.txt").read_text() in done.stdout
+    assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
+    thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
+    assert list(thresholds) == ["kept", "pairs"] and "needs at least 100" in thresholds["pairs"]["1e-02"]
+    assert "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48" in (
+        done.stdout
+    )
+
+
+def test_a_folder_of_people(command, demo, own, tmp_path):
+    """Made pairs are the same each time, and those of the CSV that they leave; the thresholds do what they say."""
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out)
+    folder = [*DEMO, f"output={out}", "--folder", own / "own", "--n-pairs", "300"]
+    done = command("eval/eval.py", *folder, "--steps=12")
+    assert done.returncode == 0 and done.stderr == ""
+    first, pairs = (out / "results_own.json").read_bytes(), (out / "pairs_own.csv").read_bytes()
+    thresholds = result_of(out / "thresholds.json")["12"]["own"]
+    assert {path.name for path in out.iterdir()} >= {"results_own.txt", "roc_own.png", "thresholds.json"}
+
+    assert command("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
+    assert (tmp_path / "again" / "results_own.json").read_bytes() == first
+    assert (tmp_path / "again" / "pairs_own.csv").read_bytes() == pairs
+    assert not (tmp_path / "again" / "thresholds.json").exists()  # it stands beside the checkpoints
+
+    read = command("eval/eval.py", *DEMO, f"output={out}", "--steps=12", "--pairs", out / "pairs_own.csv")
+    assert read.returncode == 0
+    by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
+    assert by_pairs == json.loads(first)["12"]["own"]
+    assert (out / "results_own.json").read_bytes() == first
+    assert result_of(out / "thresholds.json")["12"]["pairs_own"] == thresholds
+
+    held = photo_set(read_pairs(out / "pairs_own.csv"), CPU)
+    assert len(held.issame) == 120 + 150  # all that there are of one person
+    _, distances = judged(demo, 12, held)
+    point = thresholds["1e-02"]
+    accepted = distances < point["squared_distance"]
+    np.testing.assert_array_equal(1 - distances / 2 >= point["cosine"], accepted)
+    assert np.mean(accepted[~held.issame]) == pytest.approx(point["far"], abs=1e-12) and point["far"] <= 0.01
+    assert np.mean(~accepted[held.issame]) == pytest.approx(point["frr"], abs=1e-12)
+    row = next(line for line in done.stdout.splitlines() if line.split()[:3] == ["own", "12", "1e-02"])
+    assert row.split()[3:] == [
+        f"{point['cosine']:.4f}", f"{point['squared_distance']:.4f}", f"{100 * point['frr']:.2f}",
+    ]  # fmt: skip
+
+    other = command("eval/eval.py", *folder, "--steps=12", "--seed=1", f"test_output={tmp_path / 'other'}")
+    assert other.returncode == 0 and (tmp_path / "other" / "pairs_own.csv").read_bytes() != pairs
+
+
+def test_nothing_published_is_shown_beside_own_photos(command, own, tmp_path):
+    """Though the network be PocketNetS128 and the folder be called as a published set."""
+    shutil.copytree(own / "own", tmp_path / "lfw")
+    network = load_config("config/config_PocketNetS128.py")
+    (tmp_path / "out").mkdir()
+    torch.save(build_backbone(network).state_dict(), tmp_path / "out" / "1backbone.pth")
+    places = [f"output={tmp_path / 'out'}", "--folder", tmp_path / "lfw", "--n-pairs=20"]
+    done = command("eval/eval.py", "--config", "config/config_PocketNetS128.py", *places)
+    assert done.returncode == 0 and "results_lfw.json" in done.stdout and "99.58" not in done.stdout
+
+
+def test_thresholds_stand_beside_the_checkpoints_if_they_may(command, demo, own, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out)
+    (out / "thresholds.json").unlink(missing_ok=True)
+    out.chmod(0o555)
+    options = [*DEMO, f"output={out}", f"test_output={tmp_path / 'test'}", "--steps=6"]
+    try:
+        done = command("eval/eval.py", *options, "--pairs", own / "pairs.txt", "--images", own / "own")
+    finally:
+        out.chmod(0o755)
+    assert done.returncode == 0 and not (out / "thresholds.json").exists()
+    assert list(result_of(tmp_path / "test" / "thresholds.json")) == ["6"]
+    assert str(tmp_path / "test" / "thresholds.json") in done.stdout
+
+
+def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monkeypatch):
+    decoded = []
+    plain = importlib.import_module("eval.sets").decode
+
+    def counted(*args, **options) -> np.ndarray:
+        decoded.append(plain(*args, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr("eval.sets.decode", counted)
+    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["0", "6", "12"]
+    (images,) = decoded
+    assert images.dtype == np.uint8
+    assert len(images) == len(bin_set(demo / "data" / "faces_demo" / "demo.bin", CPU).images)
+
+
+def test_several_sets(command, demo, tmp_path):
+    """Each has its column, its rows and its panel; one that is missing is left out, and said."""
+    data = write_data(tmp_path / "data", pairs=30)
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
+    options = [f"rec={data}", "val_targets=tiny,none,demo", f"test_output={tmp_path / 'out'}"]
+    done = command("eval/eval.py", *DEMO, *options, "--steps=6")
+    assert done.returncode == 0 and f"No none.bin in {data}: left out" in done.stdout
+    assert list(result_of(tmp_path / "out" / "results.json")["6"]) == ["tiny", "demo"]
+    assert cv2.imread(str(tmp_path / "out" / "roc.png")).shape == (480, 1200, 3)
+
+
+def test_two_processes_give_what_one_gives(command, demo, own, tmp_path):
+    options = [*DEMO, "--pairs", own / "pairs.txt", "--images", own / "own", "--steps=6,12"]
+    for place in ("one", "two"):
+        shutil.copytree(demo / "output" / "demo", tmp_path / place, ignore=shutil.ignore_patterns("*.json"))
+    alone = command("eval/eval.py", *options, f"output={tmp_path / 'one'}")
+    done = run_command(demo, sys.executable, "eval/eval.py", *options, f"output={tmp_path / 'two'}", NPROC="2")
+    assert alone.returncode == done.returncode == 0, done.stderr
+    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("Which threshold") == 1  # one process speaks
+    for name in ("results_pairs.json", "thresholds.json"):
+        assert_close(result_of(tmp_path / "two" / name), result_of(tmp_path / "one" / name))
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1", "2000", "1.5"])
+def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
+    monkeypatch.setenv("NPROC", number)
+    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: NPROC: should be a whole number from 1, is {number!r}\n"
+
+
+# ----------------------------------------------------------------------------------------------------- eval/compare.py
+
+
+def judged(demo: Path, step: int, held: VerificationSet):
+    """The ten-fold result and the squared distances of a checkpoint, from its file alone."""
+    backbone = build_backbone(load_config(demo / "config" / "config_demo.py", SMALL)).eval()
+    backbone.load_state_dict(torch.load(demo / "output" / "demo" / f"{step}backbone.pth", weights_only=True))
+    inputs = torch.from_numpy((held.images.astype(np.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        embeddings = (backbone(inputs) + backbone(inputs.flip(3))).numpy()
+    distances = pair_distances(embeddings, held.pairs)
+    return evaluate_distances(distances, held.issame), distances.astype(float)
+
+
+def compared(demo: Path, own: Path, command, tmp_path: Path, a: object, b: object) -> dict:
+    """What compare.py leaves of two checkpoints on the pairs of pairs.txt."""
+    options = ["--pairs", own / "pairs.txt", "--images", own / "own", "--out", tmp_path / f"{a}-{b}"]
+    done = command("eval/compare.py", f"output/demo/{a}", f"output/demo/{b}", *DEMO, *options)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return result_of(tmp_path / f"{a}-{b}" / "compare.json")
+
+
+def test_compare_as_by_hand(demo, own, tmp_path):
+    out = tmp_path / "out"
+    done = run_command(
+        demo, sys.executable, "eval/compare.py", "output/demo/0backbone.pth", "output/demo", *DEMO,
+        "--pairs", own / "pairs.txt", "--images", own / "own", "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = result_of(out / "compare.json")
+    assert (found["a"], found["b"]) == ("output/demo/0backbone.pth", "output/demo/12backbone.pth")  # a folder's last
+    (row,) = found["sets"]
+    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    (a, a_distances), (b, b_distances) = (judged(demo, step, held) for step in (0, 12))
+    only_a = sum(x and not y for x, y in zip(a.correct, b.correct, strict=True))
+    only_b = sum(y and not x for x, y in zip(a.correct, b.correct, strict=True))
+    assert (row["name"], row["pairs"], row["only_a"], row["only_b"]) == ("pairs", 88, only_a, only_b)
+    assert only_a + only_b > 0  # or there were nothing to see
+    assert (row["a"], row["b"]) == (np.mean(a.correct), np.mean(b.correct))
+    assert row["b"] - row["a"] == pytest.approx((only_b - only_a) / 88)
+
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    by_sum = 1.0 if only_a == only_b else 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    assert row["p"] == pytest.approx(by_sum) == stats.binomtest(only_a, n).pvalue
+    gains = resampled_accuracies(b_distances, held.issame) - resampled_accuracies(a_distances, held.issame)
+    assert row["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+    assert gains.std() > 0
+    better = "A is better" if only_a > only_b else "B is better"
+    assert row["verdict"] == (better if row["p"] < 0.05 else "no difference shown")
+
+    assert (out / "compare.txt").read_text() in done.stdout + "\n"
+    line = (out / "compare.txt").read_text().splitlines()[4].split()
+    low, high = row["interval"]
+    assert line == [
+        "pairs", "88", f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", f"{100 * (row['b'] - row['a']):+.2f}",
+        f"{100 * low:+.2f}", "to", f"{100 * high:+.2f}", str(only_a), str(only_b), f"{row['p']:.3g}",
+        *row["verdict"].split(),
+    ]  # fmt: skip
+    picture = cv2.imread(str(out / "compare_pairs.png"))
+    rows = -(-(min(24, only_a) + min(24, only_b)) // 6)
+    assert picture.shape == (round(100 * (1.75 * rows + 0.6)), 1440, 3)
+    assert (out / "compare.log").read_text().count("Accuracy-Flip") == 2
+
+
+def test_compare_the_other_way_round(command, demo, own, tmp_path):
+    (one,) = compared(demo, own, command, tmp_path, 0, 6)["sets"]
+    (other,) = compared(demo, own, command, tmp_path, 6, 0)["sets"]
+    assert one["only_a"] + one["only_b"] > 0
+    assert (one["a"], one["b"], one["only_a"], one["only_b"]) == (
+        other["b"], other["a"], other["only_b"], other["only_a"],
+    )  # fmt: skip
+    assert one["p"] == other["p"]
+    assert one["interval"] == pytest.approx([-other["interval"][1], -other["interval"][0]])
+    assert one["verdict"] == other["verdict"].translate(str.maketrans("AB", "BA"))
+
+
+def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
+    """Nothing is in dispute, and no picture of an earlier comparison says otherwise."""
+    (tmp_path / "12-12").mkdir()
+    (tmp_path / "12-12" / "compare_pairs.png").write_bytes(b"old")
+    (row,) = compared(demo, own, command, tmp_path, 12, 12)["sets"]
+    assert (row["only_a"], row["only_b"], row["p"], row["interval"]) == (0, 0, 1, [0, 0])
+    assert row["a"] == row["b"] and row["verdict"] == "no difference shown"
+    assert {path.name for path in (tmp_path / "12-12").iterdir()} == {"compare.txt", "compare.json", "compare.log"}
+
+
+def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
+    data = write_data(tmp_path / "data", pairs=60)
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
+    sets = [f"rec={data}", "val_targets=tiny,demo", "--out", tmp_path / "out"]
+    done = command("eval/compare.py", "output/demo/0", "output/demo/12backbone.pth", *DEMO, *sets)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    tiny, shown, both = result_of(tmp_path / "out" / "compare.json")["sets"]
+    assert [row["name"] for row in (tiny, shown, both)] == ["tiny", "demo", "all"]
+    assert both["pairs"] == tiny["pairs"] + shown["pairs"] == 100
+    for key in ("only_a", "only_b"):
+        assert both[key] == tiny[key] + shown[key]
+    for key in ("a", "b"):
+        assert both[key] == pytest.approx((60 * tiny[key] + 40 * shown[key]) / 100)
+    disputed = both["only_a"] + both["only_b"]
+    assert both["p"] == (stats.binomtest(both["only_a"], disputed).pvalue if disputed else 1)
+    gains = 0
+    for seed, row in enumerate((tiny, shown)):  # of two sets drawn independently
+        held = bin_set(data / f"{row['name']}.bin", CPU)
+        b, a = (resampled_accuracies(judged(demo, step, held)[1], held.issame, seed=seed) for step in (12, 0))
+        assert np.std(b - a) > 0
+        gains += row["pairs"] / 100 * (b - a)
+    assert both["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+    for row in (tiny, shown):
+        picture = tmp_path / "out" / f"compare_{row['name']}.png"
+        assert picture.exists() is (row["only_a"] + row["only_b"] > 0)
+
+
+def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_path):
+    """B's own config; both judge the same made pairs."""
+    (tmp_path / "other.py").write_text(
+        (demo / "config" / "config_demo.py").read_text() + 'config.net_name = "iresnet18"\nconfig.embedding_size = 64\n'
+    )
+    (tmp_path / "iresnet").mkdir()
+    network = load_config(tmp_path / "other.py", ["channel=4", "n_layers=4"])
+    torch.manual_seed(0)
+    torch.save(build_backbone(network).state_dict(), tmp_path / "iresnet" / "3backbone.pth")
+    small = ["--config", tmp_path / "small.py"]
+    (tmp_path / "small.py").write_text(
+        (demo / "config" / "config_demo.py").read_text()
+        + "config.channel = 4\nconfig.n_layers = 4\nconfig.embedding_size = 32\n"
+    )
+    options = [*small, "--folder", own / "own", "--n-pairs=40", "--out", tmp_path / "out"]
+    there = ["output/demo/12", tmp_path / "iresnet", *options]
+    done = command("eval/compare.py", *there, "--config-b", tmp_path / "other.py")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = result_of(tmp_path / "out" / "compare.json")
+    assert found["b"] == str(tmp_path / "iresnet" / "3backbone.pth") and found["sets"][0]["pairs"] == 40
+    failed = command("eval/compare.py", *there)  # B by A's config
+    assert failed.returncode == 2
+    assert re.fullmatch(r"error: .*3backbone\.pth: is of another network: .*\n", failed.stderr), failed.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def one_line(failed, message: str) -> None:
+    assert failed.returncode == 2, failed.stderr
+    assert re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "none.txt"], r"--pairs none\.txt: No such file"),
+        (["--pairs", "output"], "--pairs output: Is a directory"),
+        (["--pairs", "OWN/pairs.txt"], "needs the folder of its photos, --images DIR"),
+        (["--pairs", "OWN/pairs.txt", "--images", "none"], "--images none: no such folder"),
+        (["--pairs", "OWN/pairs.txt", "--images", "train.py"], r"--images train\.py: no such folder"),
+        (["--pairs", "OWN/pairs.txt", "--images", "output"], r"pairs\.txt line 2: no photo output/p0/p0_0001\.jpg"),
+        (["--pairs", "OWN/own/p0/p0_0001.png"], r"p0_0001\.png: is not text"),
+        (["--images", "output"], "--images: goes with --pairs"),
+        (["--pairs", "OWN/pairs.txt", "--folder", "OWN/own"], "--pairs and --folder: take one of them"),
+        (["--folder", "none"], "--folder none: no such folder"),
+        (["--folder", "OWN/own/p0"], "0 folders with photos; it should hold one a person"),
+        (["--folder", "OWN/own", "--n-pairs", "19"], "--n-pairs 19 --seed 0: should be from 20 and from 0"),
+        (["--folder", "OWN/own", "--seed", "-1"], "--n-pairs 6000 --seed -1: should be from 20 and from 0"),
+        (["--pairs", "TMP/few.csv"], "few: 2 pairs, 1 of them of one person: verification needs pairs of both kinds"),
+        (["--pairs", "TMP/one.csv"], "one: 12 pairs, 12 of them of one person"),
+        (["--pairs", "TMP/broken.csv"], r"broken\.png cannot be decoded"),
+        (["rec=nowhere"], "config rec: no folder 'nowhere'"),
+        (["val_targets=none"], "config val_targets: none of none.bin is in"),
+        (["eval_runtime=fast"], "config eval_runtime: .*fast"),
+        (["val_target=demo"], "config val_target: no such field"),
+    ],
+)
+def test_bad_input(command, own, tmp_path, script, options, message):
+    a, b = own / "own" / "p0" / "p0_0001.png", own / "own" / "p1" / "p1_0001.png"
+    (tmp_path / "few.csv").write_text(f"{a},{b},0\n{a},{a},1\n")
+    (tmp_path / "one.csv").write_text(f"{a},{b},1\n" * 12)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "broken.csv").write_text(f"{a},{b},0\n{a},broken.png,1\n" * 6)
+    given = [option.replace("OWN", str(own)).replace("TMP", str(tmp_path)) for option in options]
+    where = ["output/demo/6", "output/demo/12", "--out", tmp_path / "out"] if "compare" in script else []
+    given += [] if where else [f"test_output={tmp_path / 'out'}"]
+    one_line(command(script, *where, *DEMO, *given), message)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("output/demo/7", "output/demo", "A 'output/demo/7': no such checkpoint, and no folder of checkpoints"),
+        ("output/demo", "nowhere", "B 'nowhere': no such checkpoint, and no folder of checkpoints"),
+        ("data", "output/demo", r"output, or A: no .*backbone\.pth in 'data'"),
+        ("output/demo", "train.py", r"train\.py: not a readable checkpoint"),
+        ("output/demo/6header.pth", "output/demo", r"6header\.pth: is of another network"),
+    ],
+)
+def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
+    one_line(command("eval/compare.py", a, b, *DEMO, "--out", tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "train.py"], "--out train.py: File exists; name another folder"),
+        (["--out", "train.py/below"], "--out train.py/below: Not a directory; name another folder"),
+        (["--config-b", "none.py"], r"config: no file 'none\.py'"),
+        (["--config-b", "config/config_iresnet100.py"], r"12backbone\.pth: is of another network"),
+        (["embedding_size=64"], r"6backbone\.pth: tail\.6\.weight is \(32, .* and \(64, .* by the config"),
+    ],
+)
+def test_compare_with_wrong_options(command, tmp_path, options, message):
+    start = ["output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path / "out"]
+    one_line(command("eval/compare.py", *start, *options), message)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["eval/eval.py", "--folder", "none"],
+        ["eval/compare.py", "output/demo/6", "nowhere"],
+        ["eval/compare.py", "output/demo/6", "output/demo/12", "--pairs", "none.txt"],
+    ],
+)
+def test_bad_input_as_a_person_meets_it(demo, start):
+    one_line(run_command(demo, sys.executable, *start, *DEMO), "(none|nowhere)")
+
+
+def test_compare_without_checkpoints_is_a_usage(demo):
+    failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2])
+    assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr
