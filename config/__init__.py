@@ -16,6 +16,7 @@ from easydict import EasyDict
 
 from config.base import config as defaults
 from config.fields import NET_NAMES, ConfigError, base, check_known, check_values, from_text, typed
+from utils.files import is_there
 
 __all__ = [
     "NET_NAMES", "ConfigError", "add_config_arguments", "load_config", "make_folder", "parse_command", "require_data",
@@ -88,7 +89,7 @@ def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
 
 def require_data(config: EasyDict) -> None:
     """Raises ConfigError unless the data folder is there."""
-    if not _is_there(Path(config.rec).is_dir):
+    if not is_there(Path(config.rec).is_dir):
         raise ConfigError(
             f"config rec: no folder {config.rec!r}; put train.rec, train.idx, property and the *.bin sets there, "
             "or name another with rec=FOLDER (data/README.md)"
@@ -108,17 +109,9 @@ def make_folder(config: EasyDict, field: str) -> Path:
         ) from None
 
 
-def _is_there(check: Callable[[], bool]) -> bool:
-    """What is_file or is_dir says; False where it may not look, or no path can be that long."""
-    try:
-        return check()
-    except OSError:
-        return False
-
-
 def _find(path: str | Path | None) -> Path:
     if path is not None:
-        if not _is_there(Path(path).is_file):
+        if not is_there(Path(path).is_file):
             raise ConfigError(f"config: no file {str(path)!r}; there are {', '.join(map(str, shipped_configs()))}")
         return Path(path)
     default = FOLDER / "config.py"

@@ -3,13 +3,14 @@
 import argparse
 import csv
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import is_there
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
@@ -57,7 +58,7 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
         raise UserError(f"--pairs {file}: {error.strerror}; name a pairs file") from None
     except UnicodeDecodeError:
         raise UserError(f"--pairs {file}: is not text; it should be an LFW-style pairs file or a CSV") from None
-    if images is not None and not _is_there(images.is_dir):
+    if images is not None and not is_there(images.is_dir):
         raise UserError(f"--images {images}: no such folder")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
@@ -87,7 +88,7 @@ def _csv_pair(line: str, folder: Path, first: bool) -> Pair | None:
     flag = fields[2].lower() if len(fields) == 3 else ""
     if first and len(fields) == 3 and (flag == "same" or flag not in _FLAGS):  # "same" may be a flag or a column
         photos = [folder / field for field in fields[:2]]
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES or _is_there(path.is_file) for path in photos):
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES or is_there(path.is_file) for path in photos):
             return None
     if flag not in _FLAGS:
         raise UserError(f"should read path,path,same with 1 or 0 for same, reads {line[:80]!r}")
@@ -111,21 +112,13 @@ def _lfw_pair(line: str, folder: Path, first: bool) -> Pair | None:
 def _numbered(folder: Path, name: str, number: str) -> Path:
     stem = folder / name / f"{name}_{number.lstrip('0').zfill(4)}"
     candidates = [stem.with_name(stem.name + suffix) for suffix in IMAGE_SUFFIXES]
-    return next((path for path in candidates if _is_there(path.is_file)), None) or _existing(candidates[0])
+    return next((path for path in candidates if is_there(path.is_file)), None) or _existing(candidates[0])
 
 
 def _existing(path: Path) -> Path:
-    if not _is_there(path.is_file):
+    if not is_there(path.is_file):
         raise UserError(f"no photo {path}")
     return path
-
-
-def _is_there(check: Callable[[], bool]) -> bool:
-    """What is_file or is_dir says; False where no path can be that long."""
-    try:
-        return check()
-    except OSError:
-        return False
 
 
 def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
@@ -137,7 +130,7 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
 
     Raises UserError where there are not two people, or nobody has two photos.
     """
-    if not _is_there(folder.is_dir):
+    if not is_there(folder.is_dir):
         raise UserError(f"--folder {folder}: no such folder")
     people = [photos for person in _shown(folder) if person.is_dir() and (photos := _photos(person))]
     if len(people) < 2 or all(len(photos) < 2 for photos in people):

@@ -18,6 +18,7 @@ from scipy import stats
 
 from backbones import build_backbone
 from config import load_config
+from eval.compare import compare, total
 from eval.pairs import read_pairs
 from eval.sets import VerificationSet, bin_set, photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
@@ -351,6 +352,21 @@ def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
     for row in (tiny, shown):
         picture = tmp_path / "out" / f"compare_{row['name']}.png"
         assert picture.exists() is (row["only_a"] + row["only_b"] > 0)
+
+
+def test_sets_are_resampled_independently():
+    """Of two sets alike the mean is surer than either: drawn by the same numbers, it would not be."""
+    rng = np.random.default_rng(0)
+    issame = np.arange(600) % 2 == 0
+    scores = []
+    for noise in (0.3, 0.4):
+        distances = np.where(issame, 0.8, 1.5) + noise * rng.standard_normal(600)
+        scores.append(SimpleNamespace(distances=distances, correct=evaluate_distances(distances, issame).correct))
+    one = compare("one", *scores, issame)
+    both = total([one, one], [scores[0]] * 2, [scores[1]] * 2, [SimpleNamespace(issame=issame)] * 2)
+    assert (both.pairs, both.only_a, both.only_b) == (1200, 2 * one.only_a, 2 * one.only_b)
+    assert (both.a, both.b) == (one.a, one.b)
+    assert 0.6 < (both.interval[1] - both.interval[0]) / (one.interval[1] - one.interval[0]) < 0.85
 
 
 def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_path):

@@ -37,7 +37,7 @@ def ours(names: set[str]) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "allowed"),
     [
-        ("config", ("config", "backbones.genotypes", "utils.errors")),
+        ("config", ("config", "backbones.genotypes", "utils.errors", "utils.files")),
         ("backbones", ("backbones", "utils.errors")),
         ("utils", ("utils", "backbones", "config")),
         ("eval", ("eval", "backbones", "config", "utils")),

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from eval.bins import open_image
 from eval.embedding import Runtime
 from eval.IJB.alignment import crop, similarity
-from eval.IJB.protocol import SKIP, Images, is_there, line_of
+from eval.IJB.protocol import SKIP, Images, line_of
 from utils.dataset import ListSampler
 from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
+from utils.files import is_there
 from utils.loader import Loader
 from utils.run_log import log
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import is_there
 
 TARGETS = ("IJBB", "IJBC")
 SKIP = "--skip-missing leaves such out and counts them"
@@ -182,14 +183,6 @@ def line_of(path: Path, row: int) -> int:
             if row < 0:
                 return number
     return number + 1
-
-
-def is_there(check: Callable[[], bool]) -> bool:
-    """What is_file or is_dir says; False where no path can be that long, or it may not look."""
-    try:
-        return check()
-    except OSError:
-        return False
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
