@@ -66,7 +66,7 @@ def main() -> None:
         score = measure(direct, mirrored, held.pairs, held.issame)
         end = time.perf_counter()
 
-        plain = plain.to(memory_format=torch.contiguous_format)
+        plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         by_torch += eager(plain, sample[len(sample) // 2 :])
     images = held.pairs.size  # as published each is embedded as often as it is met
     print(
