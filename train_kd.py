@@ -10,7 +10,7 @@ from config import parse_command
 from train import run_training
 from utils.checkpoint import NETWORK_FIELDS, load_weights
 from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
-from utils.distributed import World, main_first, wrap
+from utils.distributed import World, main_first, together, wrap
 from utils.engine import epoch_ends
 from utils.errors import run
 from utils.loader import Loader
@@ -30,7 +30,7 @@ def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Mo
     teacher, files = prepare_teacher(config, world, epoch_ends(config, loader), build_backbone)
     if config.student_pth:
         path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
-        main_first(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
+        together(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
         log.info(f"Student: starts from {path}")
     lessons = Lessons(teacher, files)
     if config.teacher_cache:

@@ -11,6 +11,7 @@ thresholds.json beside the checkpoints. On several GPUs it uses all; NPROC=1 kee
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script, this folder stands first on the path and the file shadows its package
@@ -24,7 +25,7 @@ from eval.report import Results, format_tables, format_thresholds, write_results
 from eval.scoring import Scorer
 from eval.sets import photo_set
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import place, processes, spread_over_gpus
+from utils.distributed import place, processes, spread_over_gpus, together
 from utils.errors import run
 from utils.run_log import init_logging, log
 
@@ -51,12 +52,12 @@ def main() -> None:
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        scorer = Scorer(config, world, [photo_set(photos, world)] if photos else None)
+        scorer = Scorer(config, world, together(world, lambda: [photo_set(photos, world)]) if photos else None)
         backbone = place(build_backbone(config), world)
         results: Results = {}
         for done, (step, path) in enumerate(checkpoints.items(), start=1):
             log.info(f"Checkpoint {done} of {len(checkpoints)}: {path}")
-            load_weights(backbone, path)
+            together(world, partial(load_weights, backbone, path))
             results[step] = scorer.score(make_runtime(backbone, config, world, scorer.n_images), step)
             if world.is_main:
                 names = write_results(folder, results, known, suffix)  # each time: what follows cannot lose it

@@ -30,6 +30,7 @@ def roc(scores: ArrayLike, same: ArrayLike, corners_only: bool = True) -> Roc:
     Raises UserError where the lengths differ, a score is not finite, or all pairs are of one kind.
     """
     values, flags = np.asarray(scores), np.asarray(same)
+    values = values.astype(np.result_type(values, np.float32), copy=False)  # whole numbers have no infinity
     if values.ndim != 1 or values.shape != flags.shape:
         raise UserError(f"scores of shape {values.shape} but flags of shape {flags.shape}: it should be one a pair")
     flags = flags.astype(bool, copy=False)
@@ -95,8 +96,11 @@ def operate_at(curve: Roc, far: float, different: int) -> Operating | None:
     if different * far < 1 - 1e-9:
         return None
     at = int(np.searchsorted(curve.fpr, far * (1 + 1e-12), side="right")) - 1
+    # In the type of the scores, in which they will be compared.
     here, below = curve.thresholds[at], curve.thresholds[min(at + 1, len(curve.thresholds) - 1)]
-    threshold = float(below) if np.isinf(here) else (float(here) + float(below)) / 2
-    if np.isinf(here):  # even the best score is a different pair's, too often: accept nothing
-        threshold = float(np.nextafter(below, np.inf, dtype=curve.thresholds.dtype))
-    return Operating(threshold, float(curve.fpr[at]), float(1 - curve.tpr[at]))
+    if np.isinf(here):  # the best score of all is a different pair's too often: accept nothing
+        here = np.nextafter(below, here)
+    threshold = below + (here - below) / 2
+    if threshold <= below:  # neighbours, with no number between them
+        threshold = here
+    return Operating(float(threshold), float(curve.fpr[at]), float(1 - curve.tpr[at]))

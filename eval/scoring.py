@@ -11,7 +11,7 @@ from eval.embedding import Runtime, TorchRuntime, embed
 from eval.roc import Operating, Roc, auc, eer, operate_at, roc
 from eval.sets import N_FOLDS, VerificationSet, config_sets
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
-from utils.distributed import World, gather_rows, share_buffers
+from utils.distributed import World, gather_rows, share_buffers, together
 from utils.run_log import log
 
 FARS = (1e-2, 1e-3, 1e-4)
@@ -56,7 +56,7 @@ class Scorer:
         """sets: default those of the config; raises UserError where there is none."""
         self.world = world
         self.batch = config.eval_batch
-        self.sets = config_sets(config, world) if sets is None else sets
+        self.sets = together(world, lambda: config_sets(config, world)) if sets is None else sets
         self.highest: dict[str, float] = {}
 
     @property

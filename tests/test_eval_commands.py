@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import math
+import pickle
 import re
 import shutil
 import sys
@@ -18,6 +19,7 @@ from scipy import stats
 
 from backbones import build_backbone
 from config import load_config
+from eval.bins import read_bin
 from eval.compare import compare, total
 from eval.pairs import read_pairs
 from eval.sets import VerificationSet, bin_set, photo_set
@@ -484,3 +486,14 @@ def test_bad_input_as_a_person_meets_it(demo, start):
 def test_compare_without_checkpoints_is_a_usage(demo):
     failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2])
     assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr
+
+
+@pytest.mark.parametrize("image", [1, 37])  # in the share of the first process, and of the second
+def test_bad_input_of_two_processes_is_told_once(demo, tmp_path, image):
+    """By the process that meets it, for all of them: one line, exit code 2, and nothing of torchrun's."""
+    encoded, issame = read_bin(demo / "data" / "faces_demo" / "demo.bin")
+    encoded = [b"no image" if i == image else each for i, each in enumerate(encoded[:40])]
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps((encoded, issame[:20].tolist())))
+    said = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=bad", NPROC="2")
+    assert said.returncode == 2
+    assert re.fullmatch(rf"error: .*bad\.bin: image {image} of 40 cannot be decoded\n", said.stderr), said.stderr

@@ -26,6 +26,7 @@ from eval.IJB import evaluate
 from eval.IJB.alignment import crop, similarity
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Switches
+from eval.openvino_runtime import is_installed
 from tests.conftest import DEMO, SMALL, run_command
 from tests.test_ijb import published_features, published_search, published_templates
 from utils.errors import run
@@ -363,7 +364,7 @@ def test_switches_change_the_scores_as_they_should(inside, ijb, nets, again, by_
 
 
 def test_openvino_gives_the_same(inside, ijb, nets, scored, tmp_path):
-    pytest.importorskip("openvino")
+    is_installed() or pytest.skip("OpenVINO is not installed")
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", nets / "12"]
     said = inside(*ALONE, "eval_runtime=openvino", *arguments)
     assert said.code == 0 and said.embedded == 0  # by PyTorch

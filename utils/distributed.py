@@ -1,6 +1,7 @@
 """The processes of a run, as torchrun starts them; one process without it. NCCL with GPUs, gloo on CPUs."""
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
@@ -67,8 +70,15 @@ def spread_over_gpus() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(told))))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", told]
-    os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
+    try:
+        torchrun.main(["--standalone", "--nproc-per-node", told, *sys.argv])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode != 2:  # a UserError has been told
+            print(error, file=sys.stderr)
+        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
+    raise SystemExit(0)
 
 
 def _keep_freed_memory() -> None:
@@ -135,10 +145,28 @@ def on_main(world: World, check: Callable[[], T]) -> T:
 
 
 def main_first(world: World, action: Callable[[], T]) -> T:
-    """The result of `action`, run by the main process, then by the others: an error that all meet is told once."""
+    """The result of `action`, run by the main process, which may make files, and then by the others, which find them."""
     results: list[T] = []
     on_main(world, lambda: results.append(action()))
     return results[0] if results else action()
+
+
+def together(world: World, action: Callable[[], T]) -> T:
+    """The result of `action`, run by every process. A UserError of any of them ends all, told once."""
+    results: list[T] = []
+    errors: list[Any] = [None] * world.size
+    try:
+        results.append(action())
+    except UserError as error:
+        errors[world.rank] = error
+    if world.size > 1:
+        dist.all_gather_object(errors, errors[world.rank])
+    error = next(filter(None, errors), None)
+    if error is None:
+        return results[0]
+    if world.is_main:
+        raise error
+    raise SystemExit(2)
 
 
 def share_of(n: int, world: World) -> slice:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import World, autocast, main_first, on_main, place
+from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
 from utils.onnx_teacher import OnnxTeacher
 from utils.run_log import log
@@ -133,7 +133,7 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
         for path in tqdm(dict.fromkeys(files), desc="Checking", unit="teacher", leave=False, disable=None):
             teacher.load(path)
 
-    main_first(world, load_all)
+    together(world, load_all)
 
 
 def describe(config: EasyDict) -> str:

@@ -25,7 +25,7 @@ from eval.IJB.report import FPRS, IjbScore, format_table, write_results
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import find_backbones, load_weights
-from utils.distributed import main_first, place, processes, spread_over_gpus
+from utils.distributed import place, processes, spread_over_gpus, together
 from utils.errors import UserError, run
 from utils.run_log import init_logging, log
 
@@ -43,9 +43,9 @@ def main() -> None:
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        protocol = main_first(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
+        protocol = together(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
         crops = Crops(args.image_path / "loose_crop", protocol.images, args.skip_missing)
-        main_first(world, crops.check_files)
+        together(world, crops.check_files)
         log.info(describe(protocol, args.target))
         backbone = place(build_backbone(config), world)
         made = {
@@ -56,7 +56,7 @@ def main() -> None:
         results: dict[str, IjbScore] = {}
         embedded: list[Features] = []
         for name, path in checkpoints.items():
-            main_first(world, partial(load_weights, backbone, path))
+            together(world, partial(load_weights, backbone, path))
             features = Features(
                 folder / f"features_{name}_{args.target}",
                 len(protocol.images.names),
