@@ -145,7 +145,7 @@ def on_main(world: World, check: Callable[[], T]) -> T:
 
 
 def main_first(world: World, action: Callable[[], T]) -> T:
-    """The result of `action`, run by the main process, which may make files, and then by the others, which find them."""
+    """The result of `action`, run by the main process, which may make files, then by the others, which find them."""
     results: list[T] = []
     on_main(world, lambda: results.append(action()))
     return results[0] if results else action()
