@@ -161,11 +161,11 @@ def together(world: World, action: Callable[[], T]) -> T:
         errors[world.rank] = error
     if world.size > 1:
         dist.all_gather_object(errors, errors[world.rank])
-    error = next(filter(None, errors), None)
-    if error is None:
+    first = next(filter(None, errors), None)
+    if first is None:
         return results[0]
     if world.is_main:
-        raise error
+        raise first
     raise SystemExit(2)
 
 
