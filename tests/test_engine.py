@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backbones import build_backbone
 from config import load_config
 from eval.bins import read_bin
+from eval.embedding import TorchRuntime
 from eval.scoring import Scorer
 from tests.conftest import ROOT
 from utils.checkpoint import load_weights
@@ -265,9 +266,9 @@ def _train_together(world, folder, data):
     accuracies, xnorm = [], []
 
     def verify(step):
-        scores = scorer.score(unwrap(task.backbone), step)["tiny"]
-        xnorm.append(scores.xnorm)
-        accuracies.append({"tiny": scores.accuracy})
+        accuracies.append(scorer.accuracies(unwrap(task.backbone), step))  # which shares the running statistics
+        runtime = TorchRuntime(unwrap(task.backbone), world.device, config.eval_batch)
+        xnorm.append(scorer.score(runtime, step)["tiny"].xnorm)
         return accuracies[-1]
 
     train(task, loader, config, world, verify)
@@ -284,7 +285,7 @@ def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_pat
     config = small_config(tmp_path, tiny_data, "val_targets=tiny")
     backbone = place(build_backbone(config), CPU)
     load_weights(backbone, tmp_path / "out" / "2backbone.pth")
-    scores = Scorer(config, CPU).score(backbone, 2)["tiny"]
+    scores = Scorer(config, CPU).score(TorchRuntime(backbone, CPU.device, 128), 2)["tiny"]
     assert first["accuracies"][0] == {"tiny": scores.accuracy}
     assert first["xnorm"] == second["xnorm"] == pytest.approx(scores.xnorm, rel=1e-4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2backbone.pth", "2header.pth"]
