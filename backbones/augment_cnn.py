@@ -1,5 +1,8 @@
 """PocketNet: a stem, cells of a genotype, and a tail that gives the embedding (paper, Section III)."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from backbones.augment_cells import AugmentCell
@@ -19,32 +22,59 @@ class AugmentCNN(nn.Module):
 
     def __init__(self, c: int, n_layers: int, genotype: Genotype, stem_multiplier: int = 4, emb: int = 128) -> None:
         super().__init__()
-        c_stem = stem_multiplier * c
-        self.stem = nn.Sequential(nn.Conv2d(3, c_stem, 3, 2, 1, bias=False), nn.BatchNorm2d(c_stem))
-        reductions = {n_layers // 3, 2 * n_layers // 3, n_layers - 1}
-        self.cells = nn.ModuleList()
-        c_pp, c_p, reduction_p = c_stem, c_stem, False
-        for i in range(n_layers):
-            reduction = i in reductions
-            c *= 2 if reduction else 1
-            cell = AugmentCell(genotype, c_pp, c_p, c, reduction_p, reduction)
-            self.cells.append(cell)
-            c_pp, c_p, reduction_p = c_p, c * len(cell.concat), reduction
+        widths = (len(genotype.normal_concat), len(genotype.reduce_concat))
+        self.stem = make_stem(stem_multiplier * c)
+        self.cells = nn.ModuleList(
+            AugmentCell(genotype, *place) for place in places_of_cells(c, n_layers, stem_multiplier, *widths)
+        )
         # The published networks have 512 channels here, and 1024 where the embedding is 512.
         c_tail = 1024 if emb == 512 else 512
-        self.tail = nn.Sequential(
-            nn.PReLU(c_p),
-            nn.Conv2d(c_p, c_tail, 1, bias=False),
-            nn.BatchNorm2d(c_tail),
-            nn.PReLU(c_tail),
-            nn.Conv2d(c_tail, c_tail, 7, groups=c_tail, bias=False),  # 7×7 is the whole map of a 112×112 image
-            nn.BatchNorm2d(c_tail),
-            nn.Conv2d(c_tail, emb, 1, bias=False),
-            nn.BatchNorm2d(emb),
-        )
+        self.tail = make_tail(8 * c * widths[1], c_tail, emb, groups=c_tail)  # three reductions double c thrice
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, 112, 112) -> (B, emb)
         s0 = s1 = self.stem(x)  # (B, 4c, 56, 56)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1)
         return self.tail(s1).flatten(1)
+
+
+class Place(NamedTuple):
+    """Where a cell stands in a network: what it reads, and what it is to be."""
+
+    c_pp: int  # channels of the output of the cell before last
+    c_p: int  # … of the last cell
+    c: int  # of its own nodes
+    reduction_p: bool  # whether the last cell halved the resolution
+    reduction: bool  # whether this one does
+
+
+def places_of_cells(
+    c: int, n_layers: int, stem_multiplier: int, normal_width: int, reduce_width: int
+) -> Iterator[Place]:
+    """The cells from first to last. The widths: how many nodes each kind of cell concatenates to its output."""
+    c_pp = c_p = stem_multiplier * c
+    reduction_p = False
+    for i in range(n_layers):
+        reduction = i in (n_layers // 3, 2 * n_layers // 3, n_layers - 1)
+        c *= 2 if reduction else 1
+        yield Place(c_pp, c_p, c, reduction_p, reduction)
+        c_pp, c_p, reduction_p = c_p, c * (reduce_width if reduction else normal_width), reduction
+
+
+def make_stem(c: int) -> nn.Sequential:
+    """(B, 3, 112, 112) -> (B, c, 56, 56)."""
+    return nn.Sequential(nn.Conv2d(3, c, 3, 2, 1, bias=False), nn.BatchNorm2d(c))
+
+
+def make_tail(c: int, c_tail: int, emb: int, groups: int) -> nn.Sequential:
+    """(B, c, 7, 7) -> (B, emb, 1, 1)."""
+    return nn.Sequential(
+        nn.PReLU(c),
+        nn.Conv2d(c, c_tail, 1, bias=False),
+        nn.BatchNorm2d(c_tail),
+        nn.PReLU(c_tail),
+        nn.Conv2d(c_tail, c_tail, 7, groups=groups, bias=False),  # 7×7 is the whole map of a 112×112 image
+        nn.BatchNorm2d(c_tail),
+        nn.Conv2d(c_tail, emb, 1, bias=False),
+        nn.BatchNorm2d(emb),
+    )

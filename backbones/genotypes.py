@@ -6,6 +6,7 @@ that draw cells read genotypes too.
 """
 
 import ast
+import json
 from typing import NamedTuple
 
 from utils.errors import UserError
@@ -62,13 +63,17 @@ SOFTMAX_CIFAR10 = (
 def parse(text: str | Genotype) -> Genotype:
     """Reads `Genotype(normal=[[('dw_conv_3x3', 0), …]], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
 
-    Nothing of the text is executed. Raises GenotypeError, which names the part that is wrong.
+    Or the same as JSON, see `to_json`. Nothing of the text is executed. Raises GenotypeError, which names the part that
+    is wrong.
     """
     if isinstance(text, Genotype):
         parts = text._asdict()
     elif isinstance(text, str):
         text = text.strip()
-        parts = {name: _literal(value, name, text) for name, value in _keywords(text).items()}
+        if text.startswith("{"):
+            parts = _from_json(text)
+        else:
+            parts = {name: _literal(value, name, text) for name, value in _keywords(text).items()}
     else:
         raise GenotypeError(f"genotype: should be a text, Genotype(normal=…, …), is {_short(text)}")
     for kind in ("normal", "reduce"):
@@ -77,6 +82,26 @@ def parse(text: str | Genotype) -> Genotype:
         first = N_INPUTS if kind == "reduce" else 0
         parts[f"{kind}_concat"] = _check_concat(parts[f"{kind}_concat"], f"{kind}_concat", first, len(parts[kind]))
     return Genotype(**parts)
+
+
+def to_text(genotype: Genotype) -> str:
+    """The genotype in one line, as configs and published checkpoints have it; `parse` reads it back."""
+    return repr(genotype)
+
+
+def to_json(genotype: Genotype) -> str:
+    """The genotype as a JSON object in one line: {"normal": [[["dw_conv_3x3", 0], …], …], "normal_concat": […], …}."""
+    return json.dumps(genotype._asdict())
+
+
+def _from_json(text: str) -> dict[str, object]:
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GenotypeError(f"genotype: no JSON ({error!s:.60}): {_short(text)}") from None
+    if sorted(parts) != sorted(Genotype._fields):
+        raise GenotypeError(f"genotype: needs {', '.join(Genotype._fields)} once each; has {_short(', '.join(parts))}")
+    return parts
 
 
 def _keywords(text: str) -> dict[str, ast.expr]:

@@ -56,6 +56,18 @@ config.eval_batch = 128  # images at once in evaluation
 config.eval_runtime = "auto"  # evaluation on a CPU: openvino where installed (5 times as fast), torch, or auto
 config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output
 
+# --- search (NAS/config.py holds the published values)
+config.search_data = "faces"  # what rec is: faces, a RecordIO folder; cifar10, as torchvision keeps it
+config.n_nodes = 4  # nodes of a cell
+config.second_order = True  # alphas' gradient through a step of the weights (DARTS); False: first order, half the time
+config.alpha_gradient = "validation"  # or published: the training gradient added to it, as the published code does
+config.alpha_lr = 1.2e-3  # Adam
+config.alpha_betas = [0.5, 0.999]
+config.alpha_weight_decay = 1e-3
+config.cost_weight = 0.0  # of the expected multiply-adds, relative to those of equal weights, in the alphas' loss
+config.skip_limit = -1  # at most so many skip_connect in the derived normal cell; -1: any number
+config.search_eval = 1000  # images of each half that accuracies are measured on after each epoch; 0: none
+
 # --- knowledge distillation
 config.w = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
 config.teacher_pth = ""  # folder of the teacher's checkpoints, or an ONNX file (RGB in [-1, 1] to embeddings)

@@ -84,7 +84,8 @@ _AT_LEAST = {
     "embedding_size": 1, "channel": 1, "stem_multiplier": 1, "num_classes": 0, "num_image": 0, "workers": 0,
     "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
-    "teacher_channel": 0,
+    "teacher_channel": 0, "n_nodes": 1, "alpha_lr": 0.0, "alpha_weight_decay": 0.0, "cost_weight": 0.0,
+    "skip_limit": -1, "search_eval": 0,
     "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -94,6 +95,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda seed: 0 <= seed < 2**63, "from 0 to below 2^63"),
     "precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
     "teacher_precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
+    "search_data": (lambda data: data in ("faces", "cifar10"), "faces or cifar10"),
+    "alpha_gradient": (lambda which: which in ("validation", "published"), "validation or published"),
+    "alpha_betas": (lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas), "two numbers from 0 to below 1"),
     "eval_runtime": (lambda runtime: runtime in EVAL_RUNTIMES, "auto, torch or openvino"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
     "rec": (bool, "a folder"),

@@ -93,7 +93,7 @@ def test_what_python_prints_of_a_genotype_reads_back():
         ("Genotype(", "not readable"),
         ("Genotype(normal=\0)", "not readable"),
         ("(" * 5000, "not readable"),
-        ('{"normal": []}', "should read Genotype"),
+        ('{"normal": []}', "needs normal, normal_concat, .* has 'normal'"),
         (None, "should be a text, .* is None"),
         (["Genotype"], r"should be a text, .* is \['Genotype'\]"),
         (b"Genotype()", "should be a text, .* is b'Genotype"),

@@ -41,6 +41,7 @@ def ours(names: set[str]) -> set[str]:
         ("backbones", ("backbones", "utils.errors")),
         ("utils", ("utils", "backbones", "config")),
         ("eval", ("eval", "backbones", "config", "utils")),
+        ("NAS", ("NAS", "backbones", "config", "utils")),
         ("data", ("data", "utils.errors", "utils.recordio")),
     ],
 )
@@ -86,7 +87,7 @@ def test_importing_has_no_side_effects(tmp_path):
     """No path changed, no file written, no process group, no seed set, nothing printed."""
     modules = [
         str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
-        for folder in ("config", "backbones", "utils", "eval", "data")
+        for folder in ("config", "backbones", "utils", "eval", "NAS", "data")
         for path in sorted((ROOT / folder).rglob("*.py"))
         if path.name not in ("config.py", "__main__.py")
     ]

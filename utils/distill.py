@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from utils.dataset import FaceDataset
 from utils.distributed import World
 from utils.run_log import log
-from utils.task import Batch
+from utils.task import Batch, Task
 from utils.teacher import Teacher, describe
 from utils.teacher_cache import Identity, TeacherCache, ask, fill, fingerprint_of_data, fingerprint_of_teacher
 
@@ -100,12 +100,11 @@ def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Cache
     return caches
 
 
-class DistillTask:
+class DistillTask(Task):
     """ArcFace plus w times the distillation loss, both of the student's embedding of the same batch."""
 
     def __init__(self, backbone: nn.Module, header: nn.Module, lessons: Lessons, w: float) -> None:
-        self.backbone = backbone
-        self.header = header
+        super().__init__(backbone, header)
         self.lessons = lessons
         self.w = w
 

@@ -1,4 +1,4 @@
-"""The training loop: the only one. ArcFace training and distillation differ in the task they hand to it."""
+"""The training loop: the only one. ArcFace training, distillation and the search differ in the task they hand to it."""
 
 import math
 from collections.abc import Callable, Sized
@@ -7,9 +7,8 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoint import save_checkpoint
 from utils.dataset import Loader
-from utils.distributed import World, autocast, mean_over, unwrap
+from utils.distributed import World, autocast, mean_over
 from utils.errors import UserError
 from utils.images import mirror, normalise
 from utils.loader import Decoded
@@ -28,8 +27,8 @@ def epoch_ends(config: EasyDict, loader: Sized) -> list[int]:
 def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Verify | None = None) -> int:
     """Trains task.backbone and task.header by the config and returns the last global step.
 
-    Leaves {step}backbone.pth and {step}header.pth in config.output at the end of every epoch. `verify` is called
-    on every process each config.eval_step steps.
+    The task saves them in config.output at the end of every epoch. `verify` is called on every process each
+    config.eval_step steps.
     """
     ends = epoch_ends(config, loader)
     total_steps = ends[-1]
@@ -43,6 +42,7 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
     if config.save_initial:
         _save(task, step, config, world)
     task.backbone.train()
+    task.start(optimizer)
 
     # ------------------------------------------------------------------ the loop
     for epoch in range(len(ends)):
@@ -50,7 +50,7 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
         run_log.resume_clock(step)
         lr = _set_learning_rate(optimizer, config, epoch, world)
         for decoded in loader.epoch(epoch):
-            batch = _on_device(decoded, generator, world)
+            batch = _on_device(decoded, task, generator, world)
             with autocast(world, config.precision):
                 named = task(batch)
             scaler.scale(named["Loss"]).backward()
@@ -72,15 +72,17 @@ def train(task: Task, loader: Loader, config: EasyDict, world: World, verify: Ve
             if step == total_steps:
                 break
         _save(task, step, config, world)
+        task.end_epoch(epoch, step)
 
     run_log.close()
     return step
 
 
-def _on_device(decoded: Decoded, generator: torch.Generator, world: World) -> Batch:
+def _on_device(decoded: Decoded, task: Task, generator: torch.Generator, world: World) -> Batch:
     """The batch as the network takes it: each image mirrored with probability 0.5, all normalised."""
     mirrored = torch.rand(len(decoded.images), generator=generator) < 0.5  # (B,)
     images = decoded.images.to(world.device, non_blocking=True)  # (B, 112, 112, 3) uint8
+    images = task.augment(images, generator)
     images = normalise(mirror(images, mirrored.to(world.device, non_blocking=True)))  # (B, 3, 112, 112)
     return Batch(images, decoded.labels.to(world.device, non_blocking=True), decoded.indices, mirrored)
 
@@ -110,8 +112,8 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, config: EasyDict, epoch
 
 def _save(task: Task, step: int, config: EasyDict, world: World) -> None:
     if world.is_main:
-        save_checkpoint(config.output, step, unwrap(task.backbone), unwrap(task.header))
-        log.info(f"Saved {step}backbone.pth and {step}header.pth in {config.output}")
+        task.save(config.output, step)
+        log.info(f"Saved step {step} in {config.output}")
 
 
 def _finite(losses: dict[str, float], step: int, lr: float) -> dict[str, float]:

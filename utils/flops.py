@@ -21,15 +21,15 @@ from utils.errors import run
 
 @dataclass
 class Cost:
-    """Of one 112×112 image."""
+    """Of one image."""
 
     parameters: int = 0
     published_flops: int = 0  # 2 × multiply-adds, 2 a batch-norm input, 1 an activation input, k² a pooling output
     multiply_adds: int = 0  # of convolutions and fully connected layers
 
 
-def count(backbone: nn.Module) -> Cost:
-    """The cost of a backbone, by the shapes that one forward pass goes through."""
+def count(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)) -> Cost:
+    """The cost of a network for an input (C, H, W), by the shapes that one forward pass goes through."""
     cost = Cost(parameters=sum(p.numel() for p in backbone.parameters()))
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -47,7 +47,8 @@ def count(backbone: nn.Module) -> Cost:
     handles: list[Any] = [module.register_forward_hook(add) for module in backbone.modules()]
     was_training = backbone.training
     with torch.inference_mode():
-        backbone.eval()(torch.zeros(1, 3, 112, 112, device=next(backbone.parameters()).device))
+        device = next((parameter.device for parameter in backbone.parameters()), None)
+        backbone.eval()(torch.zeros(1, *shape, device=device))
     backbone.train(was_training)
     for handle in handles:
         handle.remove()

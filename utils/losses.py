@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.task import Batch
+from utils.task import Batch, Task
 
 
 class ArcFace(nn.Module):
@@ -41,15 +41,8 @@ class ArcFace(nn.Module):
         return torch.where(cosine > -math.cos(self.m), with_margin, continuation)
 
 
-class ArcFaceTask:
+class ArcFaceTask(Task):
     """Plain training: the cross-entropy of the header's logits."""
-
-    def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
-        self.backbone = backbone
-        self.header = header
-
-    def start_epoch(self, epoch: int) -> None:
-        """Every epoch is alike."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """{"Loss": scalar}."""

@@ -1,9 +1,12 @@
 """What the training loop and the ways of training agree on: the loop makes batches, a task makes losses of them."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from utils.checkpoint import save_checkpoint
+from utils.distributed import unwrap
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,31 @@ class Batch:
     mirrored: Tensor  # (B,) bool, whether the image is its mirror image, on the CPU
 
 
-class Task(Protocol):
-    """Turns a batch into named losses; the one named "Loss" is minimised. The networks' state is what is saved."""
+class Task:
+    """Turns a batch into named losses; the one named "Loss" is minimised. Whatever else is called may do nothing."""
 
-    backbone: nn.Module
-    header: nn.Module
+    def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
+        """Both are trained; the backbone's gradient is clipped."""
+        self.backbone = backbone
+        self.header = header
+
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called once, before the first epoch, with the optimizer of both networks."""
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first batch of each epoch."""
 
+    def end_epoch(self, epoch: int, step: int) -> None:
+        """Called after the last batch of each epoch, on every process, when the networks are saved."""
+
+    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What is done to (B, 112, 112, 3) uint8 images, on their device, beside mirroring them."""
+        return images
+
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Scalar losses, on the device."""
+        raise NotImplementedError
+
+    def save(self, folder: str, step: int) -> None:
+        """Writes what has been learned."""
+        save_checkpoint(folder, step, unwrap(self.backbone), unwrap(self.header))

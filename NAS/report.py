@@ -1,0 +1,71 @@
+"""What a search says after each epoch: the genotype, its entropy, accuracies; and its pictures."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backbones.genotypes import Genotype, to_text
+from NAS.supernet import PRIMITIVES
+from NAS.visualize import draw_alphas, draw_cells
+from utils.run_log import log
+
+COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """The state of a search after an epoch."""
+
+    epoch: int
+    step: int
+    genotype: Genotype
+    normal: list[np.ndarray]  # for each node, the softmax (states before it, operations)
+    reduce: list[np.ndarray]
+    cost: float  # expected millions of multiply-adds of all cells
+    accuracies: dict[str, float]  # supernet_train, derived_train, supernet_val, derived_val
+
+    @property
+    def entropy(self) -> float:
+        """Of an edge's operations, the mean over all edges, relative to that of equal weights: 1 at the start, 0 when
+        every edge has chosen."""
+        weights = np.concatenate([*self.normal, *self.reduce])
+        return float(np.mean(-np.sum(weights * np.log(np.maximum(weights, 1e-30)), axis=1)) / np.log(len(PRIMITIVES)))
+
+    @property
+    def skips(self) -> int:
+        """skip_connect in the normal cell."""
+        return sum(operation == "skip_connect" for node in self.genotype.normal for operation, _ in node)
+
+
+def write_epoch(folder: Path, report: EpochReport) -> None:
+    """The log lines; genotypes.jsonl, a line an epoch; cells.png and alphas.png, and each epoch's in pictures/."""
+    text = to_text(report.genotype)
+    log.info(f"Genotype: {text}")
+    measured = "   ".join(f"{name.replace('_', ' ')} {100 * value:.2f} %" for name, value in report.accuracies.items())
+    log.info(f"Entropy {report.entropy:.4f}   Cost {report.cost:.2f} M   skip_connect {report.skips}   {measured}")
+    if report.skips >= COLLAPSED:
+        log.warning(
+            f"The normal cell has {report.skips} skip_connect: the search is collapsing; stop earlier, or take "
+            "skip_limit=2"
+        )
+    line = {
+        "epoch": report.epoch,
+        "step": report.step,
+        "genotype": text,
+        "entropy": report.entropy,
+        "cost": report.cost,
+        "skips": report.skips,
+        **report.accuracies,
+    }
+    with (folder / "genotypes.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    cells = draw_cells(report.genotype, f"epoch {report.epoch}")
+    alphas = draw_alphas(report.normal, report.reduce, PRIMITIVES)
+    for place in (folder / "cells.png", pictures / f"{report.epoch:03d}cells.png"):
+        cells.savefig(place, dpi=80)
+    for place in (folder / "alphas.png", pictures / f"{report.epoch:03d}alphas.png"):
+        alphas.savefig(place, dpi=80)

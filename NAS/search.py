@@ -1,0 +1,81 @@
+"""Searches for cells: NAS/search.sh, or python NAS/search.py [--config FILE] [field=value …] (default: NAS/config.py)
+
+Leaves in config.output: search.log, genotypes.jsonl (a line an epoch), cells.png and alphas.png (pictures/ has those of
+every epoch), and {step}supernet.pth. NAS/derive.py makes a config of the result.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from easydict import EasyDict
+
+from config import add_config_arguments, load_config, make_folder, require_data
+from NAS.data import HalfSampler, Halves, SearchData, open_data, split
+from NAS.supernet import Supernet
+from NAS.task import SearchTask
+from utils.dataset import EpochSampler, ListSampler
+from utils.distributed import World, main_first, place, processes, wrap
+from utils.engine import train
+from utils.errors import UserError, run
+from utils.loader import Decoded, Loader
+from utils.run_log import init_logging, log
+
+CONFIG = Path(__file__).with_name("config.py")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Search for the cells of a network.")
+    add_config_arguments(parser)
+    args = parser.parse_intermixed_args()
+    config = load_config(args.config or CONFIG, args.overrides)
+    require_data(config)
+    if config.precision == "fp16":
+        raise UserError("config precision: the search runs in fp32 or bf16; second differences drown in fp16")
+    output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
+
+    with processes() as world:
+        init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
+        torch.manual_seed(config.seed)
+        data = main_first(world, lambda: open_data(config))
+        halves = split(data.labels, config.seed)
+        net = Supernet(
+            config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, data.num_classes,
+            config.embedding_size,
+        )  # fmt: skip
+        for alpha in net.alphas():
+            alpha.requires_grad_(False)
+        loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
+        samples = sample_halves(data, halves, config) if world.is_main else {}
+        task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
+        step = train(task, loaders[0], config, world)
+        log.info(f"Done: {step} steps; make a config of it with python NAS/derive.py --config … --name NAME")
+
+
+def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: World) -> Loader:
+    """The batches of one half."""
+    sampler = HalfSampler(places, EpochSampler(len(places), config.batch_size, world.rank, world.size, config.seed))
+    return Loader(data, sampler, config.workers, pin=world.device.type == "cuda")
+
+
+def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, Decoded]:
+    """Images of each half to be measured on after every epoch, drawn once."""
+    rng = np.random.default_rng(config.seed)
+    samples = {}
+    for name, places in (("train", halves.train), ("val", halves.val)):
+        chosen = np.sort(rng.choice(places, min(config.search_eval, len(places)), replace=False))
+        if len(chosen):
+            loader = Loader(data, ListSampler(chosen, len(chosen)))
+            (decoded,) = loader.epoch(0)
+            samples[name] = decoded
+    return samples
+
+
+if __name__ == "__main__":
+    run(main)

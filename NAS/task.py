@@ -1,0 +1,136 @@
+"""The search as a task of the training loop: before each step of the weights, one of the alphas."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from NAS.architect import Architect, running_statistics_kept
+from NAS.cost import expected, operation_costs
+from NAS.data import resize_and_crop
+from NAS.report import EpochReport, write_epoch
+from NAS.supernet import Supernet
+from utils.checkpoint import save_weights
+from utils.distributed import World, unwrap
+from utils.images import normalise
+from utils.loader import Decoded, Loader
+from utils.task import Batch, Task
+
+
+class SearchTask(Task):
+    """Cross-entropy of the supernet on the training half; the alphas learn from the validation half."""
+
+    def __init__(
+        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, Decoded], config: EasyDict, world: World
+    ) -> None:
+        """wrapped: the supernet, perhaps in DDP, its alphas frozen. samples: images of each half to be measured on."""
+        super().__init__(wrapped, nn.Module())
+        self.net: Supernet = unwrap(wrapped)  # type: ignore[assignment]
+        self.config = config
+        self.world = world
+        self.samples = samples
+        self.architect = Architect(
+            self.net, config.momentum, config.weight_decay, world, config.second_order, config.alpha_gradient
+        )
+        self.alpha_optimizer = torch.optim.Adam(
+            self.net.alphas(),
+            lr=config.alpha_lr,
+            betas=tuple(config.alpha_betas),  # type: ignore[arg-type]
+            weight_decay=config.alpha_weight_decay,
+        )
+        normal, reduce = operation_costs(self.net.net)
+        self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
+        self.cost_of_equals = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
+        self.optimizer: torch.optim.Optimizer
+        self.val_batches = self._endless(val_loader)
+
+    def start(self, optimizer: torch.optim.Optimizer) -> None:
+        """The weights' optimizer, whose momentum and learning rate the unrolled step takes."""
+        self.optimizer = optimizer
+
+    def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Enlarged, and cut at random."""
+        return resize_and_crop(images, generator)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """{"Loss": of the weights, "AlphaLoss": validation, "Cost": expected M multiply-adds of the cells}."""
+        val_loss = self._step_alphas((batch.images, batch.labels))
+        loss = F.cross_entropy(self.backbone(batch.images), batch.labels)
+        with torch.no_grad():
+            cost = self._expected_cost()
+        return {"Loss": loss, "AlphaLoss": val_loss, "Cost": cost}
+
+    def _step_alphas(self, train: tuple[Tensor, Tensor]) -> Tensor:
+        xi = self.optimizer.param_groups[0]["lr"]
+        gradients, loss = self.architect.gradient(train, next(self.val_batches), xi, self.optimizer)
+        if self.config.cost_weight:
+            with self.architect.alphas_learn():
+                relative = self._expected_cost() * (self.config.cost_weight / self.cost_of_equals)
+                of_cost = torch.autograd.grad(relative, self.net.alphas())
+            gradients = [a + b for a, b in zip(gradients, of_cost, strict=True)]
+        for alpha, gradient in zip(self.net.alphas(), gradients, strict=True):
+            alpha.grad = gradient
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _expected_cost(self) -> Tensor:
+        normal, reduce = self.net.edge_weights()
+        return expected([*normal, *reduce], self.costs)
+
+    def _endless(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the validation half, epoch after epoch: images as they are, (B, 3, 112, 112), and labels."""
+        epoch = 0
+        while True:
+            for decoded in loader.epoch(epoch):
+                images = decoded.images.to(self.world.device, non_blocking=True)
+                yield normalise(images), decoded.labels.to(self.world.device, non_blocking=True)
+            epoch += 1
+
+    def save(self, folder: str, step: int) -> None:
+        """Writes {step}supernet.pth, alphas included."""
+        save_weights(Path(folder) / f"{step}supernet.pth", self.net)
+
+    def end_epoch(self, epoch: int, step: int) -> None:
+        """Says and draws what the alphas are now. Raises RuntimeError where the processes' alphas are not the same."""
+        self._check_alphas()
+        if not self.world.is_main:
+            return
+        limit = self.config.skip_limit
+        genotype = self.net.genotype(None if limit < 0 else limit)
+        normal, reduce = ([w.detach().cpu().numpy() for w in kind] for kind in self.net.edge_weights())
+        with torch.no_grad():
+            cost = float(self._expected_cost())
+        report = EpochReport(epoch, step, genotype, normal, reduce, cost, self._accuracies(genotype))
+        write_epoch(Path(self.config.output), report)
+
+    def _check_alphas(self) -> None:
+        if self.world.size == 1:
+            return
+        mine = torch.cat([alpha.detach().flatten() for alpha in self.net.alphas()])
+        firsts = mine.clone()
+        dist.broadcast(firsts, 0)
+        if not torch.equal(mine, firsts):
+            raise RuntimeError(f"the alphas of process {self.world.rank} are not those of the first")
+
+    @torch.no_grad()
+    def _accuracies(self, genotype: object) -> dict[str, float]:
+        """Top-1 of the supernet on samples of both halves, and of the derived network with the same weights.
+
+        Batch norms take the statistics of the batch, as while searching: the derived network has no others.
+        """
+        found: dict[str, float] = {}
+        with running_statistics_kept(self.net):
+            for name, sample in self.samples.items():
+                for kind, cells in (("supernet", None), ("derived", genotype)):
+                    right = 0
+                    for start in range(0, len(sample.labels), self.config.batch_size):
+                        part = slice(start, start + self.config.batch_size)
+                        images = normalise(sample.images[part].to(self.world.device))
+                        right += int((self.net(images, cells).argmax(1).cpu() == sample.labels[part]).sum())
+                    found[f"{kind}_{name}"] = right / max(1, len(sample.labels))
+        return found
