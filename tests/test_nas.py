@@ -34,7 +34,7 @@ def shapes():
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """As the golden vectors were made: sums in another order move a gradient by up to 5e-4, as far as float64's lies."""
+    """As the golden vectors were made: sums in another order move a gradient by 5e-4, which is how far float64 lies."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
