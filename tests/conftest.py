@@ -21,7 +21,7 @@ SHARED = ROOT.parent / "shared"
 _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
 SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
 DEMO = ["--config", "config/config_demo.py", *SMALL]
-SOURCES = ["config", "backbones", "utils", "eval", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
+SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
 # Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
 PUBLISHED_CONFIG = """
@@ -139,8 +139,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as it comes, without config/config.py, at a path with a space."""
     folder = tmp_path_factory.mktemp("a copy") / "Pocket Net"
     for name in SOURCES:
-        made = ("__pycache__", "config.py", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
-        ignored = shutil.ignore_patterns(*made)
+        made = ("__pycache__", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
+        ignored = shutil.ignore_patterns(*made, *(["config.py"] if name == "config" else []))
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:

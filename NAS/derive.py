@@ -1,0 +1,116 @@
+"""Makes a config of a search's result: python NAS/derive.py --name NAME [--config FILE] [--epoch N] [--channel 16 …]
+
+Takes the genotype of the last epoch (or of --epoch) from {config.output}/genotypes.jsonl, or the one that --genotype
+gives as text, JSON or a file, and writes config/config_NAME.py, by which ./train.sh trains it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from backbones.augment_cnn import AugmentCNN
+from backbones.genotypes import Genotype, parse, to_text
+from config import FOLDER, add_config_arguments, load_config
+from NAS.search import CONFIG
+from NAS.visualize import draw_cells
+from utils.errors import UserError, run
+from utils.files import is_there
+from utils.flops import Cost, count
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make a config of a search's result.")
+    add_config_arguments(parser)
+    parser.add_argument("--name", required=True, help="of the config: config/config_NAME.py")
+    parser.add_argument("--epoch", type=int, help="whose genotype (default: the last)")
+    parser.add_argument("--genotype", help="another genotype: text, JSON, or a file with either")
+    parser.add_argument("--channel", type=int, default=16, help="channels of the first stage (%(default)s)")
+    parser.add_argument("--n-layers", type=int, default=18, help="cells (%(default)s)")
+    parser.add_argument("--embedding-size", type=int, default=128, help="(%(default)s)")
+    parser.add_argument("--rec", help="the data to train on (default: that of config/base.py)")
+    parser.add_argument("--force", action="store_true", help="write it over one of that name")
+    args = parser.parse_intermixed_args()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", args.name):
+        raise UserError(f"--name {args.name!r}: should be letters, digits and _")
+    path = FOLDER / f"config_{args.name}.py"
+    if path.exists() and not args.force:
+        raise UserError(f"--name {args.name}: {path} is there already; take another, or --force")
+    if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
+        raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
+    if args.genotype:
+        genotype, origin = parse(_text(args.genotype)), "Given by hand"
+    else:
+        genotype, origin = found_genotype(Path(load_config(args.config or CONFIG, args.overrides).output), args.epoch)
+    cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
+    path.write_text(config_text(args, genotype, origin, cost), encoding="utf-8")
+    picture = path.with_suffix(".png")
+    draw_cells(genotype, args.name).savefig(picture, dpi=80)
+    print(f"{path}: {_describe(cost)}\n{picture}: its cells")
+    print(f"Train it: ./train.sh --config {path.relative_to(FOLDER.parent)}")
+
+
+def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
+    """The genotype of an epoch (default: the last), and where it is from. Raises UserError where there is none."""
+    path = folder / "genotypes.jsonl"
+    if not is_there(path.is_file):
+        raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}; search first: NAS/search.sh")
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        by_epoch = {int(line["epoch"]): line for line in lines}
+        chosen = by_epoch[max(by_epoch) if epoch is None else epoch]
+        return parse(chosen["genotype"]), f"Found by a search, epoch {chosen['epoch']} of {folder}"
+    except KeyError as error:
+        raise UserError(f"--epoch: {error.args[0]} is not in {path}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error!s:.80})") from None
+
+
+def _text(given: str) -> str:
+    path = Path(given)
+    return path.read_text(encoding="utf-8") if is_there(path.is_file) else given
+
+
+def _describe(cost: Cost) -> str:
+    return (
+        f"{cost.parameters:,} parameters, {cost.published_flops / 1e6:,.2f} MFLOPs as the paper counts them, "
+        f"{cost.multiply_adds / 1e6:,.1f} M multiply-adds"
+    )
+
+
+def config_text(args: argparse.Namespace, genotype: Genotype, origin: str, cost: Cost) -> str:
+    """The config file."""
+    rec = f"config.rec = {json.dumps(args.rec, ensure_ascii=False)}\n" if args.rec else ""
+    cells = [
+        f'        "{part}, "' for part in re.split(r", (?=normal_concat|reduce=|reduce_concat)", to_text(genotype))
+    ]
+    cells[-1] = cells[-1].replace(', "', '"')
+    joined = "\n".join(cells)
+    return f'''"""{args.name}: {_describe(cost)}.
+
+{origin}.
+"""
+
+from easydict import EasyDict
+
+config = EasyDict()
+config.output = "output/{args.name}"
+{rec}config.embedding_size = {args.embedding_size}
+config.channel = {args.channel}
+config.n_layers = {args.n_layers}
+config.genotype = "{args.name}"
+config.genotypes = {{
+    "{args.name}": (
+{joined}
+    )
+}}
+'''
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,106 @@
+"""The search as a person runs it: NAS/search.sh, NAS/derive.py, then ./train.sh on what they found."""
+
+import json
+import re
+import sys
+
+import cv2
+import pytest
+import torch
+
+from backbones.genotypes import parse
+from NAS.supernet import Supernet
+from tests.conftest import run_command
+
+TINY = [
+    "rec=data/faces_demo", "channel=2", "n_layers=4", "n_nodes=2", "embedding_size=16", "batch_size=4", "workers=1",
+    "num_epoch=2", "log_step=2", "search_eval=6",
+]  # fmt: skip
+STEP_LINE = r"Loss [\d.]+   AlphaLoss [\d.]+   Cost [\d.]+   Epoch: \d   Global Step: \d+"
+
+
+@pytest.fixture(scope="module")
+def searched(demo, tmp_path_factory):
+    """The folder of a small search, of two epochs of six steps, and what it said."""
+    folder = tmp_path_factory.mktemp("search")
+    done = run_command(demo, "NAS/search.sh", *TINY, f"output={folder}", f"log_dir={folder / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_search_leaves_genotypes_pictures_and_weights(searched):
+    folder, said = searched
+    assert len(re.findall(STEP_LINE, said)) == 6
+    lines = [json.loads(line) for line in (folder / "genotypes.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 6), (1, 12)]
+    for line in lines:
+        genotype = parse(line["genotype"])
+        assert f"Genotype: {line['genotype']}" in said
+        assert line["skips"] == sum(operation == "skip_connect" for node in genotype.normal for operation, _ in node)
+        assert 0.9 < line["entropy"] <= 1
+        for name in ("supernet_train", "derived_train", "supernet_val", "derived_val"):
+            assert 0 <= line[name] <= 1
+    for picture in ("cells.png", "alphas.png", "pictures/000cells.png", "pictures/001alphas.png"):
+        assert min(cv2.imread(str(folder / picture)).shape[:2]) > 200
+    net = Supernet(2, 4, 2, 3, 6, emb=16)
+    net.load_state_dict(torch.load(folder / "12supernet.pth", weights_only=True))
+    assert str(net.genotype()) == lines[1]["genotype"]
+    assert list((folder / "logs").rglob("events*"))
+
+
+def test_the_result_trains(demo, searched, tmp_path):
+    folder, _ = searched
+    derive = [sys.executable, "NAS/derive.py", "--name", "found", f"output={folder}", "--rec", "data/faces_demo"]
+    made = run_command(demo, *derive, "--channel", 4, "--n-layers", 4)
+    assert made.returncode == 0, made.stderr
+    text = (demo / "config" / "config_found.py").read_text()
+    parameters = re.search(r"found: ([\d,]+) parameters, [\d.]+ MFLOPs", text)
+    counted = run_command(demo, sys.executable, "-m", "utils.flops", "--config", "config/config_found.py")
+    assert parameters and parameters[1] in counted.stdout
+    small = ["batch_size=8", "workers=1", "max_steps=1", "eval_step=0"]
+    trained = run_command(demo, "./train.sh", "--config", "config/config_found.py", *small, f"output={tmp_path}")
+    assert trained.returncode == 0 and (tmp_path / "1backbone.pth").is_file(), trained.stderr
+    again = run_command(demo, *derive)
+    assert again.returncode == 2 and "is there already; take another, or --force" in again.stderr
+
+
+def test_two_processes_have_the_same_alphas(demo, tmp_path):
+    """A process whose alphas are not the first one's ends the run."""
+    few = ["num_epoch=1", "max_steps=2", f"output={tmp_path}", f"log_dir={tmp_path / 'logs'}"]
+    done = run_command(demo, "NAS/search.sh", *TINY, *few, NPROC="2")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "2supernet.pth").is_file() and done.stdout.count("Genotype:") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rec=nowhere"], "config rec: no folder 'nowhere'"),
+        ([*TINY, "precision=fp16"], "config precision: the search runs in fp32 or bf16"),
+        ([*TINY, "search_data=imagenet"], "config search_data: should be faces or cifar10"),
+        ([*TINY, "alpha_gradient=both"], "config alpha_gradient: should be validation or published"),
+        ([*TINY, "alpha_betas=0.5"], "config alpha_betas: should be two numbers"),
+        ([*TINY, "batch_size=30"], "config batch_size: 30 images on 1 processes are more than the data set's 24"),
+    ],
+)
+def test_a_wrong_search_is_one_line(demo, tmp_path, arguments, message):
+    failed = run_command(demo, sys.executable, "NAS/search.py", *arguments, f"output={tmp_path}", f"log_dir={tmp_path}")
+    assert failed.returncode == 2
+    assert re.fullmatch(f"error: {re.escape(message)}.*\n", failed.stderr), failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "a b"], "--name 'a b': should be letters, digits and _"),
+        (["--name", "other", "output=nowhere"], "config output: no genotypes.jsonl in 'nowhere'"),
+        (["--name", "other", "--epoch", "7", "output={folder}"], "--epoch: 7 is not in"),
+        (["--name", "other", "--genotype", "Genotype()"], "genotype: needs normal"),
+        (["--name", "other", "--n-layers", "3", "output={folder}"], "--channel, --n-layers, --embedding-size: "),
+    ],
+)
+def test_a_wrong_derivation_is_one_line(demo, searched, arguments, message):
+    arguments = [argument.format(folder=searched[0]) for argument in arguments]
+    failed = run_command(demo, sys.executable, "NAS/derive.py", *arguments)
+    assert failed.returncode == 2
+    assert re.fullmatch(f"error: {re.escape(message)}.*\n", failed.stderr), failed.stderr
