@@ -428,7 +428,7 @@ def start(demo: Path, *command: object) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Test processes of pytest-xdist ignore Ctrl-C, and what they start would inherit that.
+        # A run in the background of a shell ignores Ctrl-C, and what it starts would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
