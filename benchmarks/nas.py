@@ -1,0 +1,138 @@
+"""One step of the search beside a plain training step of the supernet.
+
+    python benchmarks/nas.py [--config FILE] [--rounds 3] [field=value …]        (default: NAS/config.py)
+
+Second order is four forward-backward passes for the alphas and one for the weights, first order one and one. Beside
+them the second order as the published code does it: a deep copy of the network for the unrolled step, `none` run and
+multiplied, and running statistics kept in every pass. All in one run, turn by turn.
+"""
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from config import add_config_arguments, load_config
+from NAS.architect import EPSILON, Architect
+from NAS.search import CONFIG
+from NAS.supernet import MixedOp, Supernet
+from utils.distributed import World, place, processes
+from utils.errors import UserError, run
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Bench:
+    """A supernet, its optimizer and two batches of noise."""
+
+    def __init__(self, world: World, config: dict, classes: int = 100) -> None:
+        torch.manual_seed(0)
+        sizes = (config["channel"], config["n_layers"], config["n_nodes"], config["stem_multiplier"])
+        self.net = Supernet(*sizes, classes, config["embedding_size"])
+        place(self.net, world)
+        for alpha in self.net.alphas():
+            alpha.requires_grad_(False)
+        self.weights = self.net.weights()
+        self.optimizer = torch.optim.SGD(self.weights, 1e-4, config["momentum"], weight_decay=config["weight_decay"])
+        shape = (config["batch_size"], 3, 112, 112)
+        self.train, self.val = (
+            (
+                torch.rand(shape, device=world.device).mul_(2).sub_(1).to(memory_format=torch.channels_last),
+                torch.randint(0, classes, shape[:1], device=world.device),
+            )
+            for _ in range(2)
+        )
+        self.config, self.world = config, world
+
+    def plain(self) -> None:
+        """A step of the weights."""
+        F.cross_entropy(self.net(self.train[0]), self.train[1]).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def search(self, second_order: bool) -> None:
+        """A step of the alphas and one of the weights."""
+        momentum, weight_decay = self.config["momentum"], self.config["weight_decay"]
+        architect = Architect(self.net, momentum, weight_decay, self.world, second_order)
+        architect.gradient(self.train, self.val, 1e-4, self.optimizer)
+        self.plain()
+
+    def as_published(self) -> None:
+        """The same as `search(True)`, with what the published code does beside it."""
+        forward = MixedOp.forward
+        MixedOp.forward = _with_none  # type: ignore[method-assign, assignment]
+        alphas = self.net.alphas()
+        for alpha in alphas:
+            alpha.requires_grad_(True)
+        try:
+            unrolled = copy.deepcopy(self.net)
+            self._gradients(self.net, self.train, self.weights)
+            direction = self._gradients(unrolled, self.val, [*unrolled.alphas(), *unrolled.weights()])  # type: ignore[operator]
+            direction = direction[len(alphas) :]
+            step = EPSILON / float(torch.cat([part.flatten() for part in direction]).norm())
+            for factor in (step, -2 * step):
+                with torch.no_grad():
+                    for w, part in zip(self.weights, direction, strict=True):
+                        w.add_(part, alpha=factor)
+                self._gradients(self.net, self.train, alphas)
+            with torch.no_grad():
+                for w, part in zip(self.weights, direction, strict=True):
+                    w.add_(part, alpha=step)
+            self.plain()
+        finally:
+            MixedOp.forward = forward  # type: ignore[method-assign]
+            for alpha in alphas:
+                alpha.requires_grad_(False)
+                alpha.grad = None
+
+    def _gradients(self, net: nn.Module, batch: Batch, parameters: list) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(net(batch[0]), batch[1]), parameters)
+
+
+def _with_none(self: MixedOp, x: Tensor, weights: Tensor) -> Tensor:
+    mixed = [op(x) * weight for op, weight in zip(self._ops, weights, strict=True)]
+    return sum(mixed[1:], start=mixed[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
+    args = parser.parse_intermixed_args()
+    if args.rounds < 1:
+        raise UserError(f"--rounds {args.rounds}: should be at least 1")
+    config = load_config(args.config or CONFIG, args.overrides)
+    with processes() as world:
+        bench = Bench(world, config)
+        ways: dict[str, Callable[[], None]] = {
+            "plain step": bench.plain,
+            "first order": lambda: bench.search(False),
+            "second order": lambda: bench.search(True),
+            "second order as published": bench.as_published,
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(args.rounds + 1):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                if world.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if turn:  # the first warms up
+                    times[name].append(time.perf_counter() - start)
+    least = min(times["plain step"])
+    print(f"{config.channel} channels, {config.n_layers} cells, batch {config.batch_size}, {world.device.type}")
+    for name, taken in times.items():
+        print(f"{name:>28}{min(taken):>9.3f} s{min(taken) / least:>7.2f} plain steps")
+
+
+if __name__ == "__main__":
+    run(main)
