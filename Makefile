@@ -1,6 +1,7 @@
 # make demo     a small PocketNet from nothing: faces, training, scores
 # make demo-ijb the demo's network on a drawn set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
+# make demo-search a search on drawn faces, and what it finds beside other cells
 # make test     all checks and tests
 # make help     the rest
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := config backbones utils eval NAS data tests benchmarks train.py train_kd.py
 
-.PHONY: help install demo demo-ijb demo-kd test check test-mxnet format clean
+.PHONY: help install demo demo-ijb demo-kd demo-search test check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make demo        train a small PocketNet on drawn faces and score it"
 	@echo "make demo-ijb    score the demo's network on a drawn set in the layout of IJB-C"
 	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
+	@echo "make demo-search search for cells on drawn faces; what it finds beside other cells"
 	@echo "make test        lint, types and every test"
 	@echo "make check       lint and types alone"
 	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
@@ -67,6 +69,9 @@ demo-ijb: output/demo/results.txt
 demo-kd: data/faces_demo/made.json
 	$(PY) benchmarks/demo_kd.py
 
+demo-search: data/faces_demo/made.json
+	$(PY) benchmarks/demo_search.py
+
 # ----------------------------------------------------------------------- tests
 
 test: check test-mxnet
@@ -88,4 +93,4 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo data/ijb_demo output/demo output/demo_kd logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/ijb_demo output/demo output/demo_kd output/demo_search logs/demo
