@@ -96,7 +96,7 @@ class Architect:
     ) -> list[Tensor]:
         """The finite difference; w is back in its place after it."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
-        epsilon = EPSILON / norm
+        epsilon = EPSILON / norm.clamp_min(1e-12)  # a gradient of zeros moves nothing
         moved: list[list[Tensor]] = []
         shift = torch._foreach_mul(direction, epsilon)
         for sign in (1, -1):

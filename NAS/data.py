@@ -126,7 +126,12 @@ class HalfSampler(BatchSampler):
 
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 112, 112, 3) uint8 -> the same shape: each enlarged to 128×128, and 112×112 of that cut at random."""
-    large = F.interpolate(images.permute(0, 3, 1, 2), (RESIZED, RESIZED), mode="bilinear", antialias=True)
+    planes = images.permute(0, 3, 1, 2)
+    size = (RESIZED, RESIZED)
+    if images.is_cuda:  # where torch has this for floats alone
+        large = F.interpolate(planes.float(), size, mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
+    else:
+        large = F.interpolate(planes, size, mode="bilinear", antialias=True)
     offsets = torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator).to(images.device)
     rows, columns = offsets + torch.arange(SIZE, device=images.device)  # (B, 112) each
     batch = torch.arange(len(images), device=images.device)

@@ -42,6 +42,8 @@ def main() -> None:
 
     with processes() as world:
         init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
+        if world.is_main:
+            (output / "genotypes.jsonl").unlink(missing_ok=True)  # of an earlier search: NAS/derive.py takes the last
         torch.manual_seed(config.seed)
         data = main_first(world, lambda: open_data(config))
         halves = split(data.labels, config.seed)

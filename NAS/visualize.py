@@ -1,6 +1,6 @@
 """Pictures of a search: both cells of a genotype as graphs, and the alphas as a heat map. Needs matplotlib alone.
 
-python NAS/visualize.py --config FILE [--genotype NAME] [--out cells.png]
+python NAS/visualize.py --config FILE [genotype=NAME] [--out cells.png]
 """
 
 import argparse

@@ -99,7 +99,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 def autocast(world: World, precision: str) -> torch.autocast:
     """The context in which networks compute in fp32, bf16 or fp16, whatever the context around it."""
-    return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32")
+    # No cache of cast weights: the search moves weights in place and would go on with their old copies.
+    return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=False)
 
 
 def wrap(module: nn.Module, world: World) -> nn.Module:
