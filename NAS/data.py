@@ -1,6 +1,6 @@
 """The search's data: a data set in two halves, the weights learn from one and the alphas from the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
-from utils.dataset import BatchSampler, EpochSampler, FaceDataset
+from utils.dataset import FaceDataset
 from utils.errors import UserError
 from utils.images import SIZE
 from utils.run_log import log
@@ -55,9 +55,9 @@ class Cifar10:
             found = CIFAR10(folder, train=True, download=False)
         except RuntimeError:
             raise UserError(f"config rec: no CIFAR-10 in {folder!r}; put its cifar-10-batches-py there") from None
-        small = torch.from_numpy(found.data).permute(0, 3, 1, 2)  # (N, 3, 32, 32) uint8
         self.labels = np.array(found.targets, np.int64)
-        self.images = small  # brought to size when read: at 112×112 they would take 1.9 GB
+        # (N, 3, 32, 32) uint8, brought to size when read: at 112×112 they would take 1.9 GB
+        self.images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
 
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
         """Writes images (n, 112, 112, 3) uint8 RGB and labels (n,)."""
@@ -105,23 +105,6 @@ def split(labels: np.ndarray, seed: int) -> Halves:
     if in_train.all():
         raise UserError("config rec: no identity has two images; the search needs some in both halves")
     return Halves(np.sort(order[in_train]), np.sort(order[~in_train]))
-
-
-class HalfSampler(BatchSampler):
-    """Batches of one half, in the order of an `EpochSampler`."""
-
-    def __init__(self, places: np.ndarray, sampler: EpochSampler) -> None:
-        self.places = places
-        self.sampler = sampler
-        self.batch_size = sampler.batch_size
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.sampler.epoch = self.epoch
-        for batch in self.sampler:
-            yield self.places[batch].tolist()
 
 
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """What a search says after each epoch: the genotype, its entropy, accuracies; and its pictures."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,10 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
         file.write(json.dumps(line) + "\n")
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
-    cells = draw_cells(report.genotype, f"epoch {report.epoch}")
-    alphas = draw_alphas(report.normal, report.reduce, PRIMITIVES)
-    for place in (folder / "cells.png", pictures / f"{report.epoch:03d}cells.png"):
-        cells.savefig(place, dpi=80)
-    for place in (folder / "alphas.png", pictures / f"{report.epoch:03d}alphas.png"):
-        alphas.savefig(place, dpi=80)
+    figures = {
+        "cells.png": draw_cells(report.genotype, f"epoch {report.epoch}"),
+        "alphas.png": draw_alphas(report.normal, report.reduce, PRIMITIVES),
+    }
+    for name, figure in figures.items():
+        figure.savefig(pictures / f"{report.epoch:03d}{name}", dpi=80)
+        shutil.copyfile(pictures / f"{report.epoch:03d}{name}", folder / name)

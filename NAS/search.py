@@ -16,11 +16,11 @@ import torch
 from easydict import EasyDict
 
 from config import add_config_arguments, load_config, make_folder, require_data
-from NAS.data import HalfSampler, Halves, SearchData, open_data, split
+from NAS.data import Halves, SearchData, open_data, split
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.dataset import EpochSampler, ListSampler
-from utils.distributed import World, main_first, place, processes, wrap
+from utils.distributed import World, place, processes, together, wrap
 from utils.engine import train
 from utils.errors import UserError, run
 from utils.loader import Decoded, Loader
@@ -45,7 +45,7 @@ def main() -> None:
         if world.is_main:
             (output / "genotypes.jsonl").unlink(missing_ok=True)  # of an earlier search: NAS/derive.py takes the last
         torch.manual_seed(config.seed)
-        data = main_first(world, lambda: open_data(config))
+        data = together(world, lambda: open_data(config))
         halves = split(data.labels, config.seed)
         net = Supernet(
             config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, data.num_classes,
@@ -62,7 +62,7 @@ def main() -> None:
 
 def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: World) -> Loader:
     """The batches of one half."""
-    sampler = HalfSampler(places, EpochSampler(len(places), config.batch_size, world.rank, world.size, config.seed))
+    sampler = EpochSampler(places, config.batch_size, world.rank, world.size, config.seed)
     return Loader(data, sampler, config.workers, pin=world.device.type == "cuda")
 
 

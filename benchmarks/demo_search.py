@@ -110,7 +110,7 @@ def search(out: Path, changes: Iterable[str], seed: int, threads: int) -> Genoty
     folder = out / "search"
     made_of = "\n".join([*SEARCH, *changes, str(seed)])
     if not (folder / "made_of.txt").is_file() or (folder / "made_of.txt").read_text() != made_of:
-        (folder / "genotypes.jsonl").unlink(missing_ok=True)
+        (folder / "made_of.txt").unlink(missing_ok=True)  # or an interruption would leave that of another search
         print("searching", flush=True)
         places = [f"output={folder}", f"log_dir={out / 'logs'}", f"seed={seed}", "workers=1"]
         command(["NAS/search.py", *SEARCH, *changes, *places], threads)

@@ -7,7 +7,6 @@ only config files that you trust.
 import argparse
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from easydict import EasyDict
 
 from config.base import config as defaults
 from config.fields import NET_NAMES, ConfigError, base, check_known, check_values, from_text, typed
-from utils.files import is_there
+from utils.files import is_there, make_writable
 
 __all__ = [
     "NET_NAMES", "ConfigError", "add_config_arguments", "load_config", "make_folder", "parse_command", "require_data",
@@ -98,11 +97,8 @@ def require_data(config: EasyDict) -> None:
 
 def make_folder(config: EasyDict, field: str) -> Path:
     """The folder that the field names, made where it is missing. Raises ConfigError where no file can be written."""
-    folder = Path(config[field])
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        return make_writable(Path(config[field]))
     except OSError as error:
         raise ConfigError(
             f"config {field}: cannot write in {config[field]!r} ({error.strerror}); name another with {field}=FOLDER"

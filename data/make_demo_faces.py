@@ -6,7 +6,6 @@ bytes on any number of cores.
 """
 
 import argparse
-import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from data.faces_canvas import SIZE
 from data.faces_people import Person, Shot
 from data.faces_procedural import VERSION, draw
-from data.making import check_between, decode, drawn, encode, make_folder
+from data.making import check_between, decode, drawn, encode, make_folder, parse_arguments
 from utils.errors import UserError, run
 from utils.recordio import Header, IndexedRecordWriter, pack
 
@@ -138,11 +137,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=Plan.shots, help="images of each (%(default)s)")
     parser.add_argument("--test-people", type=int, default=Plan.test_people, help="others to verify on (%(default)s)")
     parser.add_argument("--pairs", type=int, default=Plan.pairs, help="pairs of these (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="another seed, other people (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
-    args = parser.parse_args()
-    check_between("--workers", args.workers, 1, 256)
+    args = parse_arguments(parser, Plan.seed)
     plan = Plan(args.people, args.shots, args.test_people, args.pairs, args.seed)
     if make(args.out, plan, args.workers, args.force):
         print(f"{args.out}: {plan.people} people in {plan.people * plan.shots} images, {plan.pairs} pairs of others")

@@ -6,7 +6,6 @@ it was made of). The same arguments give the same bytes on any number of cores.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from data.faces_loose import Medium, Sighting, Template, photo, sample_template
 from data.faces_people import Person
 from data.faces_procedural import VERSION
-from data.making import check_between, decode, drawn, encode, make_folder
+from data.making import check_between, decode, drawn, encode, make_folder, parse_arguments
 from utils.errors import UserError, run
 
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}  # by target, as the two sets name them
@@ -205,11 +204,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=Plan.first, help="number of the first of them (%(default)s)")
     parser.add_argument("--probes", type=int, default=Plan.probes, help="probe templates of each (%(default)s)")
     parser.add_argument("--pairs", type=int, default=Plan.pairs, help="pairs of different people (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="another seed, other people (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
-    args = parser.parse_args()
-    check_between("--workers", args.workers, 1, 256)
+    args = parse_arguments(parser, Plan.seed)
     plan = Plan(args.target, args.people, args.first, args.probes, args.pairs, args.seed)
     if make(args.out, plan, args.workers, args.force):
         lines = (args.out / "meta" / f"{plan.target.lower()}_face_tid_mid.txt").read_text().count("\n")

@@ -1,7 +1,9 @@
 """What the programs that make data sets share: a folder made whole or not at all, drawing on all cores, image files."""
 
+import argparse
 import json
 import multiprocessing
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +25,16 @@ def check_between(option: str, value: int, low: int, high: int) -> None:
     """Raise UserError for an argument that is too small or too large."""
     if not low <= value <= high:
         raise UserError(f"{option} {value}: should be from {low} to {high}")
+
+
+def parse_arguments(parser: argparse.ArgumentParser, seed: int) -> argparse.Namespace:
+    """The command line, with the options that every such program has behind its own."""
+    parser.add_argument("--seed", type=int, default=seed, help="another seed, other people (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
+    args = parser.parse_args()
+    check_between("--workers", args.workers, 1, 256)
+    return args
 
 
 def make_folder(out: Path, made: Mapping[str, object], write: Callable[[Path], None], force: bool) -> bool:

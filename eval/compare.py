@@ -27,11 +27,12 @@ from config import add_config_arguments, load_config, require_data
 from eval.embedding import make_runtime
 from eval.pairs import add_photo_arguments, photo_pairs
 from eval.scoring import Score, Scorer
-from eval.sets import N_FOLDS, VerificationSet, photo_set
+from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import resampled_accuracies
 from utils.checkpoint import find_backbones, load_weights
 from utils.distributed import World, place, processes
 from utils.errors import UserError, run
+from utils.files import make_writable
 from utils.run_log import init_logging
 
 _SHOWN = 24  # pairs of each kind in a picture
@@ -74,13 +75,13 @@ def main() -> None:
     if photos is None:
         require_data(configs[0])
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_writable(args.out)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}; name another folder") from None
 
     with processes() as world:
         init_logging(args.out / "compare.log")
-        scorer = Scorer(configs[0], world, [photo_set(photos, world)] if photos else None)
+        scorer = Scorer(configs[0], world, load_sets(configs[0], photos, world))
         a, b = (score(scorer, config, path, world) for config, path in zip(configs, files, strict=True))
     comparisons = [compare(held.name, a[held.name], b[held.name], held.issame) for held in scorer.sets]
     if len(comparisons) > 1:

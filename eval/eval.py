@@ -23,7 +23,7 @@ from eval.embedding import make_runtime
 from eval.pairs import add_photo_arguments, photo_pairs
 from eval.report import Results, format_tables, format_thresholds, write_results, write_thresholds
 from eval.scoring import Scorer
-from eval.sets import photo_set
+from eval.sets import load_sets
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
 from utils.distributed import place, processes, spread_over_gpus, together
 from utils.errors import run
@@ -52,7 +52,7 @@ def main() -> None:
 
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        scorer = Scorer(config, world, together(world, lambda: [photo_set(photos, world)]) if photos else None)
+        scorer = Scorer(config, world, load_sets(config, photos, world))
         backbone = place(build_backbone(config), world)
         results: Results = {}
         for done, (step, path) in enumerate(checkpoints.items(), start=1):

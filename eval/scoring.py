@@ -1,6 +1,7 @@
 """Scores a backbone on verification sets, the images shared between the processes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from torch import nn
 
 from eval.embedding import Runtime, TorchRuntime, embed
 from eval.roc import Operating, Roc, auc, eer, operate_at, roc
-from eval.sets import N_FOLDS, VerificationSet, config_sets
+from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
-from utils.distributed import World, gather_rows, share_buffers, together
+from utils.distributed import World, gather_rows, share_buffers
 from utils.run_log import log
 
 FARS = (1e-2, 1e-3, 1e-4)
@@ -23,20 +24,54 @@ class Score:
 
     accuracy: float  # ten-fold, mean over the folds
     std: float  # standard deviation over the folds
-    interval: tuple[float, float]  # 95 %, of the accuracy: bootstrap over the pairs
     threshold: float  # squared distance of normalised embeddings; mean over the folds
     val: float  # true accept rate at FAR 1e-3, ten-fold as published
     val_std: float
     far: float  # the false accept rate there
-    auc: float  # area under the ROC curve of all pairs
-    eer: float  # equal error rate
-    operating: dict[float, Operating | None]  # by FAR; None where the different pairs are too few to tell
     xnorm: float  # mean L2 norm of the embeddings before they are normalised
-    pairs: int
-    different: int  # of the pairs, those of two people
-    curve: Roc  # of cosine similarities, all points
+    issame: np.ndarray  # (pairs,) flags
     distances: np.ndarray  # (pairs,) squared, of the normalised embeddings
     correct: np.ndarray  # (pairs,) judged rightly, ten-fold
+
+    @property
+    def pairs(self) -> int:
+        """How many there are."""
+        return len(self.issame)
+
+    @property
+    def different(self) -> int:
+        """Of the pairs, those of two people."""
+        return int(np.sum(~self.issame))
+
+    # The rest is computed when it is asked for: verification in training asks for none of it.
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """95 %, of the accuracy: bootstrap over the pairs."""
+        low, high = np.quantile(resampled_accuracies(self.distances, self.issame, N_FOLDS), [0.025, 0.975])
+        if self.accuracy == 1:  # a sample without an error resamples to none; the lower end is the binomial's, exact
+            low = 0.025 ** (1 / self.pairs)
+        return float(low), float(high)
+
+    @cached_property
+    def curve(self) -> Roc:
+        """The ROC curve of cosine similarities, all points."""
+        return roc(1 - self.distances.astype(np.float64) / 2, self.issame, corners_only=False)
+
+    @property
+    def auc(self) -> float:
+        """The area under the ROC curve of all pairs."""
+        return auc(self.curve)
+
+    @property
+    def eer(self) -> float:
+        """The equal error rate."""
+        return eer(self.curve)
+
+    @cached_property
+    def operating(self) -> dict[float, Operating | None]:
+        """By FAR; None where the different pairs are too few to tell."""
+        return {far: operate_at(self.curve, far, self.different) for far in FARS}
 
     def tar(self, far: float) -> float | None:
         """The true accept rate at a FAR; None where the different pairs are too few to tell."""
@@ -56,7 +91,7 @@ class Scorer:
         """sets: default those of the config; raises UserError where there is none."""
         self.world = world
         self.batch = config.eval_batch
-        self.sets = together(world, lambda: config_sets(config, world)) if sets is None else sets
+        self.sets = load_sets(config, None, world) if sets is None else sets
         self.highest: dict[str, float] = {}
 
     @property
@@ -92,31 +127,16 @@ def measure(direct: np.ndarray, mirrored: np.ndarray, pairs: np.ndarray, issame:
     """The score of embeddings (M, D) of images and (M, D) of their mirror images, on pairs (N, 2) of them."""
     distances = pair_distances(direct + mirrored, pairs)
     result = evaluate_distances(distances, issame, N_FOLDS)
-    curve = roc(1 - distances.astype(np.float64) / 2, issame, corners_only=False)
-    different = int(np.sum(~issame))
     rows = pairs.ravel()  # an image counts as often as it is met, as in the published log
     return Score(
         accuracy=result.accuracy,
         std=result.accuracy_std,
-        interval=_interval(distances, issame, result.accuracy),
         threshold=float(np.mean(result.thresholds)),
         val=result.val,
         val_std=result.val_std,
         far=result.far,
-        auc=auc(curve),
-        eer=eer(curve),
-        operating={far: operate_at(curve, far, different) for far in FARS},
         xnorm=embedding_norm(direct[rows], mirrored[rows]),
-        pairs=len(issame),
-        different=different,
-        curve=curve,
+        issame=issame,
         distances=distances,
         correct=result.correct,
     )
-
-
-def _interval(distances: np.ndarray, issame: np.ndarray, accuracy: float) -> tuple[float, float]:
-    low, high = np.quantile(resampled_accuracies(distances, issame, N_FOLDS), [0.025, 0.975])
-    if accuracy == 1:  # a sample without an error resamples to none; the lower end is then the binomial's, exact
-        low = 0.025 ** (1 / len(issame))
-    return float(low), float(high)

@@ -8,7 +8,7 @@ from easydict import EasyDict
 
 from eval.bins import decode, read_bin
 from eval.pairs import PhotoPairs
-from utils.distributed import World, share_of
+from utils.distributed import World, share_of, together
 from utils.errors import UserError
 from utils.images import SIZE
 from utils.run_log import log
@@ -24,6 +24,11 @@ class VerificationSet:
     images: np.ndarray  # (m, 112, 112, 3) uint8 RGB
     pairs: np.ndarray  # (N, 2) rows of the images of all processes
     issame: np.ndarray  # (N,) bool
+
+
+def load_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
+    """A person's own photos where there are some, else the sets of the config; an error is told once."""
+    return together(world, lambda: [photo_set(photos, world)] if photos else config_sets(config, world))
 
 
 def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:

@@ -1,7 +1,6 @@
 """The synthetic faces of data/make_demo_faces.py: the same every time, and in the layout of MS1MV2."""
 
 import pickle
-import subprocess
 import sys
 
 import cv2
@@ -11,7 +10,7 @@ import pytest
 from data.faces_people import Person, Shot
 from data.faces_procedural import draw
 from data.make_demo_faces import Plan, make, person_photos, plan_pairs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 from utils.errors import UserError
 from utils.recordio import IndexedRecordReader
 
@@ -24,8 +23,7 @@ def contents(folder):
 
 
 def script(*arguments):
-    command = [sys.executable, "data/make_demo_faces.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return run_command(ROOT, sys.executable, "data/make_demo_faces.py", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The synthetic IJB set of data/make_demo_ijb.py: the same every time, and laid out as InsightFace's."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from data.faces_procedural import draw
 from data.make_demo_faces import Plan as FacesPlan
 from data.make_demo_faces import make as make_faces
 from data.make_demo_ijb import Plan, make, person_photos, plan_set, sample_person
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 from utils.errors import UserError
 
 SMALL = Plan(people=3, probes=2, pairs=7)
@@ -37,8 +36,7 @@ def contents(folder):
 
 
 def script(*arguments):
-    command = [sys.executable, "data/make_demo_ijb.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return run_command(ROOT, sys.executable, "data/make_demo_ijb.py", *arguments)
 
 
 def lines(folder, name):

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from config import load_config
 from eval.IJB import features as features_module
 from eval.IJB.alignment import TEMPLATE, crop, similarity
-from eval.IJB.features import Crops, Features, embed_images, fingerprint
+from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import FPIRS, Identification, identify, mean_of
 from eval.IJB.protocol import Images, line_of, read_images, read_pairs, read_protocol, read_subjects
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
@@ -21,6 +21,7 @@ from eval.roc import Roc, auc, eer, operate_at, roc, tpr_nearest
 from tests.conftest import GOLDEN, ROOT
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import sha256
 
 ALONE = World(0, 1, torch.device("cpu"))
 SWITCHES = [Switches(*flags) for flags in product((True, False), repeat=3)]
@@ -898,14 +899,14 @@ def test_processes_share_what_the_first_one_saw_to_do(photos, tmp_path, monkeypa
     assert runtime.met == 3 and features.done.all()
 
 
-def test_fingerprint(tmp_path):
+def test_sha256(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("ab")
     other.write_text("c")
-    assert fingerprint(one, other) == fingerprint(one, other) != fingerprint(other, one)
-    before = fingerprint(one)
+    assert sha256(one, other) == sha256(one, other) != sha256(other, one)
+    before = sha256(one)
     one.write_text("ac")
-    assert fingerprint(one) != before
+    assert sha256(one) != before
 
 
 # ----------------------------------------------------------------------------------------------------------- the report

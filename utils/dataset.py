@@ -121,8 +121,12 @@ class EpochSampler(BatchSampler):
     own B of them; images left over at the end, fewer than B·P, are dropped as published.
     """
 
-    def __init__(self, n_images: int, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0) -> None:
-        self.n_images = n_images
+    def __init__(
+        self, images: int | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
+    ) -> None:
+        """images: how many there are, or the indices of those that are dealt."""
+        self.images = images
+        self.n_images = images if isinstance(images, int) else len(images)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -130,14 +134,14 @@ class EpochSampler(BatchSampler):
         if not len(self):
             raise UserError(
                 f"config batch_size: {batch_size} images on {world_size} processes are more than the data set's "
-                f"{n_images}; lower batch_size"
+                f"{self.n_images}; lower batch_size"
             )
 
     def __len__(self) -> int:
         return self.n_images // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_images)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
         for step in range(len(self)):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size].tolist()

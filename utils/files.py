@@ -1,6 +1,11 @@
-"""Questions about files that a person named."""
+"""What is asked of files and folders that a person named."""
 
+import hashlib
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
+
+_CHUNK = 1 << 20
 
 
 def is_there(check: Callable[[], bool]) -> bool:
@@ -9,3 +14,20 @@ def is_there(check: Callable[[], bool]) -> bool:
         return check()
     except OSError:
         return False
+
+
+def make_writable(folder: Path) -> Path:
+    """The folder, made where it is missing. Raises OSError where no file can be written in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
+
+
+def sha256(*files: Path) -> str:
+    """SHA-256 of the bytes of files, one file after another."""
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                whole.update(chunk)
+    return whole.hexdigest()

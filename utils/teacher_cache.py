@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils.dataset import FaceDataset, ListSampler
 from utils.distributed import World, share_of
 from utils.errors import UserError
+from utils.files import sha256
 from utils.images import normalise
 from utils.loader import Loader
 from utils.teacher import Teacher
@@ -118,15 +119,8 @@ def ask(cache: TeacherCache, teacher: Teacher, images: Tensor, indices: np.ndarr
 def fingerprint_of_teacher(path: Path) -> str:
     """SHA-256 of a file; of an ONNX file also of those named NAME.onnx…, in which a large network has its weights."""
     beside = path.parent.iterdir() if path.suffix.lower() == ".onnx" else ()
-    whole = hashlib.sha256()
-    for part in [
-        path,
-        *sorted(other for other in beside if other.name.startswith(path.name) and other.is_file() and other != path),
-    ]:
-        with part.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                whole.update(chunk)
-    return whole.hexdigest()
+    parts = (other for other in beside if other.name.startswith(path.name) and other.is_file() and other != path)
+    return sha256(path, *sorted(parts))
 
 
 def fingerprint_of_data(data: FaceDataset) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from backbones import build_backbone
 from config import ConfigError, add_config_arguments, load_config
 from eval.embedding import make_runtime
-from eval.IJB.features import Crops, Features, embed_images, fingerprint
+from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_of
 from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore, format_table, write_results
@@ -27,6 +27,7 @@ from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import find_backbones, load_weights
 from utils.distributed import place, processes, spread_over_gpus, together
 from utils.errors import UserError, run
+from utils.files import make_writable, sha256
 from utils.run_log import init_logging, log
 
 
@@ -49,7 +50,7 @@ def main() -> None:
         log.info(describe(protocol, args.target))
         backbone = place(build_backbone(config), world)
         made = {
-            "lists": fingerprint(protocol.images.source),
+            "lists": sha256(protocol.images.source),
             "folder": str(args.image_path.resolve()),
             "network": f"{config.net_name} {config.genotypes.get(config.genotype)}",  # weights may fit another as well
         }
@@ -61,7 +62,7 @@ def main() -> None:
                 folder / f"features_{name}_{args.target}",
                 len(protocol.images.names),
                 config.embedding_size,
-                made | {"checkpoint": fingerprint(path)},
+                made | {"checkpoint": sha256(path)},
                 world,
             )
             runtime = make_runtime(backbone, config, world, len(protocol.images.names))
@@ -113,12 +114,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_result_folder(result_dir: Path, job: str) -> Path:
     """Where the results come. Raises ConfigError where they cannot."""
-    folder = Path(result_dir) / job
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        return make_writable(Path(result_dir) / job)
     except OSError as error:
         raise ConfigError(f"--result-dir {str(result_dir)!r} --job {job!r}: {error.strerror}; name another") from None
-    return folder
 
 
 def describe(protocol: Protocol, target: str) -> str:

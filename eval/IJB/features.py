@@ -1,6 +1,5 @@
 """The embeddings of a set's images, kept on disk as they come, so that what was interrupted goes on where it was."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -166,12 +165,3 @@ def _mark(features: Features, rows: list[np.ndarray]) -> None:
         features.done[part] = 1
     features.done.flush()
     rows.clear()
-
-
-def fingerprint(*files: Path) -> str:
-    """SHA-256 of files one after another."""
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            whole.update(hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()
