@@ -12,46 +12,52 @@ from config import make_folder, parse_command, require_data
 from eval.scoring import Scorer
 from utils.dataset import load_training_data
 from utils.distributed import World, place, processes, wrap
-from utils.engine import train
+from utils.engine import epoch_ends, train
 from utils.errors import run
 from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
+from utils.resume import ANEW, find_start
 from utils.run_log import init_logging, log
 from utils.task import Task
 
-# What a way of training makes of the config, the data, the backbone and the header.
-MakeTask = Callable[[EasyDict, World, Loader, nn.Module, nn.Module], Task]
+# What a way of training makes of the config, the data, the backbone, the header and the step at each epoch's end.
+MakeTask = Callable[[EasyDict, World, Loader, nn.Module, nn.Module, list[int]], Task]
 
 
 def main() -> None:
     """The command line."""
-    run_training(parse_command("Train a face-recognition backbone with ArcFace."), arcface)
+    run_training(parse_command("Train a face-recognition backbone with ArcFace."), ArcFaceTask, arcface)
 
 
-def arcface(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
+def arcface(
+    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: list[int]
+) -> Task:
     """Plain training."""
     return ArcFaceTask(wrap(backbone, world), wrap(header, world))
 
 
-def run_training(config: EasyDict, make_task: MakeTask) -> None:
+def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None:
     """Trains by the config: train.py and train_kd.py differ in the task alone."""
     require_data(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with processes() as world:
+    with processes(timeout=config.timeout) as world:
         init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
-        if config.global_step:
-            log.warning(f"config global_step: {config.global_step} is not used, training starts anew (resume: to come)")
         torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)
+        start = find_start(config, way, loader, world)
+        ends = epoch_ends(config, loader.sampler, start.position)
+        if start.position.step >= ends[-1]:
+            log.info(f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}")
+            return
         backbone = place(build_backbone(config), world)
         header = place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
         if config.compile:
             backbone.compile()
         scorer = Scorer(config, world) if config.eval_step else None
-        task = make_task(config, world, loader, backbone, header)
+        task = make_task(config, world, loader, backbone, header, ends)
         verify = partial(scorer.accuracies, backbone) if scorer else None
-        step = train(task, loader, config, world, verify)
+        step = train(task, loader, config, world, verify, start)
         log.info(f"Done: {step} steps; score the checkpoints with python eval/eval.py")
 
 

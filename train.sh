@@ -6,6 +6,7 @@
 #   NODE_RANK    which one this is, from 0
 #   MASTER_ADDR  the first machine, as the others reach it
 #   MASTER_PORT  a free port there (default 29500; on one machine any that is free)
+#   MAX_RESTARTS how often all processes are started again, from the last checkpoint, when one of them ends (default 0)
 #   PYTHON       the interpreter (default: .venv/bin/python where there is one)
 #
 # Paths count from the project's folder.

@@ -11,7 +11,6 @@ from train import run_training
 from utils.checkpoint import NETWORK_FIELDS, load_weights
 from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
 from utils.distributed import World, main_first, together, wrap
-from utils.engine import epoch_ends
 from utils.errors import run
 from utils.loader import Loader
 from utils.run_log import log
@@ -22,12 +21,14 @@ from utils.teacher import prepare_teacher
 def main() -> None:
     """The command line."""
     config = parse_command("Train a face-recognition backbone with ArcFace and a teacher.", switches=["multi_step"])
-    run_training(config, distillation)
+    run_training(config, DistillTask, distillation)
 
 
-def distillation(config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module) -> Task:
+def distillation(
+    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: list[int]
+) -> Task:
     """Training with a teacher, every file of which has been tried when this returns."""
-    teacher, files = prepare_teacher(config, world, epoch_ends(config, loader), build_backbone)
+    teacher, files = prepare_teacher(config, world, ends, build_backbone)
     if config.student_pth:
         path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
         together(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))

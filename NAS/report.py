@@ -40,6 +40,14 @@ class EpochReport:
         return sum(operation == "skip_connect" for node in self.genotype.normal for operation, _ in node)
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Takes out of genotypes.jsonl what is beyond the step a search goes on from: NAS/derive.py takes the last line."""
+    path = folder / "genotypes.jsonl"
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def write_epoch(folder: Path, report: EpochReport) -> None:
     """The log lines; genotypes.jsonl, a line an epoch; cells.png and alphas.png, and each epoch's in pictures/."""
     text = to_text(report.genotype)

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from easydict import EasyDict
 
-from config import add_config_arguments, load_config, make_folder, require_data
+from config import add_config_arguments, load_config, make_folder, overrides_of, require_data
 from NAS.data import Halves, SearchData, open_data, split
+from NAS.report import forget_after
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.dataset import EpochSampler, ListSampler
 from utils.distributed import World, place, processes, together, wrap
-from utils.engine import train
+from utils.engine import epoch_ends, train
 from utils.errors import UserError, run
 from utils.loader import Decoded, Loader
+from utils.resume import ANEW, find_start
 from utils.run_log import init_logging, log
 
 CONFIG = Path(__file__).with_name("config.py")
@@ -34,16 +36,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Search for the cells of a network.")
     add_config_arguments(parser)
     args = parser.parse_intermixed_args()
-    config = load_config(args.config or CONFIG, args.overrides)
-    require_data(config)
-    if config.precision == "fp16":
-        raise UserError("config precision: the search runs in fp32 or bf16; second differences drown in fp16")
+    config = load_config(args.config or CONFIG, overrides_of(args))
+    check(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with processes() as world:
+    with processes(timeout=config.timeout) as world:
         init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
-        if world.is_main:
-            (output / "genotypes.jsonl").unlink(missing_ok=True)  # of an earlier search: NAS/derive.py takes the last
+        if config.compile:
+            log.warning("config compile: True is not used: the search does not compile its supernet")
         torch.manual_seed(config.seed)
         data = together(world, lambda: open_data(config))
         halves = split(data.labels, config.seed)
@@ -55,15 +55,34 @@ def main() -> None:
             alpha.requires_grad_(False)
         loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
         samples = sample_halves(data, halves, config) if world.is_main else {}
+        start = find_start(config, SearchTask, loaders[0], world)
+        if world.is_main:
+            forget_after(output, start.position.step)
+        if start.position.step >= epoch_ends(config, loaders[0].sampler, start.position)[-1]:
+            log.info(f"Nothing to do: {config.output} holds the whole search; take another output, or {ANEW}")
+            return
         task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
-        step = train(task, loaders[0], config, world)
+        step = train(task, loaders[0], config, world, start=start)
         log.info(f"Done: {step} steps; make a config of it with python NAS/derive.py --config … --name NAME")
+
+
+def check(config: EasyDict) -> None:
+    """Raises UserError where no search can run by the config."""
+    require_data(config)
+    if config.precision == "fp16":
+        raise UserError("config precision: the search runs in fp32 or bf16; second differences drown in fp16")
+    # The tail's batch norm has one value of each image: of one image there is no variance.
+    if config.batch_size == 1:
+        raise UserError("config batch_size: 1, but the supernet's batch norm learns from 2 images or more")
+    if config.search_eval == 1:
+        raise UserError("config search_eval: 1, but batch norm takes 2 images or more; 0 measures none")
 
 
 def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: World) -> Loader:
     """The batches of one half."""
     sampler = EpochSampler(places, config.batch_size, world.rank, world.size, config.seed)
-    return Loader(data, sampler, config.workers, pin=world.device.type == "cuda")
+    pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
+    return Loader(data, sampler, config.workers, pin, skip_bad)
 
 
 def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, Decoded]:

@@ -1,7 +1,9 @@
 """The search as a task of the training loop: before each step of the weights, one of the alphas."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,6 @@ from NAS.cost import expected, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.checkpoint import save_weights
 from utils.distributed import World, unwrap
 from utils.images import normalise
 from utils.loader import Decoded, Loader
@@ -27,7 +28,8 @@ class SearchTask(Task):
     def __init__(
         self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, Decoded], config: EasyDict, world: World
     ) -> None:
-        """wrapped: the supernet, perhaps in DDP, its alphas frozen. samples: images of each half to be measured on."""
+        """wrapped: the supernet, perhaps in DDP, its alphas frozen. samples: two or more images of each half, to be
+        measured on."""
         super().__init__(wrapped, nn.Module())
         self.net: Supernet = unwrap(wrapped)  # type: ignore[assignment]
         self.config = config
@@ -41,11 +43,13 @@ class SearchTask(Task):
             lr=config.alpha_lr,
             betas=tuple(config.alpha_betas),  # type: ignore[arg-type]
             weight_decay=config.alpha_weight_decay,
+            fused=True,  # leaves a step out at a word from the device
         )
         normal, reduce = operation_costs(self.net.net)
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
         self.cost_of_equals = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
         self.optimizer: torch.optim.Optimizer
+        self.val_epoch = self.val_seen = 0  # of the validation half, as the loader counts them
         self.val_batches = self._endless(val_loader)
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
@@ -74,6 +78,8 @@ class SearchTask(Task):
             gradients = [a + b for a, b in zip(gradients, of_cost, strict=True)]
         for alpha, gradient in zip(self.net.alphas(), gradients, strict=True):
             alpha.grad = gradient
+        norm = nn.utils.get_total_norm(gradients)
+        self.alpha_optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
         return loss
@@ -84,16 +90,25 @@ class SearchTask(Task):
 
     def _endless(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of the validation half, epoch after epoch: images as they are, (B, 3, 112, 112), and labels."""
-        epoch = 0
         while True:
-            for decoded in loader.epoch(epoch):
+            for decoded in loader.epoch(self.val_epoch, self.val_seen):
+                self.val_seen += self.config.batch_size * self.world.size
                 images = decoded.images.to(self.world.device, non_blocking=True)
                 yield normalise(images), decoded.labels.to(self.world.device, non_blocking=True)
-            epoch += 1
+            self.val_epoch, self.val_seen = self.val_epoch + 1, 0
 
-    def save(self, folder: str, step: int) -> None:
-        """Writes {step}supernet.pth, alphas included."""
-        save_weights(Path(folder) / f"{step}supernet.pth", self.net)
+    def files(self, step: int) -> dict[str, nn.Module]:
+        """{step}supernet.pth, alphas included."""
+        return {f"{step}supernet.pth": self.net}
+
+    def state(self) -> dict[str, Any]:
+        """The alphas' optimizer, and where in the validation half they are."""
+        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "val": [self.val_epoch, self.val_seen]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.val_epoch, self.val_seen = state["val"]
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Says and draws what the alphas are now. Raises RuntimeError where the processes' alphas are not the same."""
@@ -126,11 +141,14 @@ class SearchTask(Task):
         found: dict[str, float] = {}
         with running_statistics_kept(self.net):
             for name, sample in self.samples.items():
+                # Equal parts, none of one image: batch norm has no variance of it.
+                n = len(sample.labels)
+                parts = min(math.ceil(n / self.config.batch_size), n // 2)
+                batches = list(zip(sample.images.tensor_split(parts), sample.labels.tensor_split(parts), strict=True))
                 for kind, cells in (("supernet", None), ("derived", genotype)):
                     right = 0
-                    for start in range(0, len(sample.labels), self.config.batch_size):
-                        part = slice(start, start + self.config.batch_size)
-                        images = normalise(sample.images[part].to(self.world.device))
-                        right += int((self.net(images, cells).argmax(1).cpu() == sample.labels[part]).sum())
-                    found[f"{kind}_{name}"] = right / max(1, len(sample.labels))
+                    for images, labels in batches:
+                        logits = self.net(normalise(images.to(self.world.device)), cells)
+                        right += int((logits.argmax(1).cpu() == labels).sum())
+                    found[f"{kind}_{name}"] = right / n
         return found

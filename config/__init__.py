@@ -69,6 +69,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, switches: Iterable[str
     """Adds what names a config to a command: [--config FILE] [field=value …]; see `parse_command`."""
     parser.add_argument("--config", metavar="FILE", help="config file (default: config/config.py)")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="a change of the config")
+    parser.add_argument("--resume", choices=["auto", "0", "1"], help="resume=…; see config/base.py")
     for name in switches:
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, action="append_const", dest="on", const=f"{name}=True", help=f"{name}=True")
@@ -83,7 +84,12 @@ def parse_command(description: str, switches: Iterable[str] = ()) -> EasyDict:
     parser = argparse.ArgumentParser(description=description)
     add_config_arguments(parser, switches)
     args = parser.parse_intermixed_args()  # --config may stand between overrides
-    return load_config(args.config, [*args.overrides, *args.on])
+    return load_config(args.config, overrides_of(args))
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The changes of the config on a command's line, as add_config_arguments reads it."""
+    return [*args.overrides, *args.on, *([f"resume={args.resume}"] if args.resume else [])]
 
 
 def require_data(config: EasyDict) -> None:

@@ -15,6 +15,7 @@ config.rec = "data/faces_emore"  # folder of train.rec, train.idx, property and 
 config.num_classes = 0  # identities; 0: as many as the files hold
 config.num_image = 0  # images; 0: as many as the files hold
 config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]  # verification sets: {rec}/{name}.bin
+config.on_bad_image = "error"  # of an image that cannot be read; or skip: another of its batch stands twice
 config.workers = 2  # loader worker processes for each training process; 0: load in the training process
 
 # --- backbone
@@ -43,13 +44,18 @@ config.lr_func = None  # factor of the learning rate by epoch; None: made of war
 config.max_steps = 0  # stop after this many steps; 0: after num_epoch epochs
 config.seed = 0  # of the weights, the order of the images and their mirroring
 config.precision = "fp32"  # fp32, bf16 or fp16 (the header and the loss are always float32)
+config.max_bad_steps = 20  # stop after so many steps in a row whose loss or gradient is not finite (each is left out)
 config.compile = False  # torch.compile the backbone: minutes at the start, faster steps
 
 # --- output
 config.output = "output/PocketNet"  # checkpoints {global_step}backbone.pth, {global_step}header.pth, training.log
-config.global_step = 0  # the checkpoint that a resumed run starts from
+config.global_step = 0  # the step whose published files a run goes on from with --resume 1
+config.resume = "auto"  # auto: go on from checkpoint.pth where output has one; 1: or from global_step; 0: train anew
+config.save_step = 200  # steps between two writings of checkpoint.pth, which also every epoch has
+config.keep = 2  # so many of them are kept, should the last be damaged
 config.save_initial = False  # keep the untrained network too, as 0backbone.pth
 config.log_dir = "logs"  # TensorBoard files: {log_dir}/{name of the output folder}
+config.timeout = 1800  # seconds after which a process that does not answer the others is taken to hang
 config.log_step = 50  # steps between two lines of the log
 config.eval_step = 5686  # steps between two verifications while training; 0: never
 config.eval_batch = 128  # images at once in evaluation

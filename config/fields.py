@@ -85,7 +85,7 @@ _AT_LEAST = {
     "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
     "teacher_channel": 0, "n_nodes": 1, "alpha_lr": 0.0, "alpha_weight_decay": 0.0, "cost_weight": 0.0,
-    "skip_limit": -1, "search_eval": 0,
+    "skip_limit": -1, "search_eval": 0, "save_step": 1, "keep": 1, "max_bad_steps": 1, "timeout": 1,
     "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
 }  # fmt: skip
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -100,6 +100,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_betas": (lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas), "two numbers from 0 to below 1"),
     "eval_runtime": (lambda runtime: runtime in EVAL_RUNTIMES, "auto, torch or openvino"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
+    "resume": (lambda resume: resume in ("auto", "0", "1"), "auto, 0 or 1"),
+    "on_bad_image": (lambda what: what in ("error", "skip"), "error or skip"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
     "output": (bool, "a folder"),

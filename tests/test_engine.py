@@ -8,45 +8,22 @@ from itertools import pairwise
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones import build_backbone
-from config import load_config
 from eval.bins import read_bin
 from eval.embedding import TorchRuntime
 from eval.scoring import Scorer
-from tests.conftest import ROOT
+from tests.training import CPU, run, small_config, small_task, spawn
 from utils.checkpoint import load_weights
 from utils.dataset import load_training_data
-from utils.distributed import World, gather_rows, place, processes, share_of, unwrap, wrap
+from utils.distributed import gather_rows, place, processes, share_of, unwrap, wrap
 from utils.engine import train
 from utils.errors import UserError
-from utils.losses import ArcFace, ArcFaceTask
+from utils.losses import ArcFaceTask
 from utils.run_log import log
 from utils.task import Batch
-
-CPU = World(0, 1, torch.device("cpu"))
-SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]
-
-
-def small_config(folder, data, *overrides):
-    fields = [*SMALL, f"rec={data}", f"output={folder / 'out'}", f"log_dir={folder / 'logs'}", *overrides]
-    return load_config(ROOT / "config" / "config_demo.py", fields)
-
-
-def small_task(config, num_classes, world=CPU, header=None):
-    torch.manual_seed(config.seed)
-    backbone = place(build_backbone(config), world)
-    header = header or place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
-    return ArcFaceTask(wrap(backbone, world), wrap(header, world))
-
-
-def run(config, verify=None):
-    loader, num_classes = load_training_data(config, CPU)
-    task = small_task(config, num_classes)
-    return train(task, loader, config, CPU, verify), task
 
 
 @pytest.fixture
@@ -78,7 +55,8 @@ def test_every_epoch_leaves_both_files_and_tensorboard_has_the_curves(tmp_path, 
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "save_initial=1", "eval_step=5", "log_step=5")
     run(config, verify=lambda step: {"tiny": step / 100})
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"{step}{part}.pth" for step in (0, 10, 5) for part in ("backbone", "header")]
+    published = [f"{step}{part}.pth" for step in (0, 10, 5) for part in ("backbone", "header")]
+    assert names == [*published, "checkpoint.10.pth", "checkpoint.5.pth", "checkpoint.pth"]
     board = EventAccumulator(str(tmp_path / "logs" / "out")).Reload()
     assert {"train/Loss", "train/lr", "train/speed", "verification/tiny"} <= set(board.Tags()["scalars"])
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("verification/tiny")] == [(5, 0.05), (10, 0.1)]
@@ -162,16 +140,6 @@ def test_half_precisions_train_and_keep_float32_weights(tmp_path, tiny_data, sai
     assert all(p.dtype == torch.float32 for p in task.backbone.parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_data):
-    config = small_config(tmp_path, tiny_data, "num_epoch=3", "log_step=1")
-    loader, num_classes = load_training_data(config, CPU)
-    task = small_task(config, num_classes)
-    with torch.no_grad():
-        task.header.kernel.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"not finite by step 1: .*nan.* lower lr"):
-        train(task, loader, config, CPU)
-
-
 def test_verification_leaves_the_network_in_training_mode(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "num_epoch=1", "eval_step=2", "val_targets=tiny")
     loader, num_classes = load_training_data(config, CPU)
@@ -191,29 +159,6 @@ def test_verification_leaves_the_network_in_training_mode(tmp_path, tiny_data):
 
 
 # ---------------------------------------------------------------------------------------------- several processes
-
-
-def _spawn(function, folder, *args, size=2):
-    context = mp.get_context("spawn")
-    workers = [context.Process(target=_joined, args=(function, rank, size, folder, *args)) for rank in range(size)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(100)
-    assert [worker.exitcode for worker in workers] == [0] * size
-
-
-def _joined(function, rank, size, folder, *args):
-    import os
-
-    import torch.distributed as dist
-
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    function(World(rank, size, torch.device("cpu")), folder, *args)
-    dist.destroy_process_group()
 
 
 def _batch():
@@ -239,7 +184,7 @@ def _save_gradients(world, folder, data):
 
 
 def test_two_processes_give_the_mean_of_the_gradients_of_their_halves(tmp_path, tiny_data):
-    _spawn(_save_gradients, tmp_path, tiny_data)
+    spawn(_save_gradients, tmp_path, tiny_data)
     ours = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     halves = []
     torch.set_num_threads(1)
@@ -277,7 +222,7 @@ def _train_together(world, folder, data):
 
 
 def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_path, tiny_data):
-    _spawn(_train_together, tmp_path, tiny_data)
+    spawn(_train_together, tmp_path, tiny_data)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
     assert first["accuracies"] == second["accuracies"] and len(first["accuracies"]) == 1
@@ -288,7 +233,8 @@ def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_pat
     scores = Scorer(config, CPU).score(TorchRuntime(backbone, CPU.device, 128), 2)["tiny"]
     assert first["accuracies"][0] == {"tiny": scores.accuracy}
     assert first["xnorm"] == second["xnorm"] == pytest.approx(scores.xnorm, rel=1e-4)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2backbone.pth", "2header.pth"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["2backbone.pth", "2header.pth", "checkpoint.2.pth", "checkpoint.pth"]
 
 
 @pytest.mark.parametrize("same", [[True] * 12, [False] * 12, [True, False]])

@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,25 +24,52 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be read, or is of another network."""
 
 
-def save_weights(path: str | Path, module: nn.Module) -> None:
-    """Writes the module's state dict from the CPU, whole or not at all: a temporary file, then a rename."""
-    path = Path(path)
-    # contiguous: files do not keep the memory format of the run that wrote them
-    weights = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+def snapshot(content: Any) -> Any:
+    """A copy of nested dicts and lists whose tensors lie on the CPU and no longer change."""
+    if isinstance(content, Tensor):
+        # contiguous: files do not keep the memory format of the run that wrote them
+        return content.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(content, dict):
+        return {key: snapshot(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [snapshot(value) for value in content]
+    return content
+
+
+def write_file(path: Path, content: Any) -> None:
+    """Writes what torch.save writes, whole or not at all: a temporary file, then a rename. Both have reached the disk
+    when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(weights, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the rename is the folder's, and not every system opens folders
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_remains(folder: str | Path) -> None:
+    """Removes the temporary files of a process that was killed while writing."""
+    for path in Path(folder).glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def save_weights(path: str | Path, module: nn.Module) -> None:
+    """Writes the module's state dict from the CPU, whole or not at all."""
+    write_file(Path(path), snapshot(dict(module.state_dict())))
 
 
 def save_checkpoint(folder: str | Path, step: int, backbone: nn.Module, header: nn.Module) -> None:
     """Writes both files of a step; the backbone last, so that where it stands the header stands too."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     save_weights(Path(folder) / f"{step}header.pth", header)
     save_weights(Path(folder) / f"{step}backbone.pth", backbone)
 
@@ -73,10 +101,10 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
     raise CheckpointError(f"{option} {prefix!r}: no such checkpoint, and no folder of checkpoints")
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file, on the CPU wherever it was saved. Only tensors are unpickled, nothing of it runs."""
+def read_file(path: str | Path) -> Any:
+    """What `write_file` wrote, on the CPU. Only tensors and plain values are unpickled, nothing of it runs."""
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -86,6 +114,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"
         ) from None
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a file, on the CPU wherever it was saved."""
+    weights = read_file(path)
     if not isinstance(weights, dict) or not all(_is_plain(value) for value in weights.values()):
         raise CheckpointError(f"{path}: should hold a state dict of tensors, dense and real")
     return weights
@@ -101,17 +134,21 @@ def _is_plain(value: object) -> bool:
 def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIELDS) -> None:
     """Loads a file into the module, every key and shape as it should be, or raises CheckpointError naming the first
     that is not, both shapes, and the config's fields to check."""
-    weights = read_weights(path)
+    load_state(module, read_weights(path), str(path), fields)
+
+
+def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields: str = NETWORK_FIELDS) -> None:
+    """The same of weights that have been read; `where` names them in errors."""
     expected = module.state_dict()
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
     if missing or unknown:
         has, lacks = _first(unknown, weights), _first(missing, expected)
-        raise CheckpointError(f"{path}: is of another network: it has {has} and lacks {lacks}; check {fields}")
+        raise CheckpointError(f"{where}: is of another network: it has {has} and lacks {lacks}; check {fields}")
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise CheckpointError(
-                f"{path}: {key} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
+                f"{where}: {key} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
                 f"check {fields}, embedding_size"
             )
     module.load_state_dict(weights)

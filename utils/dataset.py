@@ -12,8 +12,11 @@ from utils.distributed import World, on_main
 from utils.errors import UserError
 from utils.images import SIZE
 from utils.loader import Loader
-from utils.recordio import IndexedRecordReader, RecordError
+from utils.record_index import naming_file
+from utils.recordio import IndexedRecordReader, RecordError, image_size
 from utils.run_log import log
+
+MOST_CLASSES = 1 << 24  # a label is a float32, which holds no more whole numbers in a row
 
 
 class FaceDataset:
@@ -37,7 +40,7 @@ class FaceDataset:
         header, payload = self.reader.read_image(0)
         if header.flag == 0 or payload:
             return keys
-        end = int(np.atleast_1d(header.label)[0])
+        end = np.atleast_1d(header.label)[0]  # as a float: damaged, it may be none that an int can be made of
         return keys[(keys >= 1) & (keys < end)]
 
     def __len__(self) -> int:
@@ -55,25 +58,33 @@ class FaceDataset:
         """
         for i, key in enumerate(self.keys[indices]):
             header, payload = self.reader.read_image(key)
-            image = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB) if payload else None
+            size = image_size(payload)
+            image = _decode(payload) if size == (SIZE, SIZE) else None
             if image is None or image.shape != images.shape[1:]:
-                raise self._bad_image(key, image)
-            images[i] = image
-            labels[i] = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
+                raise self._bad_image(key, size)
+            label = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
+            if not abs(label) < MOST_CLASSES:
+                raise RecordError(f"{self.reader.where(key)}: label {label:g} is not the number of a class")
+            images[i], labels[i] = image, label
 
-    def _bad_image(self, key: int, image: np.ndarray | None) -> RecordError:
-        found = "not a readable image" if image is None else f"an image of {image.shape[1]}×{image.shape[0]} pixels"
+    def _bad_image(self, key: int, size: tuple[int, int] | None) -> RecordError:
+        sound = size is None or size == (SIZE, SIZE)
+        found = "not a readable image" if sound else f"an image of {size[0]}×{size[1]} pixels"  # type: ignore[index]
         return RecordError(f"{self.reader.where(key)}: {found}, should be a {SIZE}×{SIZE} JPEG or PNG")
 
     def count_classes(self) -> int:
         """Identities, as the file `property` says, or by the largest label where it is missing."""
         path = self.folder / "property"
         if not path.is_file():
-            return int(self.reader.labels(self.keys).max()) + 1
-        text = path.read_text(errors="replace")
+            largest = self.reader.labels(self.keys).max()
+            if not 0 <= largest < MOST_CLASSES:
+                raise RecordError(f"{self.reader.rec}: the largest label is {largest:g}, not the number of a class")
+            return int(largest) + 1
+        with naming_file(path), path.open("rb") as file:
+            text = file.read(40).decode(errors="replace")
         identities = text.split(",")[0].strip()
-        if not identities.isdecimal() or int(identities) < 1:
-            raise UserError(f"{path}: should read 'identities,112,112', reads {text[:40]!r}")
+        if not identities.isdecimal() or not 1 <= int(identities) <= MOST_CLASSES:
+            raise UserError(f"{path}: should read 'identities,112,112', reads {text!r}")
         return int(identities)
 
     def check_labels(self, num_classes: int) -> None:
@@ -82,21 +93,36 @@ class FaceDataset:
         wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
         if len(wrong):
             label = labels[wrong[0]]
-            mend = f"; set num_classes={int(labels.max()) + 1} if the data is right" if label >= num_classes else ""
+            countable = label >= num_classes and labels.max() < MOST_CLASSES  # not so with a nan among them
+            mend = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
             raise UserError(
                 f"{self.reader.where(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "
                 f"(0 to {num_classes - 1}){mend}"
             )
 
 
+def _decode(payload: bytes) -> np.ndarray | None:
+    """RGB pixels, or None where OpenCV makes none of the bytes."""
+    try:
+        return cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None
+
+
 class BatchSampler(Sampler[list[int]]):
     """The indices of one batch after another of an epoch, no more than batch_size in each."""
 
     batch_size: int
+    n_images: int
     epoch = 0
+    seen = 0  # images of the epoch that all processes together have had already
+
+    def steps(self, seen: int = 0) -> int:
+        """Batches that an epoch has left after so many images."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return self.steps()
 
 
 class ListSampler(BatchSampler):
@@ -104,13 +130,14 @@ class ListSampler(BatchSampler):
 
     def __init__(self, indices: np.ndarray, batch_size: int) -> None:
         self.indices = indices
+        self.n_images = len(indices)
         self.batch_size = batch_size
 
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+    def steps(self, seen: int = 0) -> int:
+        return -(-(self.n_images - seen) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.indices), self.batch_size):
+        for start in range(self.seen, self.n_images, self.batch_size):
             yield self.indices[start : start + self.batch_size].tolist()
 
 
@@ -118,7 +145,8 @@ class EpochSampler(BatchSampler):
     """The batches of one process: every epoch a new order of all images, the same for any number of processes.
 
     Step t of an epoch takes the order's images t·B·P to (t + 1)·B·P for P processes of batch B, each process its
-    own B of them; images left over at the end, fewer than B·P, are dropped as published.
+    own B of them; images left over at the end, fewer than B·P, are dropped as published. An epoch that goes on after
+    `seen` images deals the rest of its order, to whatever number of processes there is then.
     """
 
     def __init__(
@@ -137,12 +165,12 @@ class EpochSampler(BatchSampler):
                 f"{self.n_images}; lower batch_size"
             )
 
-    def __len__(self) -> int:
-        return self.n_images // (self.batch_size * self.world_size)
+    def steps(self, seen: int = 0) -> int:
+        return (self.n_images - seen) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
-        for step in range(len(self)):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)[self.seen :]
+        for step in range(self.steps(self.seen)):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size].tolist()
 
@@ -152,7 +180,8 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     num_classes = on_main(world, lambda: _checked_classes(config))
     dataset = FaceDataset(config.rec)
     sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
-    return Loader(dataset, sampler, config.workers, pin=world.device.type == "cuda"), num_classes
+    skip_bad = config.on_bad_image == "skip"
+    return Loader(dataset, sampler, config.workers, world.device.type == "cuda", skip_bad), num_classes
 
 
 def _checked_classes(config: EasyDict) -> int:

@@ -1,6 +1,7 @@
 """Knowledge distillation: the task that adds a teacher's embeddings to ArcFace (paper, Section III-C)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class CachedLessons(Lessons):
 
     def start_epoch(self, epoch: int) -> None:
         """Changes the teacher, or completes what is kept of it by the images that the epochs before left out."""
-        stays = self.serving == self.files[epoch]
+        stays = epoch > 0 and self.files[epoch - 1] == self.files[epoch]  # also where a run goes on
         super().start_epoch(epoch)
         self.cache = self.caches[self.files[epoch]]
         if stays:
@@ -111,6 +112,10 @@ class DistillTask(Task):
     def start_epoch(self, epoch: int) -> None:
         """Takes the teacher of the epoch."""
         self.lessons.start_epoch(epoch)
+
+    def state(self) -> dict[str, Any]:
+        """Which teacher serves: for people, the epoch decides on it."""
+        return {"teacher": str(self.lessons.serving)}
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """{"Loss": ArcLoss + w · MSE, "ArcLoss", "MSE"}."""

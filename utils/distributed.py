@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,8 +38,11 @@ class World:
 
 
 @contextmanager
-def processes(device: str | None = None) -> Iterator[World]:
-    """Joins the other processes for the time of the block. device: default a GPU where there is one."""
+def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
+    """Joins the other processes for the time of the block.
+
+    device: default a GPU where there is one. timeout: seconds that they may keep each other waiting.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     gpu = torch.cuda.is_available() and device != "cpu"
@@ -50,7 +54,7 @@ def processes(device: str | None = None) -> Iterator[World]:
     else:
         _keep_freed_memory()
     if size > 1:
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
     try:
         yield World(rank, size, place)
     finally:

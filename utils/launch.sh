@@ -21,10 +21,11 @@ if [ -z "${NPROC:-}" ]; then
   NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) ||
     fail "$PYTHON has no torch; run make install, or name another with PYTHON="
 fi
-NNODES=${NNODES:-1}
+NNODES=${NNODES:-1} MAX_RESTARTS=${MAX_RESTARTS:-0}
 count NPROC 1
 count NNODES 1
-if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ]; then
+count MAX_RESTARTS 0
+if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ] && [ "$MAX_RESTARTS" = 0 ]; then
   exec "$PYTHON" "$@"
 fi
 
@@ -36,10 +37,19 @@ else
   count NODE_RANK 0
   [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK: should be below NNODES=$NNODES, is '$NODE_RANK'"
   [ -n "$MASTER_ADDR" ] || fail "MASTER_ADDR: name the first of the $NNODES machines"
-  meet=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
+  MASTER_PORT=${MASTER_PORT:-29500}
+  if [ "$MAX_RESTARTS" = 0 ]; then
+    meet=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+  else # only this way of meeting lets the other machines know that one starts its processes again
+    first=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
+    meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id pocketnet
+      --rdzv-conf "is_host=$first")
+  fi
 fi
 # A wrong config ends here in its one line, not in that of every process and torchrun's report on them.
 "$PYTHON" -m config "${@:2}" >/dev/null
+# Else processes that are started again meet in the store of those before, and wait for the addresses of the dead.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
-exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$NPROC" "$@"
+exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" "$@"

@@ -6,6 +6,7 @@ cost as much as decoding it. Here each worker owns a few slots for good and only
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from utils.errors import UserError
 from utils.images import SIZE
+from utils.run_log import log
 
 if TYPE_CHECKING:
     from utils.dataset import BatchSampler
@@ -27,7 +29,7 @@ PREFETCH = 4  # batches that a worker is ahead
 # use by the consumer, and one is for good measure.
 SLOTS = PREFETCH + 2
 
-Ticket = tuple[int, int, int]  # worker, slot, images in it
+Ticket = tuple[int, int, int, list[str]]  # worker, slot, images in it, what was wrong with images left out
 
 
 class Decoded(NamedTuple):
@@ -51,38 +53,47 @@ S = TypeVar("S", bound=ImageSource)
 class Loader(Generic[S]):
     """The batches of one epoch after another, in the sampler's order."""
 
-    def __init__(self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False) -> None:
-        """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies."""
+    def __init__(
+        self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False
+    ) -> None:
+        """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies. skip_bad: an image that
+        cannot be read is told and left out, another of its batch stands twice; else it is an error."""
         self.dataset = dataset
         self.sampler = sampler
         self.pin = pin
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
-        self._slots = _Slots(dataset, workers, sampler.batch_size)
+        self._slots = _Slots(dataset, workers, sampler.batch_size, skip_bad)
+        self.skipped = 0  # images left out so far
         self._loader = DataLoader(
             self._slots,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=_as_is,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_interrupts,
             prefetch_factor=PREFETCH if workers else None,
         )
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, epoch: int) -> Iterator[Decoded]:
-        """The epoch's batches. Unpinned ones are overwritten once the batch after next is asked for: use or copy them.
+    def epoch(self, epoch: int, seen: int = 0) -> Iterator[Decoded]:
+        """The epoch's batches, after the first `seen` images of it. Unpinned ones are overwritten once the batch after
+        next is asked for: use or copy them.
 
         Raises UserError at a record that cannot be read.
         """
-        self.sampler.epoch = epoch
+        self.sampler.epoch, self.sampler.seen = epoch, seen
         for ticket in self._loader:
             if isinstance(ticket, UserError):
                 try:
                     raise ticket
                 finally:
                     del ticket  # its traceback holds this frame: a cycle, in which the workers end only after a wait
+            for message in ticket[3]:
+                self.skipped += 1
+                log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
             batch = self._slots.batch(ticket)
             yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
 
@@ -90,8 +101,9 @@ class Loader(Generic[S]):
 class _Slots(Dataset):
     """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
 
-    def __init__(self, dataset: ImageSource, workers: int, batch_size: int) -> None:
+    def __init__(self, dataset: ImageSource, workers: int, batch_size: int, skip_bad: bool) -> None:
         self.dataset = dataset
+        self.skip_bad = skip_bad
         shape = (max(1, workers), SLOTS, batch_size)
         self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8)
         self.labels = torch.zeros(shape, dtype=torch.int64)
@@ -107,16 +119,36 @@ class _Slots(Dataset):
         info = get_worker_info()
         worker, slot, n = info.id if info else 0, self.turn % SLOTS, len(indices)
         self.turn += 1
-        batch = self.batch((worker, slot, n))
+        batch = self.batch((worker, slot, n, []))
         batch.indices[:] = torch.tensor(indices)
+        messages: list[str] = []
         try:
             self.dataset.read_into(indices, batch.images.numpy(), batch.labels.numpy())
         except UserError as error:
-            return error  # raised here, it would reach the training process as a page of traceback
-        return worker, slot, n
+            messages = self._read_good_ones(batch) if self.skip_bad else []
+            if not 0 < len(messages) < n:
+                return error  # raised here, it would reach the training process as a page of traceback
+        return worker, slot, n, messages
+
+    def _read_good_ones(self, batch: Decoded) -> list[str]:
+        """Reads images one by one, puts good ones in the place of bad ones; returns what is wrong with these."""
+        messages: list[str] = []
+        good: list[int] = []
+        bad: list[int] = []
+        for i, index in enumerate(batch.indices.tolist()):
+            try:
+                self.dataset.read_into([index], batch.images[i : i + 1].numpy(), batch.labels[i : i + 1].numpy())
+                good.append(i)
+            except UserError as error:
+                bad.append(i)
+                messages.append(str(error))
+        for place, i in enumerate(bad if good else []):
+            for memory in batch:
+                memory[i] = memory[good[place % len(good)]]
+        return messages
 
     def batch(self, ticket: Ticket) -> Decoded:
-        worker, slot, n = ticket
+        worker, slot, n, _ = ticket
         return Decoded(*(memory[worker, slot, :n] for memory in (self.images, self.labels, self.indices)))
 
 
@@ -128,6 +160,11 @@ def _check_shared_memory(size: int) -> None:
             f"config workers: their {size >> 20} MiB do not fit in the shared memory left in {shm}; "
             "lower workers or batch_size, or give the container more (docker run --shm-size)"
         )
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Ctrl-C at a terminal reaches workers too; it is the training process that ends, and them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(ticket: Any) -> Any:

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 from easydict import EasyDict
 from torch.utils.tensorboard import SummaryWriter
@@ -36,13 +37,15 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
 class RunLog:
     """The voice of a training run. Silent on every process but the main one."""
 
-    def __init__(self, config: EasyDict, total_steps: int, images_a_step: int, is_main: bool) -> None:
+    def __init__(self, config: EasyDict, step: int, total_steps: int, images_a_step: int, is_main: bool) -> None:
+        """step: where the run begins. What TensorBoard has of later steps is of a run that was cut off: it goes."""
         self.total_steps = total_steps
         self.images_a_step = images_a_step
-        self._board = SummaryWriter(Path(config.log_dir) / Path(config.output).name) if is_main else None
-        self._bar = tqdm(total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
+        board = Path(config.log_dir) / Path(config.output).name
+        self._board = SummaryWriter(board, purge_step=step + 1) if is_main else None
+        self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
         self._started = time.perf_counter()
-        self._reported_step = 0
+        self._reported_step = step
 
     def resume_clock(self, step: int) -> None:
         """Starts the measured time anew, so that verification and saving do not count as slow training."""
@@ -77,7 +80,10 @@ class RunLog:
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Ends the bar and the TensorBoard file."""
         self._bar.close()
         if self._board:

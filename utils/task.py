@@ -1,11 +1,11 @@
 """What the training loop and the ways of training agree on: the loop makes batches, a task makes losses of them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint import save_checkpoint
 from utils.distributed import unwrap
 
 
@@ -44,6 +44,14 @@ class Task:
         """Scalar losses, on the device."""
         raise NotImplementedError
 
-    def save(self, folder: str, step: int) -> None:
-        """Writes what has been learned."""
-        save_checkpoint(folder, step, unwrap(self.backbone), unwrap(self.header))
+    def files(self, step: int) -> dict[str, nn.Module]:
+        """What has been learned, by the names of its files: the backbone last, so that where it stands the header
+        stands too."""
+        return {f"{step}header.pth": unwrap(self.header), f"{step}backbone.pth": unwrap(self.backbone)}
+
+    def state(self) -> dict[str, Any]:
+        """What changes while training, beside both networks and their optimizer; called on the main process."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""

@@ -1,0 +1,302 @@
+"""A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.training import CPU, run, small_config, small_task, spawn
+from utils.dataset import EpochSampler, load_training_data
+from utils.engine import epoch_ends, train
+from utils.errors import UserError
+from utils.losses import ArcFaceTask
+from utils.resume import Position, Start, find_start, read_checkpoint, write_checkpoint
+from utils.run_log import log
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, "pocketnet")
+    return caplog
+
+
+def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """The published files of a run, by name."""
+    published = [*folder.glob("*backbone.pth"), *folder.glob("*header.pth")]
+    return {path.name: torch.load(path, weights_only=True) for path in published}
+
+
+def assert_same(one, other) -> None:
+    assert one.keys() == other.keys() and one
+    for name, state in one.items():
+        for key, value in state.items():
+            assert torch.equal(value, other[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_data, precision):
+    overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16"]
+    _, whole = run(small_config(tmp_path / "whole", tiny_data, *overrides))
+    for stop in (2, 5, 7, 11):  # the middle of an epoch, the end of one, the middle of the next two
+        run(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
+    step, cut = run(small_config(tmp_path / "cut", tiny_data, *overrides))
+    assert step == 15
+    ours = weights(tmp_path / "cut" / "out")
+    assert_same(weights(tmp_path / "whole" / "out"), {name: ours[name] for name in weights(tmp_path / "whole" / "out")})
+    for mine, other in zip(cut.header.parameters(), whole.header.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_the_log_after_a_resume_has_the_losses_of_a_run_never_stopped(tmp_path, tiny_data, said):
+    """The meters too go on: a line after the resume is the mean of steps before and after it."""
+    overrides = ["num_epoch=2", "log_step=10"]
+    run(small_config(tmp_path / "whole", tiny_data, *overrides))
+    (line,) = [record.message for record in said.records if "Global Step: 10" in record.message]
+    said.clear()
+    config = small_config(tmp_path / "cut", tiny_data, *overrides, "save_step=4")
+    with pytest.raises(ZeroDivisionError):
+        stop_at(7, config)
+    run(config)
+    (again,) = [record.message for record in said.records if "Global Step: 10" in record.message]
+    assert again.split("Loss")[1].split("Required")[0] == line.split("Loss")[1].split("Required")[0]
+    assert "Resumes at step 5: epoch 1" in said.text
+
+
+def stop_at(step, config):
+    """Trains until an error in the given step."""
+
+    class Failing(ArcFaceTask):
+        calls = 0
+
+        def __call__(self, batch):
+            Failing.calls += 1
+            if Failing.calls == step:
+                raise ZeroDivisionError
+            return super().__call__(batch)
+
+    Failing.__name__ = ArcFaceTask.__name__
+    loader, num_classes = load_training_data(config, CPU)
+    train(small_task(config, num_classes, way=Failing), loader, config, CPU)
+
+
+# -------------------------------------------------------------------------------------------------- the order of images
+
+
+def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
+    def taken(size, seen, steps):
+        parts = []
+        for rank in range(size):
+            sampler = EpochSampler(96, 4, rank, size, seed=5)
+            sampler.epoch, sampler.seen = 2, seen
+            batches = list(sampler)
+            assert len(batches) == sampler.steps(seen)
+            parts.append(batches[:steps])
+        return [index for rank in parts for batch in rank for index in batch]
+
+    images = taken(2, 0, 3)  # 24
+    images += taken(1, 24, 6)  # 24
+    images += taken(2, 48, 6)  # 48
+    assert sorted(images) == list(range(96))
+
+
+def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data, "num_epoch=3")
+    alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
+    assert epoch_ends(config, alone) == [10, 20, 30]
+    half_way = Position(13, (10,), 12)  # alone until now
+    assert epoch_ends(config, alone, half_way) == [10, 20, 30]
+    assert epoch_ends(config, pair, half_way) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
+    assert epoch_ends(config, pair, Position(21, (10, 16, 21))) == [10, 16, 21]
+    config.max_steps = 18
+    assert epoch_ends(config, pair, half_way) == [10, 16, 18]
+    assert epoch_ends(config, alone) == [10, 18]
+
+
+class Recording(ArcFaceTask):
+    """Remembers what it was given."""
+
+    def __init__(self, *networks):
+        super().__init__(*networks)
+        self.seen = []
+
+    def start(self, optimizer):
+        self.optimizer = optimizer
+
+    def __call__(self, batch):
+        self.seen.append((batch.indices.tolist(), self.optimizer.param_groups[0]["lr"]))
+        return super().__call__(batch)
+
+
+Recording.__name__ = ArcFaceTask.__name__
+
+
+def _record(world, folder, data, *overrides):
+    config = small_config(folder, data, "batch_size=4", "lr=0.1", *overrides)
+    step, task = run(config, world=world, way=Recording)
+    torch.save((step, task.seen), folder / f"{config.max_steps}-{world.rank}.pt")
+
+
+def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(tmp_path, tiny_data):
+    for size, last in ((2, 2), (1, 5), (2, 0)):
+        spawn(_record, tmp_path, tiny_data, f"max_steps={last}", "num_epoch=1", size=size)
+    images = []
+    for size, last in ((2, 2), (1, 5), (2, 0)):
+        for rank in range(size):
+            _, seen = torch.load(tmp_path / f"{last}-{rank}.pt")
+            images += [index for indices, _ in seen for index in indices]
+            assert [rate for _, rate in seen] == pytest.approx([0.1 * 4 * size / 512] * len(seen))
+    assert len(images) == len(set(images)) == 36  # 16, 12, and 8 of the 12 left, which are no whole step of two more
+    assert torch.load(tmp_path / "0-0.pt")[0] == 6
+
+
+def test_a_change_of_processes_is_said(tmp_path, tiny_data, said):
+    spawn(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
+    run(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
+    assert "Changed: 2 processes were, 1 are: 4 images a step" in said.text
+    assert "Changed: config max_steps was 2, is 0" in said.text
+
+
+# --------------------------------------------------------------------------------------------------- where a run begins
+
+
+def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1")
+    run(config)
+    out = tmp_path / "out"
+    saved = weights(out)
+    for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
+        path.unlink()
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0", "global_step=5", "resume=1")
+    step, task = run(config, way=Recording)
+    assert step == 10 and len(task.seen) == 5  # the second epoch alone
+    assert "Resumes from the files of step 5: epoch 1, step 0 of its 5; they hold no momentum" in said.text
+    # At a rate of 0 the weights are those of step 5, of the backbone and of the header.
+    for part, module in (("backbone", task.backbone), ("header", task.header)):
+        for name, parameter in module.named_parameters():
+            assert torch.equal(parameter, saved[f"5{part}.pth"][name])
+    # And at that of the config it is the second epoch's.
+    for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
+        path.unlink()
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1", "global_step=5", "resume=1")
+    _, task = run(config, way=Recording)
+    assert [rate for _, rate in task.seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
+
+
+def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2")
+    run(config)
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), way=Recording)
+    assert step == 10 and len(task.seen) == 3
+    assert "epoch 1, step 2 of its 5" in said.text
+
+
+def test_what_is_further_counts(tmp_path, tiny_data, said):
+    """With --resume 1 and a checkpoint.pth beyond global_step, as after a restart: the checkpoint."""
+    run(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
+    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=5", "resume=1"), way=Recording)
+    assert step == 10 and len(task.seen) == 3 and "Resumes at step 7" in said.text
+
+
+def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
+    assert len(task.seen) == 3 and "is now old-checkpoint.pth" in said.text
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 3
+    assert torch.load(tmp_path / "out" / "old-checkpoint.pth")["position"]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resume=1"], "config resume: .* holds no checkpoint.pth; name a step"),
+        (["resume=1", "global_step=4"], "4header.pth: no such checkpoint"),
+    ],
+)
+def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
+    with pytest.raises(UserError, match=message):
+        run(small_config(tmp_path, tiny_data, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=3"], "config seed: 3, but the run .* has 0"),
+        (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* is .* there and .* by the config"),
+        (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): is of another network"),
+    ],
+)
+def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    with pytest.raises(UserError, match=message):
+        run(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
+
+
+def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
+    from tests.conftest import write_data
+    from utils.distill import DistillTask
+
+    config = small_config(tmp_path, tiny_data, "max_steps=2")
+    run(config)
+    with pytest.raises(UserError, match=r"config output: .* is of another kind of run \(ArcFaceTask\)"):
+        find_start(config, DistillTask, load_training_data(config, CPU)[0], CPU)
+    other = small_config(tmp_path, write_data(tmp_path / "more", shots=12), "max_steps=4")
+    with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, here are 48"):
+        run(other)
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+def state(step):
+    return {"version": 1, "position": {"step": step, "ends": [], "seen": 0}, "weights": torch.full((1000,), step)}
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    for step in (2, 4, 6, 8):
+        write_checkpoint(tmp_path, 3, state(step))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.4.pth", "checkpoint.6.pth", "checkpoint.8.pth", "checkpoint.pth"]
+    assert read_checkpoint(tmp_path)["position"]["step"] == 8
+    write_checkpoint(tmp_path, 1, state(9))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9.pth", "checkpoint.pth"]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said):
+    for step in (2, 4):
+        write_checkpoint(tmp_path, 2, state(step))
+    whole = (tmp_path / "checkpoint.pth").read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:1500] + bytes([whole[1500] ^ 1]) + whole[1501:], b""):
+        (tmp_path / "checkpoint.pth").write_bytes(damage)  # checkpoint.4.pth is another name of it
+        said.clear()
+        assert read_checkpoint(tmp_path)["position"]["step"] == 2
+        assert "checkpoint.4.pth: " in said.text
+    (tmp_path / "checkpoint.2.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+    assert read_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
+    """The weights that are read are those that were written, or none are."""
+    write_checkpoint(tmp_path, 1, state(3))
+    (tmp_path / "checkpoint.3.pth").unlink()
+    path = tmp_path / "checkpoint.pth"
+    whole = path.read_bytes()
+    noticed = 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            found = read_checkpoint(tmp_path)
+        except UserError:
+            noticed += 1
+        else:
+            assert torch.equal(found["weights"], state(3)["weights"]) and found["position"]["step"] == 3
+    assert noticed > 0.5 * len(whole) / 7
+
+
+def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data)
+    assert find_start(config, ArcFaceTask, load_training_data(config, CPU)[0], CPU) == Start()

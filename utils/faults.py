@@ -1,0 +1,35 @@
+"""What ends a run from outside, said in a line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from easydict import EasyDict
+
+from utils.errors import UserError
+
+_SILENT = re.compile(r"timed?[ -]?out|timeout", re.IGNORECASE)  # gloo's and NCCL's words
+_GONE = re.compile(r"connection (closed|reset)|remote process exited|broken pipe|socket", re.IGNORECASE)
+AGAIN = "the same command goes on from the last checkpoint"
+
+
+@contextmanager
+def told(config: EasyDict) -> Iterator[None]:
+    """Makes UserErrors of the RuntimeErrors by which torch tells of dead workers and silent processes."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if "DataLoader worker" in text:
+            how = match[1] if (match := re.search(r"killed by signal: (\w+)", text)) else "without a word"
+            raise UserError(
+                f"a loader worker ended ({how}); where memory was short, lower workers or batch_size; {AGAIN}"
+            ) from None
+        if _SILENT.search(text):
+            raise UserError(
+                f"another process has not answered for {config.timeout} s (config timeout): it hangs, or waits for its "
+                f"disk; {AGAIN}"
+            ) from None
+        if _GONE.search(text):
+            raise UserError(f"another process ended in the middle of a step; {AGAIN}") from None
+        raise

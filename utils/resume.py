@@ -1,0 +1,223 @@
+"""checkpoint.pth: all that a run needs to go on as if it had never stopped."""
+
+import json
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from utils.checkpoint import (
+    CheckpointError,
+    read_file,
+    remove_remains,
+    write_file,
+)  # fmt: skip
+from utils.distributed import World, on_main
+from utils.errors import UserError
+from utils.files import is_there
+from utils.loader import Loader
+from utils.run_log import log
+from utils.task import Task
+
+FILE = "checkpoint.pth"
+VERSION = 1  # of the file
+ANEW = "--resume 0 trains anew"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is."""
+
+    step: int = 0  # global steps done
+    ends: tuple[int, ...] = ()  # the step at the end of each epoch that is done
+    seen: int = 0  # images that all processes together have taken of the epoch now under way
+
+    @property
+    def epoch(self) -> int:
+        """The one now under way."""
+        return len(self.ends)
+
+    def after_step(self, images: int) -> "Position":
+        """One step further; images: of all processes."""
+        return Position(self.step + 1, self.ends, self.seen + images)
+
+    def after_epoch(self) -> "Position":
+        """At the start of the next epoch."""
+        return Position(self.step, (*self.ends, self.step))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: anew, with the state of a checkpoint.pth, or with a step's published files."""
+
+    position: Position = Position()
+    state: dict[str, Any] | None = None
+    published: Path | None = None  # the folder
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
+    """Writes checkpoint.{step}.pth, makes checkpoint.pth another name of it, and keeps the last `keep` of them."""
+    path = folder / f"checkpoint.{state['position']['step']}.pth"
+    write_file(path, state)
+    temporary = folder / f".{FILE}.link.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    temporary.replace(folder / FILE)
+    for other in [other for other in _kept(folder) if other != path][keep - 1 :]:
+        other.unlink(missing_ok=True)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a folder; None where there has been none. Damaged ones are told and passed over;
+    raises CheckpointError where there is no other."""
+    damaged = None
+    for path in (folder / FILE, *_kept(folder)):
+        if not is_there(path.is_file):
+            continue
+        try:
+            return _read(path)
+        except CheckpointError as error:
+            log.warning(str(error))
+            damaged = error
+    if damaged:
+        raise CheckpointError(f"{damaged}; no other is there: {ANEW}")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes the CRC-32 of every part, and does not check it
+            wrong = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
+    if wrong:
+        raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
+    state = read_file(path)
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
+    return state
+
+
+def _kept(folder: Path) -> list[Path]:
+    """checkpoint.{step}.pth, the newest first."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint.*.pth")
+        if (match := re.fullmatch(r"checkpoint\.(\d+)\.pth", path.name))
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the start
+
+
+def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) -> Start:
+    """Where the run of config.output begins, the same on every process, and said.
+
+    That is with its checkpoint.pth; else, or where config.global_step is further, and resume=1 asks for it, with the
+    files of that step; else anew. Raises UserError where there is something to go on from that does not fit.
+    """
+    folder = Path(config.output)
+    state = on_main(world, lambda: _choose(config, folder, way, loader, world))
+    if state is not None:
+        return Start(_position(state), state)
+    if config.resume != "1":
+        return Start()
+    steps = len(loader)
+    whole, rest = divmod(config.global_step, steps)
+    ends = tuple(steps * (epoch + 1) for epoch in range(whole))
+    position = Position(config.global_step, ends, rest * config.batch_size * world.size)
+    if world.is_main:
+        log.info(
+            f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they hold "
+            "no momentum, which starts anew"
+        )
+    return Start(position, published=folder)
+
+
+def _choose(config: EasyDict, folder: Path, way: type[Task], loader: Loader, world: World) -> dict[str, Any] | None:
+    """The state to go on from, if any; on the main process."""
+    remove_remains(folder)
+    if config.resume == "0":
+        _put_aside(folder)
+        return None
+    state = read_checkpoint(folder)
+    if config.resume == "1":
+        if not config.global_step and state is None:
+            raise UserError(
+                f"config resume: {folder} holds no {FILE}; name a step of its published files with global_step=STEP"
+            )
+        if config.global_step and (state is None or _position(state).step < config.global_step):
+            return None
+    elif config.global_step and state is None:
+        log.warning(f"config global_step: {config.global_step} is not used: --resume 1 goes on from its files")
+    if state is not None:
+        _check(state, config, way, loader)
+        _tell(state, config, world)
+    return state
+
+
+def _put_aside(folder: Path) -> None:
+    """Renames the checkpoints of an earlier run: to train anew is no reason to lose them."""
+    for path in (folder / FILE, *_kept(folder)):
+        if path.is_file():
+            path.replace(path.with_name(f"old-{path.name}"))
+            log.info(f"Trains anew; {path} is now old-{path.name}")
+
+
+def _position(state: dict[str, Any]) -> Position:
+    position = state["position"]
+    return Position(position["step"], tuple(position["ends"]), position["seen"])
+
+
+def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loader) -> None:
+    """Raises UserError unless the state is of this kind of run, on these data."""
+    where = f"{config.output}/{FILE}"
+    if state["way"] != way.__name__:
+        raise UserError(f"config output: {where} is of another kind of run ({state['way']}); name another, or {ANEW}")
+    if state["images"] != loader.sampler.n_images:  # type: ignore[attr-defined]
+        raise UserError(
+            f"config rec: the run in {config.output} was on {state['images']} images, here are "
+            f"{loader.sampler.n_images}; name those data, or another output; {ANEW}"  # type: ignore[attr-defined]
+        )
+    if state["config"]["seed"] != config.seed:
+        raise UserError(
+            f"config seed: {config.seed}, but the run in {config.output} has {state['config']['seed']}, by which its "
+            f"epoch is dealt; take that; {ANEW}"
+        )
+
+
+def _tell(state: dict[str, Any], config: EasyDict, world: World) -> None:
+    """Says where the run goes on, and what is not as it was."""
+    position = _position(state)
+    log.info(
+        f"Resumes at step {position.step}: epoch {position.epoch}, of which {position.seen} images are done ({ANEW})"
+    )
+    now = plain(config)
+    for name in sorted(now.keys() | state["config"].keys()):
+        before, after = state["config"].get(name), now.get(name)
+        if before != after and name not in ("resume", "global_step"):
+            log.info(f"Changed: config {name} was {before!r}, is {after!r}")
+    if len(state["ranks"]) != world.size:
+        before, after = len(state["ranks"]), world.size
+        log.info(
+            f"Changed: {before} processes were, {after} are: {config.batch_size * after} images a step; the learning "
+            f"rate is for as many, the rest of the epoch is dealt to {after}"
+        )
+
+
+def plain(config: EasyDict) -> dict[str, Any]:
+    """The config as JSON would hold it; of lr_func, its values."""
+    fields = {name: value for name, value in config.items() if not callable(value)}
+    fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
+    return json.loads(json.dumps(fields, default=str))

@@ -1,0 +1,111 @@
+"""Everything that changes while a run trains, taken for a checkpoint and put back from it."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from utils.checkpoint import load_state, load_weights, snapshot
+from utils.distributed import World, together, unwrap
+from utils.resume import FILE, VERSION, Position, Start, plain
+from utils.task import Task
+
+
+class Means(Protocol):
+    """The losses summed since the last line of the log."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class RunState:
+    """Weights, momentum, scaler, the task's own, and of each process: running statistics, random generators, meters."""
+
+    def __init__(
+        self, task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, means: Means, n_images: int,
+        config: EasyDict, world: World,
+    ) -> None:  # fmt: skip
+        """n_images: of an epoch."""
+        self.task = task
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.means = means
+        self.n_images = n_images
+        self.config = config
+        self.world = world
+        self.modules = {"backbone": unwrap(task.backbone), "header": unwrap(task.header)}
+
+    def take(self, position: Position) -> dict[str, Any] | None:
+        """A copy of all, on the CPU, for the main process; None for the others, which take part."""
+        ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
+        mine = snapshot(self._of_this_process())
+        if self.world.size > 1:
+            dist.gather_object(mine, ranks)
+        else:
+            ranks = [mine]
+        if not self.world.is_main:
+            return None
+        return {
+            "version": VERSION,
+            "way": type(self.task).__name__,
+            "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
+            "images": self.n_images,
+            "config": plain(self.config),
+            **{name: snapshot(dict(module.state_dict())) for name, module in self.modules.items()},
+            "momentum": {name: snapshot(self._momentum(module)) for name, module in self.modules.items()},
+            "scaler": self.scaler.state_dict(),
+            "task": snapshot(self.task.state()),
+            "ranks": ranks,
+        }
+
+    def restore(self, start: Start) -> None:
+        """Goes on from the start, if it has something to go on from. Raises UserError where that does not fit."""
+        if start.published:
+            together(self.world, lambda: self._load_published(start))
+        elif start.state:
+            together(self.world, lambda: self._load(start.state))
+
+    def _load_published(self, start: Start) -> None:
+        for name, module in self.task.files(start.position.step).items():
+            load_weights(module, Path(start.published or "", name))
+
+    def _load(self, state: Any) -> None:
+        where = f"{self.config.output}/{FILE}"
+        for name, module in self.modules.items():
+            load_state(module, state[name], f"{where} ({name})")
+            for parameter, momentum in self._momentum(module).items():
+                momentum.copy_(state["momentum"][name][parameter])
+        self.scaler.load_state_dict(state["scaler"])
+        self.task.load_state(state["task"])
+        if self.world.rank < len(state["ranks"]):
+            self._load_of_this_process(state["ranks"][self.world.rank])
+
+    def _of_this_process(self) -> dict[str, Any]:
+        cuda = self.world.device.type == "cuda"
+        return {
+            "buffers": dict(self.modules["backbone"].named_buffers()),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state(self.world.device) if cuda else None,
+            "means": self.means.state(),
+        }
+
+    def _load_of_this_process(self, state: dict[str, Any]) -> None:
+        for name, buffer in self.modules["backbone"].named_buffers():
+            buffer.copy_(state["buffers"][name])
+        torch.set_rng_state(state["random"])
+        if self.world.device.type == "cuda" and state["cuda_random"] is not None:
+            torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
+        self.means.load_state(state["means"])
+
+    def _momentum(self, module: nn.Module) -> dict[str, Tensor]:
+        """By the parameter's name. Written in place: a loaded tensor would not have the parameter's memory format."""
+        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        return {
+            name: self.optimizer.state[parameter]["momentum_buffer"]
+            for name, parameter in module.named_parameters()
+            if id(parameter) in known
+        }
