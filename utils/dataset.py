@@ -8,7 +8,7 @@ import numpy as np
 from easydict import EasyDict
 from torch.utils.data import Sampler
 
-from utils.distributed import World, on_main
+from utils.distributed import World, gather_rows, on_main, together
 from utils.errors import UserError
 from utils.images import SIZE
 from utils.loader import Loader
@@ -178,10 +178,19 @@ class EpochSampler(BatchSampler):
 def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     """The loader of this process, and the number of classes. Raises UserError where config and files disagree."""
     num_classes = on_main(world, lambda: _checked_classes(config))
-    dataset = FaceDataset(config.rec)
+    dataset = together(world, lambda: FaceDataset(config.rec))
+    _check_copies(dataset, world)
     sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
     skip_bad = config.on_bad_image == "skip"
     return Loader(dataset, sampler, config.workers, world.device.type == "cuda", skip_bad), num_classes
+
+
+def _check_copies(dataset: FaceDataset, world: World) -> None:
+    """Raises UserError unless all processes, perhaps on several machines, have as many images in as many bytes."""
+    mine = np.array([[len(dataset), dataset.reader.rec.stat().st_size]])
+    if len(found := np.unique(gather_rows(mine, world), axis=0)) > 1:
+        sizes = " and ".join(f"{images} images in {size:,} bytes" for images, size in found)
+        raise UserError(f"config rec: the copies of {dataset.reader.rec} are not the same: {sizes}; copy one to all")
 
 
 def _checked_classes(config: EasyDict) -> int:

@@ -55,11 +55,11 @@ def train(
     total_steps = epoch_ends(config, loader.sampler, position)[-1]
     images_a_step = config.batch_size * world.size
     run_log = RunLog(config, position.step, total_steps, images_a_step, world.is_main)
-    optimizer = _sgd(task, config)
+    optimizer = make_optimizer(task, config)
     scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
     # Of mirroring and the like. On the CPU, so that any device does the same and the flags are known without asking it.
     generator = torch.Generator()
-    losses = _RunningMean(world)
+    losses = RunningMean(world)
     bad_steps = BadSteps(task.backbone, loader.dataset.keys, config, world)
     task.start(optimizer)
     state = RunState(task, optimizer, scaler, losses, loader.sampler.n_images, config, world)
@@ -127,7 +127,8 @@ def _on_device(decoded: Decoded, task: Task, generator: torch.Generator, world: 
     return Batch(images, decoded.labels.to(world.device, non_blocking=True), decoded.indices, mirrored)
 
 
-def _sgd(task: Task, config: EasyDict) -> torch.optim.SGD:
+def make_optimizer(task: Task, config: EasyDict) -> torch.optim.SGD:
+    """Of both networks' parameters that learn."""
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters,
@@ -180,7 +181,7 @@ def _checkpoint(writer: Writer, state: RunState, position: Position, config: Eas
         writer.submit({FILE: partial(write_checkpoint, Path(config.output), config.keep, content)})
 
 
-class _RunningMean:
+class RunningMean:
     """Means of named losses, summed on the device: reading them is the only time the host waits for it."""
 
     def __init__(self, world: World) -> None:

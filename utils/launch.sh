@@ -13,6 +13,15 @@ count() {
   [[ ${!1} =~ ^[0-9]{1,5}$ && ${!1} -ge $2 ]] || fail "$1: should be a whole number from $2, is '${!1}'"
 }
 
+# Prints the address by which this machine is reached from the one that is named: a host name may not be known there.
+address='
+import socket, sys
+family, kind, protocol, _, place = socket.getaddrinfo(*sys.argv[1:], type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind, protocol) as way:
+    way.connect(place)
+    print(way.getsockname()[0])
+'
+
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
@@ -42,8 +51,9 @@ else
     meet=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
   else # only this way of meeting lets the other machines know that one starts its processes again
     first=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
+    here=$("$PYTHON" -c "$address" "$MASTER_ADDR" "$MASTER_PORT") || fail "MASTER_ADDR: no way to '$MASTER_ADDR'"
     meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id pocketnet
-      --rdzv-conf "is_host=$first")
+      --rdzv-conf "is_host=$first" --local-addr "$here")
   fi
 fi
 # A wrong config ends here in its one line, not in that of every process and torchrun's report on them.

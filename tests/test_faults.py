@@ -1,0 +1,312 @@
+"""What goes wrong in long runs, each tried for real on commands as a person starts them."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, run_command
+from tests.test_resume import assert_same, weights
+from utils.recordio import IndexedRecordReader
+from utils.resume import read_checkpoint
+
+SMALL = [
+    "channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=1", "save_initial=0", "eval_step=0",
+    "log_step=1", "save_step=2",
+]  # fmt: skip
+
+
+def fields(data, folder) -> list[str]:
+    return ["--config", "config/config_demo.py", *SMALL, f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
+
+
+class Started:
+    """A command under way, in the project's folder."""
+
+    def __init__(self, *command: object, **environment: str) -> None:
+        plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
+        ours = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self.said = ""
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=plain | ours | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Some shells start what runs behind them with Ctrl-C ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def until(self, pattern: str) -> bool:
+        """Reads what it says as far as a line with the pattern; False where it ends without one."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said += line
+            if re.search(pattern, line):
+                return True
+        return False
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        assert self.process.stdout
+        self.said += self.process.stdout.read()
+        return self.process.wait(timeout=100)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by threads of its."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def step_of(folder: Path) -> int:
+    state = read_checkpoint(folder)
+    assert state
+    return state["position"]["step"]
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("way", ["arcface", "template", "multi-step", "search"])
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_path, way):
+    """kill -9, several times, each time started again by the same command."""
+    few = ["num_epoch=4", "lr_steps=3"]
+    teacher = [
+        f"teacher_pth={tmp_path / 'teacher'}", "teacher_network=PocketNet", "teacher_channel=4", "teacher_n_layers=4",
+        "w=10",
+    ]  # fmt: skip
+    command = {
+        "arcface": ["train.py"],
+        "template": ["train_kd.py", *teacher, "teacher_global_step=40", f"teacher_cache={tmp_path / 'cache'}"],
+        "multi-step": ["train_kd.py", "--multi-step", *teacher],
+        "search": ["NAS/search.py", "n_nodes=2", "channel=2", "search_eval=6"],
+    }[way]
+    if way in ("template", "multi-step"):
+        taught = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "teacher"), *few, "seed=5")
+        assert taught.returncode == 0, taught.stderr
+    script, *changes = command
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run_command(ROOT, sys.executable, script, *fields(tiny_data, whole), *few, *changes)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    rng = random.Random(way)
+    resumed = 0
+    for _ in range(20):
+        run = Started(sys.executable, "-u", script, *fields(tiny_data, cut), *few, *changes)
+        steps = rng.randint(5, 14)
+        if all(run.until("Global Step") for _ in range(steps)):
+            time.sleep(rng.random() / 5)  # anywhere within a step, or while a checkpoint is written
+            run.process.kill()
+        run.end()
+        resumed += "Resumes at step" in run.said
+        if run.process.returncode == 0:
+            break
+    assert run.process.returncode == 0 and resumed >= 2, run.said
+    if way == "search":
+        assert (cut / "genotypes.jsonl").read_text() == (whole / "genotypes.jsonl").read_text()
+        ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (whole, cut)]
+        assert len(ends[0]) == 4
+        assert_same(*ends)
+    else:
+        assert_same(weights(whole), weights(cut))
+
+
+def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
+    """kill -9 of either of two processes at random; torchrun starts both again."""
+    few = ["num_epoch=16", "lr_steps=9"]  # 80 steps
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run_command(ROOT, "./train.sh", *fields(tiny_data, whole), *few, NPROC="2", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    run = Started("./train.sh", *fields(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
+    rng = random.Random(0)
+    for _ in range(20):
+        for _ in range(rng.randint(2, 5)):
+            assert run.until("Global Step"), run.said
+        time.sleep(rng.random() / 10)
+        os.kill(rng.choice(children(run.process.pid)), signal.SIGKILL)
+        before = step_of(cut)
+        assert run.until("Resumes at step"), run.said
+        resumed = int(re.findall(r"Resumes at step (\d+)", run.said)[-1])
+        last = max(int(step) for step in re.findall(r"Global Step: (\d+)", run.said))
+        assert before <= resumed and last - resumed <= 2 + 1, run.said  # save_step, and the one being written
+    assert run.end() == 0, run.said
+    assert_same(weights(whole), weights(cut))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_end_it_leaves_a_checkpoint_of_the_last_step(tiny_data, tmp_path, number, code):
+    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000")
+    assert run.until("Global Step: 13 "), run.said
+    run.process.send_signal(number)
+    assert run.end() == code, run.said
+    last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
+    assert f"Stopped by {number.name} after step {last}: the same command goes on" in run.said
+    assert step_of(tmp_path) == last
+
+
+def test_two_processes_stop_at_the_same_step(tiny_data, tmp_path):
+    """The signal reaches the second alone."""
+    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000", NPROC="2")
+    assert run.until("Global Step: 8 "), run.said
+    _, second = children(run.process.pid)
+    os.kill(second, signal.SIGTERM)
+    assert run.end() != 0
+    assert re.search(r"Stopped by SIGTERM after step (\d+)", run.said), run.said
+    assert step_of(tmp_path) == int(re.findall(r"after step (\d+)", run.said)[0])
+
+
+def together(data, folder, *changes) -> list[Started]:
+    """Two processes of a training, started without torchrun."""
+    port = str(random.randint(20000, 30000))
+    meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-u", "train.py", *fields(data, folder), *changes]
+    return [Started(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
+
+
+def test_a_process_that_hangs_is_told_of(tiny_data, tmp_path):
+    first, second = together(tiny_data, tmp_path, "num_epoch=90", "timeout=4")
+    assert first.until("Global Step: 6 "), first.said
+    second.process.send_signal(signal.SIGSTOP)
+    code = first.end()
+    second.process.kill()
+    second.end()
+    assert code == 2, first.said
+    assert "error: another process has not answered for 4 s (config timeout)" in first.said
+
+
+def test_a_process_whose_other_dies_says_so(tiny_data, tmp_path):
+    first, second = together(tiny_data, tmp_path, "num_epoch=90")
+    assert first.until("Global Step: 6 "), first.said
+    second.process.kill()
+    assert first.end() == 2 and "error: another process ended in the middle of a step" in first.said, first.said
+    second.end()
+
+
+def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
+    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.said
+    (worker,) = (pid for pid in children(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGKILL)
+    assert run.end() == 2, run.said
+    assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command goes on", run.said), run.said
+
+
+# ------------------------------------------------------------------------------------------------------ disks and files
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of half a megabyte, on which a checkpoint and the published files do not fit."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(400_000))
+    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, small_disk), "num_epoch=8")
+    assert run.until("could not be written .*training goes on, the next save tries again"), run.said
+    assert run.until("Global Step: 16 "), run.said
+    for path in small_disk.glob("*.pth"):  # whatever stands under its name is whole
+        torch.load(path, weights_only=True)
+    (small_disk / "ballast").unlink()
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    assert run.end() == 0, run.said
+    whole = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "whole"), "num_epoch=8")
+    assert whole.returncode == 0, whole.stderr
+    assert_same(weights(tmp_path / "whole"), weights(small_disk))
+
+
+def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(400_000))
+    done = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, small_disk), "num_epoch=2", "log_dir=/tmp")
+    assert done.returncode == 2
+    assert re.search(r"error: .*20backbone.pth.* could not be written; make room and start the run again", done.stderr)
+    assert not list(small_disk.glob(".*tmp"))
+
+
+def copy_data(tiny_data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+def test_a_data_file_cut_short_under_a_run_is_told(tiny_data, tmp_path):
+    data = copy_data(tiny_data, tmp_path)
+    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.said
+    os.truncate(data / "train.rec", 1000)
+    assert run.end() == 2, run.said
+    assert re.search(r"error: .*train.rec: shrank from \d+ to 1000 bytes while in use; copy it again", run.said)
+
+
+def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path):
+    """What the run has opened is the file that was."""
+    data = copy_data(tiny_data, tmp_path)
+    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=3")
+    assert run.until("Global Step: 3 "), run.said
+    (tmp_path / "other").write_bytes(bytes(5_000_000))
+    (tmp_path / "other").replace(data / "train.rec")
+    assert run.end() == 0, run.said
+    whole = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "whole"), "num_epoch=3")
+    assert whole.returncode == 0
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+
+
+@pytest.fixture
+def damaged_data(tiny_data, tmp_path):
+    """The tiny data, with two images that are none."""
+    data = copy_data(tiny_data, tmp_path)
+    reader = IndexedRecordReader(data / "train.rec", data / "train.idx")
+    offsets = dict(map(int, line.split("\t")) for line in (data / "train.idx").read_text().splitlines())
+    content = bytearray((data / "train.rec").read_bytes())
+    for key in (5, 22):
+        size = len(reader.read(key))
+        content[offsets[key] + 8 + 40 : offsets[key] + 8 + size] = bytes(size - 40)
+    (data / "train.rec").write_bytes(content)
+    return data
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_an_error_or_left_out(damaged_data, tmp_path, workers):
+    command = [sys.executable, "train.py", *fields(damaged_data, tmp_path / "out"), f"workers={workers}", "num_epoch=2"]
+    failed = run_command(ROOT, *command)
+    assert failed.returncode == 2
+    assert re.fullmatch(r"error: .*train.rec: record \d+ at byte \d+: not a readable image, .*\n", failed.stderr)
+    done = run_command(ROOT, *command, "on_bad_image=skip", "--resume", "0")
+    assert done.returncode == 0, done.stderr
+    left_out = re.findall(r"record (\d+) at byte \d+: not a readable image, .*: left out \((\d) so far\)", done.stdout)
+    assert sorted(key for key, _ in left_out) == ["22", "22", "5", "5"]
+    assert [count for _, count in left_out] == ["1", "2", "3", "4"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_images(tiny_data, tmp_path):
+    """A learning rate out of all measure."""
+    command = [sys.executable, "train.py", *fields(tiny_data, tmp_path), "lr=1e30", "weight_decay=0", "clip_norm=0"]
+    failed = run_command(ROOT, *command, "max_bad_steps=3", "num_epoch=9")
+    assert failed.returncode == 2
+    pattern = (
+        r"error: loss or gradient is not finite in 3 steps in a row, (\d+) to (\d+) \(learning rate [\d.e+]+\); .*\n"
+    )
+    found = re.fullmatch(pattern, failed.stderr)
+    assert found, failed.stderr
+    saved = json.loads((tmp_path / "bad_steps.json").read_text())
+    assert list(saved["keys"]) == [str(step) for step in range(int(found[1]), int(found[2]) + 1)]
+    assert all(len(keys) == 4 and all(1 <= key <= 40 for key in keys) for keys in saved["keys"].values())
