@@ -18,6 +18,7 @@ from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
 from utils.resume import ANEW, find_start
 from utils.run_log import init_logging, log
+from utils.sharded import ShardedArcFace
 from utils.task import Task
 
 # What a way of training makes of the config, the data, the backbone, the header and the step at each epoch's end.
@@ -33,7 +34,15 @@ def arcface(
     config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: list[int]
 ) -> Task:
     """Plain training."""
-    return ArcFaceTask(wrap(backbone, world), wrap(header, world))
+    return ArcFaceTask(wrap(backbone, world), header)
+
+
+def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
+    """The config's ArcFace layer, on the device; whole, it averages its gradient over the processes."""
+    if config.head == "sharded":
+        sizes = (config.embedding_size, num_classes, config.s, config.m)
+        return ShardedArcFace(*sizes, world, config.sample_rate, config.seed)
+    return wrap(place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world), world)
 
 
 def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None:
@@ -51,7 +60,7 @@ def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None
             log.info(f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}")
             return
         backbone = place(build_backbone(config), world)
-        header = place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
+        header = make_header(config, num_classes, world)
         if config.compile:
             backbone.compile()
         scorer = Scorer(config, world) if config.eval_step else None

@@ -37,7 +37,7 @@ def distillation(
     if config.teacher_cache:
         caches = main_first(world, lambda: open_caches(config, files, loader.dataset))
         lessons = CachedLessons(teacher, files, caches, loader.dataset, world, config.eval_batch)
-    return DistillTask(wrap(backbone, world), wrap(header, world), lessons, config.w)
+    return DistillTask(wrap(backbone, world), header, lessons, config.w)
 
 
 if __name__ == "__main__":

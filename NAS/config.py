@@ -24,8 +24,8 @@ config.clip_norm = 5.0
 
 
 def cosine(epoch: int) -> float:
-    """From 1 to 0.04 of the learning rate: 0.1 to 0.004."""
-    return 0.04 + 0.96 * (1 + math.cos(math.pi * epoch / config.num_epoch)) / 2
+    """From 1 to 0.04 of the learning rate, 0.1 to 0.004, at which it stays where max_steps lead beyond num_epoch."""
+    return 0.04 + 0.96 * (1 + math.cos(math.pi * min(1, epoch / config.num_epoch))) / 2
 
 
 config.lr_func = cosine

@@ -56,6 +56,7 @@ class Cifar10:
         except RuntimeError:
             raise UserError(f"config rec: no CIFAR-10 in {folder!r}; put its cifar-10-batches-py there") from None
         self.labels = np.array(found.targets, np.int64)
+        self.keys = np.arange(len(self.labels))
         # (N, 3, 32, 32) uint8, brought to size when read: at 112×112 they would take 1.9 GB
         self.images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
 
@@ -109,13 +110,17 @@ def split(labels: np.ndarray, seed: int) -> Halves:
 
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 112, 112, 3) uint8 -> the same shape: each enlarged to 128×128, and 112×112 of that cut at random."""
-    planes = images.permute(0, 3, 1, 2)
-    size = (RESIZED, RESIZED)
-    if images.is_cuda:  # where torch has this for floats alone
-        large = F.interpolate(planes.float(), size, mode="bilinear", antialias=True).round_().clamp_(0, 255).byte()
-    else:
-        large = F.interpolate(planes, size, mode="bilinear", antialias=True)
+    large = enlarge(images, in_floats=images.is_cuda)  # for GPUs torch has it in floats alone
     offsets = torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator).to(images.device)
     rows, columns = offsets + torch.arange(SIZE, device=images.device)  # (B, 112) each
     batch = torch.arange(len(images), device=images.device)
-    return large.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return large[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def enlarge(images: Tensor, in_floats: bool) -> Tensor:
+    """(B, 112, 112, 3) uint8 -> (B, 128, 128, 3) uint8. Floats and integers give the same within a grey level."""
+    planes = images.permute(0, 3, 1, 2)
+    planes = planes.float() if in_floats else planes
+    large = F.interpolate(planes, (RESIZED, RESIZED), mode="bilinear", antialias=True)
+    large = large.round_().clamp_(0, 255).byte() if in_floats else large
+    return large.permute(0, 2, 3, 1)

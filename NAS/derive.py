@@ -67,13 +67,18 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
         return parse(chosen["genotype"]), f"Found by a search, epoch {chosen['epoch']} of {folder}"
     except KeyError as error:
         raise UserError(f"--epoch: {error.args[0]} is not in {path}") from None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!s:.80})") from None
 
 
 def _text(given: str) -> str:
     path = Path(given)
-    return path.read_text(encoding="utf-8") if is_there(path.is_file) else given
+    if not is_there(path.is_file):
+        return given
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--genotype {given}: no text that can be read ({error!s:.80})") from None
 
 
 def _describe(cost: Cost) -> str:
@@ -91,9 +96,10 @@ def config_text(args: argparse.Namespace, genotype: Genotype, origin: str, cost:
     ]
     cells[-1] = cells[-1].replace(', "', '"')
     joined = "\n".join(cells)
+    escaped = json.dumps(origin, ensure_ascii=False)[1:-1]  # a folder's name may have quotes and backslashes
     return f'''"""{args.name}: {_describe(cost)}.
 
-{origin}.
+{escaped}.
 """
 
 from easydict import EasyDict

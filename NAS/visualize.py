@@ -4,7 +4,9 @@ python NAS/visualize.py --config FILE [genotype=NAME] [--out cells.png]
 """
 
 import argparse
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 if not __package__:  # run as a script, this folder stands first on the path instead of the project's
@@ -13,62 +15,63 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.path import Path as Curve
 
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
 from config import add_config_arguments, load_config
 from utils.errors import UserError, run
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
+_BOX_WIDTH, _BOX_HEIGHT = 0.5, 0.3  # of a state; states are 1 apart
 
 
 def draw_cells(genotype: Genotype, title: str = "") -> Figure:
-    """Both cells: the states from left to right, an arrow for each operation, and what is concatenated."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    if title:
-        figure.suptitle(title)
+    """Both cells: the states in a row, over it an arc for each operation, under it one for each state of the output."""
     kinds = (
         ("normal", genotype.normal, genotype.normal_concat),
         ("reduction", genotype.reduce, genotype.reduce_concat),
     )
+    longest = max(len(genotype.normal), len(genotype.reduce))
+    figure = Figure(figsize=(max(8, 4 + 1.8 * longest), max(6, 4 + 1.2 * longest)), layout="constrained")
+    if title:
+        figure.suptitle(title)
     for place, (name, nodes, concat) in enumerate(kinds, start=1):
         _draw_cell(figure.add_subplot(2, 1, place), nodes, concat, f"{name} cell")
     return figure
 
 
 def _draw_cell(axes: Axes, nodes: list[Node], concat: list[int], title: str) -> None:
+    """State i is a box around (i, 0). Arcs keep off the row between their ends, so that none runs through a box."""
     names = ["c(k-2)", "c(k-1)", *map(str, range(len(nodes))), "c(k)"]
-    # The inputs above each other on the left, the nodes on a zigzag, the output on the right.
-    at = [(0.0, 1.0), (0.0, -1.0)] + [(2.0 + 2 * n, 0.6 if n % 2 else -0.6) for n in range(len(nodes))]
-    at.append((2.0 + 2 * len(nodes), 0.0))
-    taken: dict[tuple[int, int], int] = {}
-    for n, edges in enumerate(nodes):
+    output = len(names) - 1
+    drawn: Counter[tuple[int, int]] = Counter()
+    for node, edges in enumerate(nodes, start=N_INPUTS):
         for operation, state in edges:
-            twice = taken.setdefault((state, n), 0)
-            taken[state, n] += 1
-            _arrow(
-                axes, at[state], at[N_INPUTS + n], operation, bend=0.18 * (1 if (state + n) % 2 else -1) + 0.2 * twice
-            )
+            _arc(axes, state, node, operation, height=0.4 * (node - state) + 0.3 * drawn[state, node])
+            drawn[state, node] += 1
     for state in concat:
-        _arrow(axes, at[state], at[-1], "", bend=0.05)
-    for state, ((x, y), name) in enumerate(zip(at, names, strict=True)):
-        is_node = N_INPUTS <= state < N_INPUTS + len(nodes)
-        colour = "lightblue" if is_node else "lightgreen" if state < N_INPUTS else "khaki"
-        axes.text(
-            x, y, name, ha="center", va="center", zorder=3, bbox={"boxstyle": "round,pad=0.5", "facecolor": colour}
-        )
-    axes.set(xlim=(-0.8, at[-1][0] + 0.8), ylim=(-2.2, 2.2), title=title)
+        _arc(axes, state, output, "", height=-0.15 * (output - state))
+    for state, name in enumerate(names):
+        colour = "lightgreen" if state < N_INPUTS else "khaki" if state == output else "lightblue"
+        corner = state - _BOX_WIDTH / 2, -_BOX_HEIGHT / 2
+        axes.add_patch(Rectangle(corner, _BOX_WIDTH, _BOX_HEIGHT, facecolor=colour, edgecolor="black"))
+        axes.text(state, 0, name, ha="center", va="center")
+    axes.set(xlim=(-0.5, output + 0.5), ylim=(-0.15 * output - 0.3, 0.4 * output + 0.2), title=title)
     axes.set_axis_off()
 
 
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str, bend: float) -> None:
+def _arc(axes: Axes, start: int, end: int, text: str, height: float) -> None:
+    """An arrow between two states that rises to the height above the boxes' tops, or falls to it below them."""
     colour = next((value for name, value in _COLOURS.items() if text.startswith(name)), "lightgray")
-    style = {"arrowstyle": "-|>", "color": colour, "connectionstyle": f"arc3,rad={bend}", "shrinkA": 18, "shrinkB": 18}
-    axes.annotate("", xy=end, xytext=start, arrowprops=style, zorder=1)
+    edge = math.copysign(_BOX_HEIGHT / 2, height)
+    leave, arrive = start + _BOX_WIDTH / 4, end - _BOX_WIDTH / 4
+    control = edge + height * 4 / 3  # a cubic curve rises to 3/4 of its control points
+    points = [(leave, edge), (leave, control), (arrive, control), (arrive, edge)]
+    curve = Curve(points, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
+    axes.add_patch(FancyArrowPatch(path=curve, arrowstyle="-|>", mutation_scale=12, color=colour))
     if text:
-        (x0, y0), (x1, y1) = start, end
-        # The top of the arc: half the bend away from the line, on the side that arc3 takes.
-        x, y = (x0 + x1) / 2 + bend * (y1 - y0) / 2, (y0 + y1) / 2 - bend * (x1 - x0) / 2
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, zorder=2,
+        axes.text((leave + arrive) / 2, edge + height, text, ha="center", va="center", fontsize=8, color=colour,
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
 
 

@@ -23,6 +23,7 @@ PRIMITIVES = (
     "none",
 )
 N_INPUTS = 2  # states 0 and 1
+LONGEST = 1 << 16  # characters of a text; published ones have 500
 
 Node = list[tuple[str, int]]  # (operation, state it reads) for each edge
 
@@ -70,6 +71,8 @@ def parse(text: str | Genotype) -> Genotype:
         parts = text._asdict()
     elif isinstance(text, str):
         text = text.strip()
+        if len(text) > LONGEST:  # Python needs a time quadratic in the length to quote from it
+            raise GenotypeError(f"genotype: {len(text)} characters are too long, {LONGEST} at most: {_short(text)}")
         if text.startswith("{"):
             parts = _from_json(text)
         else:

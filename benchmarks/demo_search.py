@@ -9,6 +9,7 @@ command of this project. Interrupted, it goes on with what is missing. Leaves re
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -21,13 +22,15 @@ import numpy as np
 
 from backbones.augment_cnn import AugmentCNN
 from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse, to_text
-from benchmarks.runs import Run, command, finish
+from benchmarks.runs import ROOT, Run, command, finish
 from NAS.derive import found_genotype
+from NAS.search import CONFIG
 from NAS.supernet import NONE, PRIMITIVES
 from utils.errors import UserError, run
 from utils.flops import count
 
 FACES = "data/faces_search"
+TRAINED_ON = "data/faces_demo"
 PEOPLE = ["--people", "60", "--shots", "8", "--test-people", "4", "--pairs", "20"]
 # Steps are few: the alphas are given a rate at which they move in them.
 SEARCH = [
@@ -84,7 +87,7 @@ def train_run(out: Path, name: str, genotype: Genotype, channel: int, seed: int,
     """The training of one of them, by a config that NAS/derive.py writes."""
     config = f"demo_search_{name}"
     sizes = ["--channel", str(channel), "--n-layers", str(CELLS), "--embedding-size", str(EMBEDDING)]
-    derive = ["NAS/derive.py", "--name", config, "--genotype", to_text(genotype), "--rec", "data/faces_demo", "--force"]
+    derive = ["NAS/derive.py", "--name", config, "--genotype", to_text(genotype), "--rec", TRAINED_ON, "--force"]
     command([*derive, *sizes], threads)
     net = ["--config", f"config/config_{config}.py", *TRAINING]
     return Run(out / name, ["train.py", *net, f"seed={seed}", "log_step=25"], net)
@@ -108,9 +111,10 @@ def table(chosen: dict[str, tuple[Genotype, int]], runs: dict[str, Run]) -> str:
 def search(out: Path, changes: Iterable[str], seed: int, threads: int) -> Genotype:
     """The genotype of the last epoch, searched for unless it stands there."""
     folder = out / "search"
-    made_of = "\n".join([*SEARCH, *changes, str(seed)])
+    texts = [path.read_text() for path in (CONFIG, ROOT / FACES / "made.json")]
+    made_of = "\n".join([*SEARCH, *changes, str(seed), *texts])
     if not (folder / "made_of.txt").is_file() or (folder / "made_of.txt").read_text() != made_of:
-        (folder / "made_of.txt").unlink(missing_ok=True)  # or an interruption would leave that of another search
+        shutil.rmtree(folder, ignore_errors=True)  # of another search, or interrupted
         print("searching", flush=True)
         places = [f"output={folder}", f"log_dir={out / 'logs'}", f"seed={seed}", "workers=1"]
         command(["NAS/search.py", *SEARCH, *changes, *places], threads)
@@ -129,6 +133,7 @@ def main() -> None:
         raise UserError(f"--seed {args.seed}: should be at least 0")
     started = time.perf_counter()
     out, threads = args.out.absolute(), os.cpu_count() or 1
+    command(["data/make_demo_faces.py", "--out", TRAINED_ON], threads)
     command(["data/make_demo_faces.py", "--out", FACES, *PEOPLE], threads)
     found = search(out, args.changes, args.seed, threads)
     searched = time.perf_counter()

@@ -25,7 +25,7 @@ from config import add_config_arguments, load_config
 from NAS.architect import EPSILON, Architect
 from NAS.search import CONFIG
 from NAS.supernet import MixedOp, Supernet
-from utils.distributed import World, place, processes
+from utils.distributed import World, autocast, place, processes
 from utils.errors import UserError, run
 
 Batch = tuple[Tensor, Tensor]
@@ -55,7 +55,9 @@ class Bench:
 
     def plain(self) -> None:
         """A step of the weights."""
-        F.cross_entropy(self.net(self.train[0]), self.train[1]).backward()
+        with autocast(self.world, self.config["precision"]):
+            loss = F.cross_entropy(self.net(self.train[0]), self.train[1])
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -63,7 +65,8 @@ class Bench:
         """A step of the alphas and one of the weights."""
         momentum, weight_decay = self.config["momentum"], self.config["weight_decay"]
         architect = Architect(self.net, momentum, weight_decay, self.world, second_order)
-        architect.gradient(self.train, self.val, 1e-4, self.optimizer)
+        with autocast(self.world, self.config["precision"]):
+            architect.gradient(self.train, self.val, 1e-4, self.optimizer)
         self.plain()
 
     def as_published(self) -> None:
@@ -95,7 +98,9 @@ class Bench:
                 alpha.grad = None
 
     def _gradients(self, net: nn.Module, batch: Batch, parameters: list) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(F.cross_entropy(net(batch[0]), batch[1]), parameters)
+        with autocast(self.world, self.config["precision"]):
+            loss = F.cross_entropy(net(batch[0]), batch[1])
+        return torch.autograd.grad(loss, parameters)
 
 
 def _with_none(self: MixedOp, x: Tensor, weights: Tensor) -> Tensor:
@@ -129,7 +134,8 @@ def main() -> None:
                 if turn:  # the first warms up
                     times[name].append(time.perf_counter() - start)
     least = min(times["plain step"])
-    print(f"{config.channel} channels, {config.n_layers} cells, batch {config.batch_size}, {world.device.type}")
+    sizes = f"{config.channel} channels, {config.n_layers} cells, batch {config.batch_size}"
+    print(f"{sizes}, {config.precision}, {world.device.type}")
     for name, taken in times.items():
         print(f"{name:>28}{min(taken):>9.3f} s{min(taken) / least:>7.2f} plain steps")
 

@@ -30,6 +30,8 @@ config.genotype = "softmax_casia"  # PocketNet: which of the genotypes
 # --- ArcFace header
 config.s = 64.0  # scale of the logits
 config.m = 0.5  # additive angular margin in radians
+config.head = "whole"  # or sharded: its classes split over the processes, for more than a GPU holds (docs/scaling.md)
+config.sample_rate = 1.0  # of a sharded head: the share of the classes that takes part in a step (Partial FC)
 
 # --- optimisation (SGD)
 config.num_epoch = 26

@@ -100,6 +100,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_betas": (lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas), "two numbers from 0 to below 1"),
     "eval_runtime": (lambda runtime: runtime in EVAL_RUNTIMES, "auto, torch or openvino"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
+    "head": (lambda head: head in ("whole", "sharded"), "whole or sharded"),
+    "sample_rate": (lambda rate: 0 < rate <= 1, "above 0 and at most 1"),
     "resume": (lambda resume: resume in ("auto", "0", "1"), "auto, 0 or 1"),
     "on_bad_image": (lambda what: what in ("error", "skip"), "error or skip"),
     "rec": (bool, "a folder"),
@@ -119,6 +121,8 @@ def check_values(config: EasyDict) -> None:
     for name, (holds, wanted) in _RULES.items():
         if not holds(config[name]):
             raise ConfigError(f"config {name}: should be {wanted}, is {config[name]!r}")
+    if config.sample_rate < 1 and config.head != "sharded":
+        raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
     for name in ("net_name", "teacher_network"):
         if not _NET_NAME.fullmatch(config[name]):
             raise ConfigError(f"config {name}: {config[name]!r} is unknown; the nearest is {_nearest(config[name])!r}")

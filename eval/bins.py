@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.errors import UserError
+from utils.image_size import image_size
 
 SIDE = 112  # pixels, of the square faces that the networks take
+MOST_PIXELS = 1 << 25  # of an image: 100 MB once decoded
+_MOST_OBLONG = 64  # times as long as wide: resized, an image one pixel wide would take gigabytes
 _CHUNK = 64  # images a thread decodes at a time: enough to hide the cost of handing over
 
 # The opcodes of data. INST and REDUCE call, but only what find_class gave out; BUILD and BYTEARRAY8 are ours, below.
@@ -57,13 +60,18 @@ class _RefusedError(Exception):
     """The pickle asks for something other than data; the message names it."""
 
 
+def _shown(value: object) -> str:
+    """A text of the pickle in a message. Not so an object: to hash or to print tuples in tuples can end the process."""
+    return f"{value!a:.40}" if type(value) is str else f"of type {type(value).__name__}"
+
+
 class _DType:
     """Stands for a numpy dtype while unpickling."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         name = code.decode("latin1") if isinstance(code, bytes) else code
-        if name not in _DTYPES:
-            raise _RefusedError(f"a numpy array of dtype {name!a:.40}")
+        if type(name) is not str or name not in _DTYPES:
+            raise _RefusedError(f"a numpy array of dtype {_shown(name)}")
         self.dtype: np.dtype[Any] = np.dtype(_DTYPES[name])
 
     def build(self, state: tuple[Any, ...]) -> None:
@@ -85,7 +93,9 @@ class _Array:
     def fill(self, shape: tuple[int, ...], dtype: _DType, data: bytes) -> None:
         if type(dtype) is not _DType or type(data) is not bytes or type(shape) is not tuple or len(shape) > 4:
             raise ValueError("not an array")
-        if not all(type(n) is int for n in shape) or math.prod(shape) * dtype.dtype.itemsize != len(data):
+        # each by itself first: to multiply numbers of a million digits takes forever
+        sound = all(type(n) is int and 0 <= n <= len(data) for n in shape)
+        if not sound or math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise ValueError("the array's shape and its bytes disagree")
         self.dtype, self.data = dtype.dtype, data
 
@@ -151,7 +161,7 @@ class _DataUnpickler(pickle._Unpickler):
         A file pays for every character once, so a total longer than the file means one string encoded again and again.
         """
         if type(text) is not str or codec not in ("latin1", "latin-1"):
-            raise _RefusedError(f"the bytes of an object of type {type(text).__name__} in codec {codec!a:.40}")
+            raise _RefusedError(f"the bytes of an object of type {type(text).__name__} in codec {_shown(codec)}")
         self._budget -= len(text)
         if self._budget < 0:
             raise _RefusedError("more bytes than the file holds")
@@ -236,19 +246,25 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool
 
 
 def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
-    """RGB pixels (H, W, 3), or None where the bytes are no whole image."""
+    """RGB pixels (H, W, 3), or None where the bytes are no whole JPEG, PNG, BMP or WebP image, or one of more than 2^25
+    pixels."""
+    width, height = image_size(encoded) or (0, 0)
+    if not 0 < width * height <= MOST_PIXELS:
+        return None
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
-    except cv2.error:  # no bytes at all, or more pixels than OpenCV takes
+    except cv2.error:
         return None
 
 
 def _to_face(image: Any) -> NDArray[np.uint8]:
-    """The image as a face of (112, 112, 3)."""
+    """The image as a face of (112, 112, 3). Raises UserError for an image much longer than wide, or wider than long."""
     if image.shape == (SIDE, SIDE, 3):
         return image
     height, width = image.shape[:2]
     short = min(height, width)
+    if max(height, width) > _MOST_OBLONG * short:
+        raise UserError(f"is no face: {width}×{height} pixels")
     width, height = SIDE * width // short, SIDE * height // short
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     top, left = (height - SIDE) // 2, (width - SIDE) // 2
@@ -268,19 +284,30 @@ def decode(
     (mx.image.resize_short); where that leaves it oblong, which stopped the published code, its centre is taken.
 
     `resized` is given the indices of such images. Raises UserError at the first image that cannot be decoded, by its
-    `name` (default: "image 3 of 12").
+    `name` (default: "image 3 of 12"), and where there is no memory for all.
     """
     wanted = range(len(encoded))[part]
-    images = np.empty((len(wanted), SIDE, SIDE, 3), np.uint8)
+
+    def problem(index: int, what: object) -> UserError:
+        return UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} {what}")
 
     def decode_chunk(start: int) -> None:
         for row, index in enumerate(wanted[start : start + _CHUNK], start):
             image = open_image(encoded[index])
             if image is None:
-                raise UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} cannot be decoded")
+                raise problem(index, "cannot be decoded")
             if resized is not None and image.shape != (SIDE, SIDE, 3):
                 resized.append(index)
-            images[row] = _to_face(image)
+            try:
+                images[row] = _to_face(image)
+            except UserError as error:
+                raise problem(index, error) from None
+
+    try:
+        images = np.empty((len(wanted), SIDE, SIDE, 3), np.uint8)
+    except MemoryError:
+        size = len(wanted) * SIDE * SIDE * 3 >> 20
+        raise problem(wanted[0], f"and all behind it take {size} MiB decoded, more than there is") from None
 
     # OpenCV lets go of Python's lock while it decodes. map reports the first chunk that failed and drops the rest.
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:

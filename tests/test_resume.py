@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.training import CPU, run, small_config, small_task, spawn
+from train import make_header
 from utils.dataset import EpochSampler, load_training_data
 from utils.engine import epoch_ends, train
 from utils.errors import UserError
@@ -300,3 +301,46 @@ def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
 def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data)
     assert find_start(config, ArcFaceTask, load_training_data(config, CPU)[0], CPU) == Start()
+
+
+# --------------------------------------------------------------------------------------------------- the sharded header
+
+
+def _train_sharded(world, folder, data, *overrides):
+    config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
+    loader, num_classes = load_training_data(config, world)
+    start = find_start(config, ArcFaceTask, loader, world)
+    backbone = small_task(config, num_classes, world).backbone
+    header = make_header(config, num_classes, world)
+    train(ArcFaceTask(backbone, header), loader, config, world, start=start)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.75])
+def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
+    fields = ["head=sharded", f"sample_rate={rate}"]
+    spawn(_train_sharded, tmp_path / "whole", tiny_data, *fields)
+    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
+    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields)
+    ours = weights(tmp_path / "cut" / "out")
+    ours = {name: ours[name] for name in weights(tmp_path / "whole" / "out")}
+    assert_same(weights(tmp_path / "whole" / "out"), ours)
+    kernel = ours["10header.pth"]
+    assert list(kernel) == ["kernel"] and kernel["kernel"].shape == (16, 4)
+
+
+def test_a_sharded_run_goes_on_with_a_whole_header_and_on_other_processes(tmp_path, tiny_data):
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
+    for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):
+        step = read_checkpoint(tmp_path / "out")["position"]["step"]
+        spawn(_train_sharded, tmp_path, tiny_data, f"head={head}", f"max_steps={step + 1}", "lr=0", size=size)
+        assert torch.equal(weights(tmp_path / "out")[f"{step + 1}header.pth"]["kernel"], saved)
+
+
+def test_published_files_of_a_sharded_header(tmp_path, tiny_data):
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3")
+    assert torch.equal(weights(tmp_path / "out")["4header.pth"]["kernel"], saved)

@@ -1,5 +1,7 @@
 """The search as a person runs it: NAS/search.sh, NAS/derive.py, then ./train.sh on what they found."""
 
+import argparse
+import ast
 import json
 import re
 import sys
@@ -8,9 +10,14 @@ import cv2
 import pytest
 import torch
 
-from backbones.genotypes import parse
+from backbones.genotypes import SOFTMAX_CASIA, parse
+from benchmarks import demo_search, search_cost
+from config import load_config
+from NAS.derive import config_text, found_genotype
 from NAS.supernet import Supernet
 from tests.conftest import run_command
+from utils.errors import UserError
+from utils.flops import Cost
 
 TINY = [
     "rec=data/faces_demo", "channel=2", "n_layers=4", "n_nodes=2", "embedding_size=16", "batch_size=4", "workers=1",
@@ -66,10 +73,11 @@ def test_the_result_trains(demo, searched, tmp_path):
 
 def test_two_processes_have_the_same_alphas(demo, tmp_path):
     """A process whose alphas are not the first one's ends the run."""
-    few = ["num_epoch=1", "max_steps=2", f"output={tmp_path}", f"log_dir={tmp_path / 'logs'}"]
+    few = ["num_epoch=1", "max_steps=2", f"output={tmp_path}", f"log_dir={tmp_path / 'logs'}", "compile=True"]
     done = run_command(demo, "NAS/search.sh", *TINY, *few, NPROC="2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "2supernet.pth").is_file() and done.stdout.count("Genotype:") == 1
+    assert done.stdout.count("config compile: True is not used") == 1
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,8 @@ def test_two_processes_have_the_same_alphas(demo, tmp_path):
     [
         (["rec=nowhere"], "config rec: no folder 'nowhere'"),
         ([*TINY, "precision=fp16"], "config precision: the search runs in fp32 or bf16"),
+        ([*TINY, "batch_size=1"], "config batch_size: 1, but the supernet's batch norm learns from 2 images or more"),
+        ([*TINY, "search_eval=1"], "config search_eval: 1, but batch norm takes 2 images or more"),
         ([*TINY, "search_data=imagenet"], "config search_data: should be faces or cifar10"),
         ([*TINY, "alpha_gradient=both"], "config alpha_gradient: should be validation or published"),
         ([*TINY, "alpha_betas=0.5"], "config alpha_betas: should be two numbers"),
@@ -96,11 +106,56 @@ def test_a_wrong_search_is_one_line(demo, tmp_path, arguments, message):
         (["--name", "other", "output=nowhere"], "config output: no genotypes.jsonl in 'nowhere'"),
         (["--name", "other", "--epoch", "7", "output={folder}"], "--epoch: 7 is not in"),
         (["--name", "other", "--genotype", "Genotype()"], "genotype: needs normal"),
+        (["--name", "other", "--genotype", "{folder}/cells.png"], "--genotype {folder}/cells.png: no text that can be"),
         (["--name", "other", "--n-layers", "3", "output={folder}"], "--channel, --n-layers, --embedding-size: "),
     ],
 )
 def test_a_wrong_derivation_is_one_line(demo, searched, arguments, message):
-    arguments = [argument.format(folder=searched[0]) for argument in arguments]
+    *arguments, message = [text.format(folder=searched[0]) for text in (*arguments, message)]
     failed = run_command(demo, sys.executable, "NAS/derive.py", *arguments)
     assert failed.returncode == 2
     assert re.fullmatch(f"error: {re.escape(message)}.*\n", failed.stderr), failed.stderr
+
+
+@pytest.mark.parametrize("folder", ['a """quoted""" folder"', "back\\slash\\", "two\nlines"])
+def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
+    """Whatever the folder is called: the config is Python."""
+    epoch = {"epoch": 3, "genotype": SOFTMAX_CASIA}
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "genotypes.jsonl").write_text(json.dumps(epoch) + "\n")
+    genotype, origin = found_genotype(tmp_path / folder, None)
+    args = argparse.Namespace(name="odd", rec=folder, embedding_size=128, channel=16, n_layers=18)
+    path = tmp_path / "config_odd.py"
+    path.write_text(config_text(args, genotype, origin, Cost()))
+    config = load_config(path)
+    assert parse(config.genotypes["odd"]) == genotype and config.rec == folder
+    assert f"Found by a search, epoch 3 of {tmp_path / folder}." in (
+        ast.get_docstring(ast.parse(path.read_text())) or ""
+    )
+
+
+def test_the_demo_searches_anew_for_other_faces(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_search, "FACES", str(tmp_path))
+    searches = []
+
+    def command(arguments: list[str], threads: int) -> None:
+        searches.append(arguments)
+        (tmp_path / "search").mkdir()  # not there: what an earlier search left is gone
+        (tmp_path / "search" / "genotypes.jsonl").write_text(json.dumps({"epoch": 0, "genotype": SOFTMAX_CASIA}))
+
+    monkeypatch.setattr(demo_search, "command", command)
+    for faces, times in (("these", 1), ("these", 1), ("those", 2)):
+        (tmp_path / "made.json").write_text(faces)
+        assert demo_search.search(tmp_path, ["cost_weight=1"], 5, 1) == parse(SOFTMAX_CASIA)
+        assert len(searches) == times and "cost_weight=1" in searches[-1] and "seed=5" in searches[-1]
+
+
+def test_the_table_of_costs():
+    epoch = {"genotype": SOFTMAX_CASIA, "cost": 1.234, "supernet_val": 0.225, "skips": 3}
+    lines = search_cost.table({0.0: epoch, 0.3: epoch | {"cost": 0.5}}).splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [["0", "1.23"], ["0.3", "0.50"]]
+    assert lines[2].split()[3:] == ["22.50", "3"]
+    assert search_cost.weights_of("0,0.5") == [0, 0.5]
+    for wrong in ("", "1,a", "-1", "inf", "nan", "1,1.0"):
+        with pytest.raises(UserError, match="--weights"):
+            search_cost.weights_of(wrong)

@@ -1,11 +1,14 @@
 """Checkpoints: {global_step}backbone.pth and {global_step}header.pth, state dicts with the published keys."""
 
+import io
 import os
 import pickle
+import pickletools
 import re
 import struct
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,9 @@ NETWORK_FIELDS = "net_name, channel, n_layers"  # of the config, which decide on
 # What torch raises over a file that is no checkpoint, or half of one.
 _DAMAGED = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
-    MemoryError, RuntimeError, TypeError, ValueError, struct.error,
+    MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+_MOST_TUPLES = 50_000  # in a pickle: five a tensor. The hash of a tuple in a million others overflows the stack
 
 
 class CheckpointError(UserError):
@@ -104,6 +108,7 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
 def read_file(path: str | Path) -> Any:
     """What `write_file` wrote, on the CPU. Only tensors and plain values are unpickled, nothing of it runs."""
     try:
+        _check_pickles(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -116,10 +121,38 @@ def read_file(path: str | Path) -> Any:
         ) from None
 
 
+def _check_pickles(path: str | Path) -> None:
+    """Raises UnpicklingError over what torch would not survive: a record that inflates to a thousand times its size, a
+    dict's key of tuples in tuples without end."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        pickles = [io.BytesIO(content) for content in _zipped_pickles(file)] if _is_zip(file) else [file] * 5
+        for stream in pickles:  # the old layout has five pickles in a row
+            names = (opcode.name for opcode, _, _ in pickletools.genops(stream))
+            if sum(name.startswith("TUPLE") for name in names) > _MOST_TUPLES:
+                raise pickle.UnpicklingError("too many tuples")
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    head = file.read(4)
+    file.seek(0)
+    return head == b"PK\x03\x04"  # what torch goes by
+
+
+def _zipped_pickles(file: BinaryIO) -> list[bytes]:
+    with zipfile.ZipFile(file) as zipped:
+        entries = zipped.infolist()
+        # header_offset: of another directory than the one that torch reads, the first would not be 0
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or entries[0].header_offset != 0:
+            raise pickle.UnpicklingError("a compressed record")
+        return [zipped.read(entry) for entry in entries if entry.filename.endswith("/data.pkl")]
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU wherever it was saved."""
     weights = read_file(path)
-    if not isinstance(weights, dict) or not all(_is_plain(value) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        type(key) is str and _is_plain(value) for key, value in weights.items()
+    ):
         raise CheckpointError(f"{path}: should hold a state dict of tensors, dense and real")
     return weights
 
@@ -148,7 +181,7 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise CheckpointError(
-                f"{where}: {key} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
+                f"{where}: {_shown(key)} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
                 f"check {fields}, embedding_size"
             )
     module.load_state_dict(weights)
@@ -159,4 +192,9 @@ def _first(keys: list[str], weights: dict[str, Tensor]) -> str:
     if not keys:
         return "nothing else"
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    return f"{keys[0]} {tuple(weights[keys[0]].shape)}{more}"
+    return f"{_shown(keys[0])} {tuple(weights[keys[0]].shape)}{more}"
+
+
+def _shown(key: str) -> str:
+    """A key in a message, in one line whatever the file holds."""
+    return key if key.isprintable() and len(key) <= 100 else f"{key!a:.100}"

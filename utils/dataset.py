@@ -10,10 +10,11 @@ from torch.utils.data import Sampler
 
 from utils.distributed import World, gather_rows, on_main, together
 from utils.errors import UserError
+from utils.image_size import image_size
 from utils.images import SIZE
 from utils.loader import Loader
 from utils.record_index import naming_file
-from utils.recordio import IndexedRecordReader, RecordError, image_size
+from utils.recordio import IndexedRecordReader, RecordError
 from utils.run_log import log
 
 MOST_CLASSES = 1 << 24  # a label is a float32, which holds no more whole numbers in a row

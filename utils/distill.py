@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.dataset import FaceDataset
 from utils.distributed import World
+from utils.losses import header_loss
 from utils.run_log import log
 from utils.task import Batch, Task
 from utils.teacher import Teacher, describe
@@ -120,6 +121,6 @@ class DistillTask(Task):
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """{"Loss": ArcLoss + w · MSE, "ArcLoss", "MSE"}."""
         embeddings = self.backbone(batch.images)  # (B, D)
-        arc_loss = F.cross_entropy(self.header(embeddings, batch.labels), batch.labels)
+        arc_loss = header_loss(self.header, embeddings, batch.labels)
         mse = distillation_loss(embeddings, self.lessons(batch))
         return {"Loss": arc_loss + self.w * mse, "ArcLoss": arc_loss, "MSE": mse}

@@ -12,7 +12,7 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from utils.bad_steps import BadSteps
-from utils.checkpoint import snapshot, write_file
+from utils.checkpoint import write_file
 from utils.dataset import BatchSampler, Loader
 from utils.distributed import World, autocast, mean_over
 from utils.faults import AGAIN, told
@@ -20,7 +20,7 @@ from utils.images import mirror, normalise
 from utils.loader import Decoded
 from utils.resume import FILE, Position, Start, write_checkpoint
 from utils.run_log import RunLog, log
-from utils.run_state import RunState
+from utils.run_state import RunState, whole
 from utils.stopping import Stop
 from utils.task import Batch, Task
 from utils.writer import Writer
@@ -166,10 +166,10 @@ def _clip(backbone: nn.Module, largest: float) -> Tensor:
 
 
 def _save(writer: Writer, task: Task, step: int, config: EasyDict, world: World) -> None:
-    """Has the published files written."""
+    """Has the published files written; every process takes part."""
+    weights = {name: whole(module, dict(module.state_dict()), world) for name, module in task.files(step).items()}
     if world.is_main:
         folder = Path(config.output)
-        weights = {name: snapshot(dict(module.state_dict())) for name, module in task.files(step).items()}
         writer.submit({name: partial(write_file, folder / name, content) for name, content in weights.items()})
         log.info(f"Saved step {step} in {config.output}")
 

@@ -30,15 +30,23 @@ class ArcFace(nn.Module):
             embeddings = F.normalize(embeddings.float(), dim=1)
             cosine = embeddings @ F.normalize(self.kernel.float(), dim=0)  # (B, out_features)
             own = cosine.gather(1, labels[:, None])  # (B, 1)
-            return cosine.scatter(1, labels[:, None], self._with_margin(own)) * self.s
+            return cosine.scatter(1, labels[:, None], with_margin(own, self.m)) * self.s
 
-    def _with_margin(self, cosine: Tensor) -> Tensor:
-        # Rounding can put a cosine beyond ±1, and the root's gradient is infinite at 0: both are held finite here.
-        cosine = cosine.clamp(-1.0, 1.0)
-        sine = (1.0 - cosine.square()).clamp_min(1e-7).sqrt()  # 1e-7: float32's resolution of 1 - cos²
-        with_margin = cosine * math.cos(self.m) - sine * math.sin(self.m)  # cos(θ + m)
-        continuation = cosine - self.m * math.sin(self.m)
-        return torch.where(cosine > -math.cos(self.m), with_margin, continuation)
+
+def with_margin(cosine: Tensor, m: float) -> Tensor:
+    """cos(θ + m) of cos θ, or its linear continuation beyond π - m; any shape."""
+    # Rounding can put a cosine beyond ±1, and the root's gradient is infinite at 0: both are held finite here.
+    cosine = cosine.clamp(-1.0, 1.0)
+    sine = (1.0 - cosine.square()).clamp_min(1e-7).sqrt()  # 1e-7: float32's resolution of 1 - cos²
+    moved = cosine * math.cos(m) - sine * math.sin(m)  # cos(θ + m)
+    continuation = cosine - m * math.sin(m)
+    return torch.where(cosine > -math.cos(m), moved, continuation)
+
+
+def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of a header's logits, scalar; a sharded header has none to show and gives its loss itself."""
+    found = header(embeddings, labels)
+    return F.cross_entropy(found, labels) if found.ndim else found
 
 
 class ArcFaceTask(Task):
@@ -46,5 +54,4 @@ class ArcFaceTask(Task):
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """{"Loss": scalar}."""
-        logits = self.header(self.backbone(batch.images), batch.labels)
-        return {"Loss": F.cross_entropy(logits, batch.labels)}
+        return {"Loss": header_loss(self.header, self.backbone(batch.images), batch.labels)}

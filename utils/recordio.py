@@ -95,6 +95,7 @@ class IndexedRecordReader:
         self._map: mmap.mmap | None = None
         self._pid, self._closed = -1, False  # the process that _map belongs to
         with naming_file(self.rec), self.rec.open("rb") as file:
+            self._file = _identity(file.fileno())
             self._size = os.fstat(file.fileno()).st_size
         self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
         self.keys.flags.writeable = False
@@ -236,6 +237,8 @@ class IndexedRecordReader:
             raise RecordError(f"{self.rec}: the reader is closed")
         with naming_file(self.rec), self.rec.open("rb") as file:
             self._check_size(os.fstat(file.fileno()).st_size)
+            if _identity(file.fileno()) != self._file:
+                raise RecordError(f"{self.rec}: was replaced or written to while in use; start again")
             return mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
 
     def _check_size(self, size: int) -> None:
@@ -290,6 +293,12 @@ class IndexedRecordWriter:
             self._idx_file.write(b"%d\t%d\n" % (key, self._offset))
         self._keys.add(key)
         self._offset += len(data)
+
+
+def _identity(file: int) -> tuple[int, ...]:
+    """What tells an open file from another of its name: each process opens it for itself."""
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _is_whole(parts: list[bytes], behind: bytes) -> bool:

@@ -128,7 +128,17 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     files of that step; else anew. Raises UserError where there is something to go on from that does not fit.
     """
     folder = Path(config.output)
-    state = on_main(world, lambda: _choose(config, folder, way, loader, world))
+    kept: dict[str, Any] = {}
+
+    def choose() -> dict[str, Any] | None:
+        state = _choose(config, folder, way, loader, world)
+        if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
+            kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
+        return state
+
+    state = on_main(world, choose)
+    if kept and state is not None:
+        state["header"], state["momentum"]["header"] = kept["header"], kept["momentum"]
     if state is not None:
         return Start(_position(state), state)
     if config.resume != "1":
@@ -139,8 +149,8 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     position = Position(config.global_step, ends, rest * config.batch_size * world.size)
     if world.is_main:
         log.info(
-            f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they hold "
-            "no momentum, which starts anew"
+            f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they "
+            "hold no momentum, which starts anew"
         )
     return Start(position, published=folder)
 

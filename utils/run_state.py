@@ -8,10 +8,20 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoint import load_state, load_weights, snapshot
-from utils.distributed import World, together, unwrap
+from utils.checkpoint import load_state, load_weights, read_weights, snapshot
+from utils.distributed import World, on_main, together, unwrap
 from utils.resume import FILE, VERSION, Position, Start, plain
+from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
+
+
+def whole(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
+    """A copy, on the CPU, of a module's tensors by name, for the main process; None for the others, which take part:
+    a sharded header is put together from all."""
+    if not isinstance(module, ShardedArcFace):
+        return snapshot(tensors) if world.is_main else None
+    columns = {name: gather_columns(value, module.n_classes, module.world) for name, value in tensors.items()}
+    return {name: value for name, value in columns.items() if value is not None} or None
 
 
 class Means(Protocol):
@@ -47,6 +57,8 @@ class RunState:
             dist.gather_object(mine, ranks)
         else:
             ranks = [mine]
+        weights = {name: whole(module, dict(module.state_dict()), self.world) for name, module in self.modules.items()}
+        momentum = {name: whole(module, self._momentum(module), self.world) for name, module in self.modules.items()}
         if not self.world.is_main:
             return None
         return {
@@ -55,8 +67,8 @@ class RunState:
             "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
             "images": self.n_images,
             "config": plain(self.config),
-            **{name: snapshot(dict(module.state_dict())) for name, module in self.modules.items()},
-            "momentum": {name: snapshot(self._momentum(module)) for name, module in self.modules.items()},
+            **weights,
+            "momentum": momentum,
             "scaler": self.scaler.state_dict(),
             "task": snapshot(self.task.state()),
             "ranks": ranks,
@@ -68,21 +80,40 @@ class RunState:
             together(self.world, lambda: self._load_published(start))
         elif start.state:
             together(self.world, lambda: self._load(start.state))
+        header = self.modules["header"]
+        if isinstance(header, ShardedArcFace):
+            if start.published or start.state:
+                self._load_shards(header, start)
+            header.set_step(start.position.step)  # by which it draws the classes that take part
 
     def _load_published(self, start: Start) -> None:
         for name, module in self.task.files(start.position.step).items():
-            load_weights(module, Path(start.published or "", name))
+            if not isinstance(module, ShardedArcFace):
+                load_weights(module, Path(start.published or "", name))
 
     def _load(self, state: Any) -> None:
         where = f"{self.config.output}/{FILE}"
         for name, module in self.modules.items():
-            load_state(module, state[name], f"{where} ({name})")
-            for parameter, momentum in self._momentum(module).items():
-                momentum.copy_(state["momentum"][name][parameter])
+            if not isinstance(module, ShardedArcFace):
+                load_state(module, state[name], f"{where} ({name})")
+                for parameter, momentum in self._momentum(module).items():
+                    momentum.copy_(state["momentum"][name][parameter])
         self.scaler.load_state_dict(state["scaler"])
         self.task.load_state(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])
+
+    def _load_shards(self, header: ShardedArcFace, start: Start) -> None:
+        """Deals the columns, which the main process has, to all."""
+        kernel = momentum = None
+        if start.published:
+            path = start.published / f"{start.position.step}header.pth"
+            kernel = on_main(self.world, lambda: read_weights(path).get("kernel"))
+        elif start.state and self.world.is_main:
+            kernel, momentum = (part["header"]["kernel"] for part in (start.state, start.state["momentum"]))
+        load_full(header, kernel)
+        if start.state:
+            scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
 
     def _of_this_process(self) -> dict[str, Any]:
         cuda = self.world.device.type == "cuda"

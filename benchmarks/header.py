@@ -1,0 +1,145 @@
+"""A step of the header alone, forward, backward and SGD: images a second and memory, whole and split over processes.
+
+    python benchmarks/header.py [--classes 85742] [--ranks 1] [--batch 128] [--embedding-size 128] [--sample-rate 1]
+    python benchmarks/header.py --reckon                             (the memory by formula alone, for docs/scaling.md)
+
+Each way runs in processes of its own, on GPUs where there are any, else with one thread each. Memory is what a rank's
+peak grows by from before the header is built; beside it what the formula says. Embeddings and labels are random.
+"""
+
+import argparse
+import os
+import resource
+import socket
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from utils.distributed import World, mean_over, place, processes, wrap
+from utils.errors import UserError, run
+from utils.losses import ArcFace
+from utils.sharded import ShardedArcFace
+
+S, M = 64.0, 0.5
+GIB = 1 << 30
+
+
+def reckoned(way: str, classes: int, size: int, ranks: int, batch: int, rate: float) -> float:
+    """Bytes of a rank's float32 tensors at the peak of a step: kernel, momentum and the most that lives beside them.
+
+    The whole header keeps four tensors of its logits' shape and its kernel at length 1, or else five of the kernel's
+    shape, and DDP the gradients it sends. The split one keeps one of its logits' shape and two of its columns'.
+    """
+    if way == "whole":
+        kernel, logits = classes * size, batch * classes
+        return 4.0 * (2 * kernel + max(4 * logits + kernel, 5 * kernel) + (kernel if ranks > 1 else 0))
+    columns = -(-classes // ranks)
+    kernel, taken = columns * size, columns * rate * size
+    beside = max(batch * ranks * columns * rate + 2 * taken, 3 * taken)
+    return 4.0 * (2 * kernel + (beside if rate == 1 else max(beside, kernel + 3 * taken)))
+
+
+def seconds(way: str, args: argparse.Namespace, classes: int, world: World) -> list[float]:
+    """What each step of a new header takes."""
+    if way == "whole":
+        header = wrap(place(ArcFace(args.embedding_size, classes, S, M), world), world)
+    else:
+        header = ShardedArcFace(args.embedding_size, classes, S, M, world, args.sample_rate)
+    optimizer = torch.optim.SGD(header.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+    generator = torch.Generator().manual_seed(world.rank)
+    embeddings = torch.randn(args.batch, args.embedding_size, generator=generator).to(world.device).requires_grad_()
+    labels = torch.randint(0, classes, (args.batch,), generator=generator).to(world.device)
+    taken = []
+    for _ in range(args.steps + 2):
+        start = time.perf_counter()
+        made = header(embeddings, labels)  # logits, or the loss itself
+        (F.cross_entropy(made, labels) if way == "whole" else made).backward()
+        del made
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        embeddings.grad = None
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return taken[2:]  # the first two warm up
+
+
+def measure(rank: int, way: str, args: argparse.Namespace, port: int, results: mp.SimpleQueue) -> None:
+    """In a process of its own: puts (images a second, peak bytes), means over the ranks, in the queue."""
+    of_process = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks}
+    os.environ.update({name: str(value) for name, value in of_process.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    with processes() as world:
+        seconds(way, args, args.ranks, world)  # what libraries load and reserve at their first use is not the header's
+        before = peak(world)
+        rate = args.batch * args.ranks / median(seconds(way, args, args.classes, world))
+        found = mean_over(torch.tensor([rate, peak(world) - before], device=world.device), world)
+        if world.is_main:
+            results.put(found.tolist())
+
+
+def peak(world: World) -> int:
+    """The most bytes that this process has held, on its device."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_port() -> int:
+    """A port for the processes to meet at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def table() -> str:
+    """GiB a rank by formula, for 128 images a rank."""
+    lines = [f"{'classes':>12}{'size':>6}{'ranks':>7}{'whole':>10}{'split':>10}{'split, 0.1':>12}"]
+    for classes in (85_742, 1_000_000, 10_000_000):
+        for size in (128, 256):
+            for ranks in (1, 4, 8, 64):
+                ways = [("whole", 1.0), ("split", 1.0), ("split", 0.1)]
+                needed = [reckoned(way, classes, size, ranks, 128, rate) / GIB for way, rate in ways]
+                lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>10.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in {"classes": 85742, "ranks": 1, "batch": 128, "embedding-size": 128, "steps": 7}.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help="(%(default)s)")
+    parser.add_argument("--sample-rate", type=float, default=1.0, help="of the split header (%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=["whole", "split"], default=["whole", "split"], help="(both)")
+    parser.add_argument("--reckon", action="store_true", help="print the memory by formula, measure nothing")
+    args = parser.parse_args()
+    if min(args.classes, args.ranks, args.batch, args.embedding_size, args.steps) < 1:
+        raise UserError("--classes, --ranks, --batch, --embedding-size and --steps: should be at least 1")
+    if not 0 < args.sample_rate <= 1 or args.classes < args.ranks:
+        raise UserError("--sample-rate: should be above 0 and at most 1; --classes: should not be fewer than --ranks")
+    if torch.cuda.is_available() and args.ranks > torch.cuda.device_count():
+        raise UserError(f"--ranks {args.ranks}: this machine has {torch.cuda.device_count()} GPUs")
+    if args.reckon:
+        print(table())
+        return
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    print(f"{args.classes:,} classes, embeddings of {args.embedding_size}, {args.ranks} × {args.batch} images, {name}")
+    for way in args.ways:
+        results = mp.get_context("spawn").SimpleQueue()
+        mp.spawn(measure, (way, args, free_port(), results), nprocs=args.ranks)
+        rate, used = results.get()
+        sizes = (args.classes, args.embedding_size, args.ranks, args.batch, args.sample_rate)
+        print(f"{way:>8}{rate:>10.1f} img/s{used / GIB:>8.2f} GiB a rank, by formula {reckoned(way, *sizes) / GIB:.2f}")
+
+
+if __name__ == "__main__":
+    run(main)
