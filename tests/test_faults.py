@@ -310,3 +310,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_images(tiny_data, tmp_p
     saved = json.loads((tmp_path / "bad_steps.json").read_text())
     assert list(saved["keys"]) == [str(step) for step in range(int(found[1]), int(found[2]) + 1)]
     assert all(len(keys) == 4 and all(1 <= key <= 40 for key in keys) for keys in saved["keys"].values())
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+import torch
+from utils.resume import write_checkpoint
+folder, first = Path(sys.argv[1]), int(sys.argv[2])
+print("writing", flush=True)
+for step in range(first, first + 1000):
+    weights = torch.full((1 << 20,), float(step))
+    write_checkpoint(folder, 2, {"version": 1, "position": {"step": step, "ends": [], "seen": 0}, "weights": weights})
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_path):
+    """A process that does nothing but write 4 MB checkpoints, killed again and again."""
+    rng = random.Random(1)
+    step = 0
+    for _ in range(5):
+        run = Started(sys.executable, "-c", WRITER, tmp_path, step + 1, PYTHONPATH=str(ROOT))
+        assert run.until("writing"), run.said
+        time.sleep(0.3 + rng.random() / 5)
+        run.process.kill()
+        run.end()
+        found = read_checkpoint(tmp_path)
+        assert found and found["position"]["step"] > step
+        step = found["position"]["step"]
+        assert torch.equal(found["weights"], torch.full((1 << 20,), float(step)))

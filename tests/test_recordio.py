@@ -545,3 +545,14 @@ def test_writer_refuses(tmp_path):
         writer.close()
     with IndexedRecordReader(rec, tmp_path / "a.idx") as reader:
         assert [reader.read(key) for key in reader.keys] == [b"one", b"two"]
+
+
+def test_a_file_replaced_before_another_process_opens_it_is_an_error(tmp_path):
+    """Even by one of the same size: the index is of the first."""
+    with IndexedRecordWriter(tmp_path / "a.rec", tmp_path / "a.idx") as writer:
+        writer.write(0, b"first")
+    reader = IndexedRecordReader(tmp_path / "a.rec", tmp_path / "a.idx")
+    (tmp_path / "b.rec").write_bytes((tmp_path / "a.rec").read_bytes().replace(b"first", b"other"))
+    (tmp_path / "b.rec").replace(tmp_path / "a.rec")
+    with pytest.raises(RecordError, match=r"a\.rec: was replaced or written to while in use"):
+        reader.read(0)
