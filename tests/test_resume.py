@@ -209,6 +209,17 @@ def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, 
     assert torch.load(tmp_path / "out" / "old-checkpoint.pth")["position"]["step"] == 2
 
 
+@pytest.mark.parametrize(("run_id", "steps"), [("ours", 1), ("another", 3)])
+def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, tiny_data, monkeypatch, run_id, steps):
+    """Else every restart under --resume 0 would lose what the run has done."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    run(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
+    assert len(task.seen) == steps
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -18,7 +18,7 @@ from utils.distributed import World, autocast, mean_over
 from utils.faults import AGAIN, told
 from utils.images import mirror, normalise
 from utils.loader import Decoded
-from utils.resume import FILE, Position, Start, write_checkpoint
+from utils.resume import FILE, Position, Start, make_way, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
 from utils.stopping import Stop
@@ -64,6 +64,8 @@ def train(
     task.start(optimizer)
     state = RunState(task, optimizer, scaler, losses, loader.sampler.n_images, config, world)
     state.restore(start)
+    if world.is_main:
+        make_way(Path(config.output), start)
     task.backbone.train()
     writer = Writer()
     if config.save_initial and not position.step:

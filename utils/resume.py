@@ -1,6 +1,7 @@
 """checkpoint.pth: all that a run needs to go on as if it had never stopped."""
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from easydict import EasyDict
 
 from utils.checkpoint import (
@@ -16,7 +18,7 @@ from utils.checkpoint import (
     remove_remains,
     write_file,
 )  # fmt: skip
-from utils.distributed import World, on_main
+from utils.distributed import World, gather_rows, on_main
 from utils.errors import UserError
 from utils.files import is_there
 from utils.loader import Loader
@@ -127,11 +129,12 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     That is with its checkpoint.pth; else, or where config.global_step is further, and resume=1 asks for it, with the
     files of that step; else anew. Raises UserError where there is something to go on from that does not fit.
     """
-    folder = Path(config.output)
+    restarts = np.array([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))])
+    restarted = bool(gather_rows(restarts, world).any())  # each machine counts its own
     kept: dict[str, Any] = {}
 
     def choose() -> dict[str, Any] | None:
-        state = _choose(config, folder, way, loader, world)
+        state = _choose(config, way, loader, world, restarted)
         if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
             kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
         return state
@@ -152,16 +155,17 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
             f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they "
             "hold no momentum, which starts anew"
         )
-    return Start(position, published=folder)
+    return Start(position, published=Path(config.output))
 
 
-def _choose(config: EasyDict, folder: Path, way: type[Task], loader: Loader, world: World) -> dict[str, Any] | None:
+def _choose(config: EasyDict, way: type[Task], loader: Loader, world: World, restarted: bool) -> dict[str, Any] | None:
     """The state to go on from, if any; on the main process."""
-    remove_remains(folder)
-    if config.resume == "0":
-        _put_aside(folder)
+    folder = Path(config.output)
+    if config.resume == "0" and not restarted:
         return None
     state = read_checkpoint(folder)
+    if config.resume == "0" and state is not None and state["run"] != run_name():
+        return None  # of before; what a run that trains anew has done itself, it goes on from when it is started again
     if config.resume == "1":
         if not config.global_step and state is None:
             raise UserError(
@@ -177,8 +181,12 @@ def _choose(config: EasyDict, folder: Path, way: type[Task], loader: Loader, wor
     return state
 
 
-def _put_aside(folder: Path) -> None:
-    """Renames the checkpoints of an earlier run: to train anew is no reason to lose them."""
+def make_way(folder: Path, start: Start) -> None:
+    """Clears the folder of the remains of a killed process, and renames the checkpoints of an earlier run where another
+    begins: to train anew is no reason to lose them."""
+    remove_remains(folder)
+    if start.state is not None:
+        return
     for path in (folder / FILE, *_kept(folder)):
         if path.is_file():
             path.replace(path.with_name(f"old-{path.name}"))
@@ -195,10 +203,10 @@ def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loa
     where = f"{config.output}/{FILE}"
     if state["way"] != way.__name__:
         raise UserError(f"config output: {where} is of another kind of run ({state['way']}); name another, or {ANEW}")
-    if state["images"] != loader.sampler.n_images:  # type: ignore[attr-defined]
+    if state["images"] != loader.sampler.n_images:
         raise UserError(
             f"config rec: the run in {config.output} was on {state['images']} images, here are "
-            f"{loader.sampler.n_images}; name those data, or another output; {ANEW}"  # type: ignore[attr-defined]
+            f"{loader.sampler.n_images}; name those data, or another output; {ANEW}"
         )
     if state["config"]["seed"] != config.seed:
         raise UserError(
@@ -224,6 +232,11 @@ def _tell(state: dict[str, Any], config: EasyDict, world: World) -> None:
             f"Changed: {before} processes were, {after} are: {config.batch_size * after} images a step; the learning "
             f"rate is for as many, the rest of the epoch is dealt to {after}"
         )
+
+
+def run_name() -> str:
+    """What torchrun calls the run, however often it starts its processes."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def plain(config: EasyDict) -> dict[str, Any]:

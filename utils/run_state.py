@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import load_state, load_weights, read_weights, snapshot
 from utils.distributed import World, on_main, together, unwrap
-from utils.resume import FILE, VERSION, Position, Start, plain
+from utils.resume import FILE, VERSION, Position, Start, plain, run_name
 from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
 
@@ -64,6 +64,7 @@ class RunState:
         return {
             "version": VERSION,
             "way": type(self.task).__name__,
+            "run": run_name(),
             "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
             "images": self.n_images,
             "config": plain(self.config),
