@@ -15,12 +15,13 @@ from utils.errors import run
 from utils.loader import Loader
 from utils.run_log import log
 from utils.task import Task
-from utils.teacher import prepare_teacher
+from utils.teacher import check_folders, prepare_teacher
 
 
 def main() -> None:
     """The command line."""
     config = parse_command("Train a face-recognition backbone with ArcFace and a teacher.", switches=["multi_step"])
+    check_folders(config)
     run_training(config, DistillTask, distillation)
 
 

@@ -35,7 +35,8 @@ def test_template_distillation_trains_logs_and_is_scored(demo, tmp_path):
     board = EventAccumulator(str(tmp_path / "logs" / "student")).Reload()
     assert {"train/Loss", "train/ArcLoss", "train/MSE", "verification/demo"} <= set(board.Tags()["scalars"])
     assert sorted(path.name for path in (tmp_path / "student").glob("*.pth")) == [
-        "12backbone.pth", "12header.pth", "6backbone.pth", "6header.pth",
+        "12backbone.pth", "12header.pth", "6backbone.pth", "6header.pth", "checkpoint.12.pth", "checkpoint.6.pth",
+        "checkpoint.pth",
     ]  # fmt: skip
     scored = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"output={tmp_path / 'student'}")
     assert "[demo][12]Accuracy-Flip" in scored.stdout, scored.stderr

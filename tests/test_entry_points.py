@@ -30,7 +30,8 @@ def scored(demo) -> str:
 def test_train_sh_leaves_checkpoints_log_and_curves(demo):
     output = demo / "output" / "demo"
     assert {path.name for path in output.glob("*.pth")} == {
-        f"{step}{part}.pth" for step in (0, 6, 12) for part in ("backbone", "header")
+        *(f"{step}{part}.pth" for step in (0, 6, 12) for part in ("backbone", "header")),
+        *("checkpoint.6.pth", "checkpoint.12.pth", "checkpoint.pth"),
     }
     for text in ((demo / "said").read_text(), (output / "training.log").read_text()):
         assert len(re.findall(SPEED_LINE, text)) == 4
@@ -88,7 +89,9 @@ def test_train_sh_in_two_processes(demo, tmp_path):
     steps = ["num_epoch=1", "eval_step=2", "save_initial=0"]
     trained = run_command(demo, "./train.sh", *DEMO, *places, *steps, NPROC="2")
     assert trained.returncode == 0, trained.stderr
-    assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {"3backbone.pth", "3header.pth"}
+    assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {
+        "3backbone.pth", "3header.pth", "checkpoint.3.pth", "checkpoint.pth",
+    }  # fmt: skip
     assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # one process speaks
     assert "[demo][2]Accuracy-Flip" in trained.stdout
 

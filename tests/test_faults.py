@@ -83,14 +83,14 @@ def step_of(folder: Path) -> int:
 @pytest.mark.parametrize("way", ["arcface", "template", "multi-step", "search"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_path, way):
     """kill -9, several times, each time started again by the same command."""
-    few = ["num_epoch=4", "lr_steps=3"]
+    few = ["num_epoch=2", "lr_steps=1"]
     teacher = [
         f"teacher_pth={tmp_path / 'teacher'}", "teacher_network=PocketNet", "teacher_channel=4", "teacher_n_layers=4",
         "w=10",
     ]  # fmt: skip
     command = {
         "arcface": ["train.py"],
-        "template": ["train_kd.py", *teacher, "teacher_global_step=40", f"teacher_cache={tmp_path / 'cache'}"],
+        "template": ["train_kd.py", *teacher, "teacher_global_step=20", f"teacher_cache={tmp_path / 'cache'}"],
         "multi-step": ["train_kd.py", "--multi-step", *teacher],
         "search": ["NAS/search.py", "n_nodes=2", "channel=2", "search_eval=6"],
     }[way]
@@ -106,7 +106,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_pa
     resumed = 0
     for _ in range(20):
         run = Started(sys.executable, "-u", script, *fields(tiny_data, cut), *few, *changes)
-        steps = rng.randint(5, 14)
+        steps = rng.randint(4, 8)
         if all(run.until("Global Step") for _ in range(steps)):
             time.sleep(rng.random() / 5)  # anywhere within a step, or while a checkpoint is written
             run.process.kill()
@@ -118,7 +118,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_pa
     if way == "search":
         assert (cut / "genotypes.jsonl").read_text() == (whole / "genotypes.jsonl").read_text()
         ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (whole, cut)]
-        assert len(ends[0]) == 4
+        assert len(ends[0]) == 2
         assert_same(*ends)
     else:
         assert_same(weights(whole), weights(cut))
@@ -133,7 +133,7 @@ def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
     run = Started("./train.sh", *fields(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
     rng = random.Random(0)
     for _ in range(20):
-        for _ in range(rng.randint(2, 5)):
+        for _ in range(rng.randint(1, 4)):
             assert run.until("Global Step"), run.said
         time.sleep(rng.random() / 10)
         os.kill(rng.choice(children(run.process.pid)), signal.SIGKILL)

@@ -83,11 +83,8 @@ def teacher_files(config: EasyDict, ends: list[int]) -> list[Path]:
         config: of the student.
         ends: the student's global step at the end of each of its epochs.
     """
-    if not config.teacher_pth:
-        raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
+    check_folders(config)
     place = Path(config.teacher_pth)
-    if place.resolve() == Path(config.output).resolve():
-        raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
     if is_onnx(config):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
@@ -103,6 +100,14 @@ def teacher_files(config: EasyDict, ends: list[int]) -> list[Path]:
             f"the steps {', '.join(map(str, trained))}"
         )
     return [trained[config.teacher_global_step]] * len(ends)
+
+
+def check_folders(config: EasyDict) -> None:
+    """Raises UserError unless a teacher is named, and another folder for the student."""
+    if not config.teacher_pth:
+        raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
+    if Path(config.teacher_pth).resolve() == Path(config.output).resolve():
+        raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 
 
 def steps_of_epochs(ends: list[int], steps: list[int]) -> list[int]:
