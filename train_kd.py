@@ -37,7 +37,8 @@ def distillation(
     lessons = Lessons(teacher, files)
     if config.teacher_cache:
         caches = main_first(world, lambda: open_caches(config, files, loader.dataset))
-        lessons = CachedLessons(teacher, files, caches, loader.dataset, world, config.eval_batch)
+        skip_bad = config.on_bad_image == "skip"
+        lessons = CachedLessons(teacher, files, caches, loader.dataset, world, config.eval_batch, skip_bad)
     return DistillTask(wrap(backbone, world), header, lessons, config.w)
 
 

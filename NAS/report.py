@@ -1,9 +1,11 @@
 """What a search says after each epoch: the genotype, its entropy, accuracies; and its pictures."""
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,8 +46,17 @@ def forget_after(folder: Path, step: int) -> None:
     """Takes out of genotypes.jsonl what is beyond the step a search goes on from: NAS/derive.py takes the last line."""
     path = folder / "genotypes.jsonl"
     if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off by a full disk or a kill
 
 
 def write_epoch(folder: Path, report: EpochReport) -> None:
@@ -68,6 +79,13 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
         "skips": report.skips,
         **report.accuracies,
     }
+    try:
+        _write(folder, report, line)
+    except OSError as error:  # a full disk is no reason to stop
+        log.warning(f"{folder}: epoch {report.epoch} could not be written ({error.strerror})")
+
+
+def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
     with (folder / "genotypes.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     pictures = folder / "pictures"

@@ -21,7 +21,7 @@ from NAS.report import forget_after
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.dataset import EpochSampler, ListSampler
-from utils.distributed import World, place, processes, together, wrap
+from utils.distributed import World, on_main, place, processes, together, wrap
 from utils.engine import epoch_ends, train
 from utils.errors import UserError, run
 from utils.loader import Decoded, Loader
@@ -54,7 +54,9 @@ def main() -> None:
         for alpha in net.alphas():
             alpha.requires_grad_(False)
         loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
-        samples = sample_halves(data, halves, config) if world.is_main else {}
+        drawn: list[dict[str, Decoded]] = []
+        on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
+        samples = drawn[0] if drawn else {}
         start = find_start(config, SearchTask, loaders[0], world)
         if world.is_main:
             forget_after(output, start.position.step)
@@ -92,7 +94,7 @@ def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[st
     for name, places in (("train", halves.train), ("val", halves.val)):
         chosen = np.sort(rng.choice(places, min(config.search_eval, len(places)), replace=False))
         if len(chosen):
-            loader = Loader(data, ListSampler(chosen, len(chosen)))
+            loader = Loader(data, ListSampler(chosen, len(chosen)), skip_bad=config.on_bad_image == "skip")
             (decoded,) = loader.epoch(0)
             samples[name] = decoded
     return samples

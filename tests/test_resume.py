@@ -1,18 +1,23 @@
 """A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
 
 import logging
+import signal
 
 import pytest
 import torch
+from easydict import EasyDict
 
 from tests.training import CPU, run, small_config, small_task, spawn
 from train import make_header
+from utils.checkpoint import snapshot
 from utils.dataset import EpochSampler, load_training_data
 from utils.engine import epoch_ends, train
 from utils.errors import UserError
+from utils.faults import told
 from utils.losses import ArcFaceTask
 from utils.resume import Position, Start, find_start, read_checkpoint, write_checkpoint
 from utils.run_log import log
+from utils.stopping import Stop
 
 
 @pytest.fixture
@@ -307,6 +312,43 @@ def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
         else:
             assert torch.equal(found["weights"], state(3)["weights"]) and found["position"]["step"] == 3
     assert noticed > 0.5 * len(whole) / 7
+
+
+def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    found = read_checkpoint(tmp_path / "out")
+    write_checkpoint(tmp_path, 1, found | {"ranks": [snapshot(found["ranks"][0]) for _ in range(256)]})
+    assert len(read_checkpoint(tmp_path)["ranks"]) == 256
+
+
+def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr(Stop, "asked", lambda self: signal.SIGTERM if self else 0)
+    with pytest.raises(SystemExit) as ended:
+        run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
+    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    assert step == 2 and "2backbone.pth" in weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "told_as"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", r"a loader worker ended \(Killed\)"),
+        ("[gloo/transport/tcp/unbound_buffer.cc:1] Timed out waiting 9ms for recv", "has not answered for 1800 s"),
+        ("[gloo/transport/tcp/pair.cc:1] Connection closed by peer", "another process ended in the middle"),
+        ("Caught RuntimeError in DataLoader worker process 0. Original Traceback", None),
+        ("CUDA error: the launch timed out and was terminated", None),
+        ("System call (e.g. socket, malloc) or external library call failed", None),
+    ],
+)
+def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
+    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), told(EasyDict(timeout=1800)):
+        raise RuntimeError(text)
+
+
+def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    assert run(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
 
 
 def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):

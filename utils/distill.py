@@ -59,8 +59,9 @@ class CachedLessons(Lessons):
     """
 
     def __init__(
-        self, teacher: Teacher, files: list[Path], caches: Caches, data: FaceDataset, world: World, batch_size: int
-    ) -> None:
+        self, teacher: Teacher, files: list[Path], caches: Caches, data: FaceDataset, world: World, batch_size: int,
+        skip_bad: bool = False,
+    ) -> None:  # fmt: skip
         """caches: of each file, for the images of the data; batch_size: images at once where a cache is completed."""
         super().__init__(teacher, files)
         self.caches = caches
@@ -68,6 +69,7 @@ class CachedLessons(Lessons):
         self.data = data
         self.world = world
         self.batch_size = batch_size
+        self.skip_bad = skip_bad
 
     def start_epoch(self, epoch: int) -> None:
         """Changes the teacher, or completes what is kept of it by the images that the epochs before left out."""
@@ -75,7 +77,7 @@ class CachedLessons(Lessons):
         super().start_epoch(epoch)
         self.cache = self.caches[self.files[epoch]]
         if stays:
-            fill(self.cache, self.teacher, self.data, self.world, self.batch_size)
+            fill(self.cache, self.teacher, self.data, self.world, self.batch_size, skip_bad=self.skip_bad)
 
     def __call__(self, batch: Batch) -> Tensor:
         """The teacher's embeddings (B, D) float32, of length 1 to float16 accuracy."""

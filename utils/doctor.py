@@ -1,7 +1,7 @@
 """Checks in seconds what would end a training hours later: python -m utils.doctor [--multi-step] [--config FILE] …
 
 It asks the code that the training asks, so that both say the same. Like the start of a training it makes the output
-folders and removes what a killed run left half written; nothing else changes. Exit code 1 where a check fails.
+folders; nothing else changes. Exit code 1 where a check fails.
 """
 
 import io
@@ -286,7 +286,7 @@ def _folder(config: EasyDict, name: str) -> Iterator[Check]:
 def resume(plan: Run) -> Iterator[Check]:
     """Where the run begins, and whether what is there fits the network."""
     config, folder = plan.config, Path(plan.config.output)
-    if config.resume == "0":  # find_start would put the checkpoints aside
+    if config.resume == "0":
         old = len(list(folder.glob("checkpoint*.pth")))
         yield Check("resume", PASS, f"begins anew; {old} checkpoint files will be put aside" if old else "begins anew")
         return

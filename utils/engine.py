@@ -72,7 +72,7 @@ def train(
         _save(writer, task, 0, config, world)
 
     # ------------------------------------------------------------------ the loop
-    with told(config), run_log, writer, Stop(world) as stop:
+    with told(config), run_log, writer, Stop(world, config.timeout) as stop:
         while position.step < total_steps:
             epoch = position.epoch
             task.start_epoch(epoch)
@@ -103,6 +103,8 @@ def train(
                 if verify and config.eval_step and step % config.eval_step == 0:
                     run_log.verified(step, verify(step))
                     run_log.resume_clock(step)
+                if step == total_steps:
+                    break
                 if number := stop.asked():
                     _checkpoint(writer, state, position, config)
                     writer.close()
@@ -110,8 +112,6 @@ def train(
                     raise SystemExit(128 + number)
                 if step % config.save_step == 0 and loader.sampler.steps(position.seen):
                     _checkpoint(writer, state, position, config)
-                if step == total_steps:
-                    break
             if not loader.sampler.steps(position.seen):
                 position = position.after_epoch()
             _save(writer, task, position.step, config, world)

@@ -4,12 +4,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from easydict import EasyDict
 
 from utils.errors import UserError
 
 _SILENT = re.compile(r"timed?[ -]?out|timeout", re.IGNORECASE)  # gloo's and NCCL's words
-_GONE = re.compile(r"connection (closed|reset)|remote process exited|broken pipe|socket", re.IGNORECASE)
+_GONE = re.compile(r"connection (closed|reset)|remote process exited|broken pipe", re.IGNORECASE)
 AGAIN = "the same command goes on from the last checkpoint"
 
 
@@ -20,11 +21,13 @@ def told(config: EasyDict) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if "DataLoader worker" in text:
+        if "DataLoader worker (pid" in text:  # not one that passes on an error of ours
             how = match[1] if (match := re.search(r"killed by signal: (\w+)", text)) else "without a word"
             raise UserError(
                 f"a loader worker ended ({how}); where memory was short, lower workers or batch_size; {AGAIN}"
             ) from None
+        if not (isinstance(error, dist.DistError) or "gloo" in text):
+            raise
         if _SILENT.search(text):
             raise UserError(
                 f"another process has not answered for {config.timeout} s (config timeout): it hangs, or waits for its "

@@ -36,7 +36,7 @@ def main() -> None:
         caches = main_first(world, lambda: open_caches(config, files, data))
         for path, cache in caches.items():
             teacher.load(path)
-            images = fill(cache, teacher, data, world, config.eval_batch, config.workers)
+            images = fill(cache, teacher, data, world, config.eval_batch, config.workers, config.on_bad_image == "skip")
             log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
 
 

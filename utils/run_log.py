@@ -75,10 +75,14 @@ class RunLog:
         self._scalars("verification", accuracies, step)
 
     def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
-        if self._board:
+        if not self._board:
+            return
+        try:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
+        except OSError as error:  # a full disk is no reason to stop
+            log.warning(f"TensorBoard: step {step} could not be written ({error.strerror or error})")
 
     def __enter__(self) -> Self:
         return self

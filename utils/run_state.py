@@ -86,6 +86,8 @@ class RunState:
             if start.published or start.state:
                 self._load_shards(header, start)
             header.set_step(start.position.step)  # by which it draws the classes that take part
+        if start.state:
+            start.state.clear()  # as large as all weights and momentum
 
     def _load_published(self, start: Start) -> None:
         for name, module in self.task.files(start.position.step).items():
@@ -99,7 +101,8 @@ class RunState:
                 load_state(module, state[name], f"{where} ({name})")
                 for parameter, momentum in self._momentum(module).items():
                     momentum.copy_(state["momentum"][name][parameter])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # else it ran without one
+            self.scaler.load_state_dict(state["scaler"])
         self.task.load_state(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])
@@ -109,7 +112,9 @@ class RunState:
         kernel = momentum = None
         if start.published:
             path = start.published / f"{start.position.step}header.pth"
-            kernel = on_main(self.world, lambda: read_weights(path).get("kernel"))
+            read: list[Tensor | None] = []  # not the result, which goes to all processes
+            on_main(self.world, lambda: read.append(read_weights(path).get("kernel")))
+            kernel = read[0] if read else None
         elif start.state and self.world.is_main:
             kernel, momentum = (part["header"]["kernel"] for part in (start.state, start.state["momentum"]))
         load_full(header, kernel)
@@ -119,19 +124,28 @@ class RunState:
     def _of_this_process(self) -> dict[str, Any]:
         cuda = self.world.device.type == "cuda"
         return {
-            "buffers": dict(self.modules["backbone"].named_buffers()),
+            "buffers": {kind: torch.cat([b.flatten() for b in same]) for kind, same in self._buffers().items()},
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.world.device) if cuda else None,
             "means": self.means.state(),
         }
 
     def _load_of_this_process(self, state: dict[str, Any]) -> None:
-        for name, buffer in self.modules["backbone"].named_buffers():
-            buffer.copy_(state["buffers"][name])
+        for kind, same in self._buffers().items():
+            parts = state["buffers"][kind].split([buffer.numel() for buffer in same])
+            for buffer, part in zip(same, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
         torch.set_rng_state(state["random"])
         if self.world.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
         self.means.load_state(state["means"])
+
+    def _buffers(self) -> dict[str, list[Tensor]]:
+        """Running statistics by their type: a file holds few large tensors of many processes, not many small ones."""
+        kinds: dict[str, list[Tensor]] = {}
+        for buffer in self.modules["backbone"].buffers():
+            kinds.setdefault(str(buffer.dtype), []).append(buffer)
+        return kinds
 
     def _momentum(self, module: nn.Module) -> dict[str, Tensor]:
         """By the parameter's name. Written in place: a loaded tensor would not have the parameter's memory format."""

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: a run that is asked to end does so after a step, with a checkpoint."""
 
 import signal
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -13,15 +14,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """While it is entered, a first signal is noted and a second does what it always does.
+    """While it is entered, signals are noted. A second Ctrl-C does what it always does.
 
     Of several processes any may get the signal, and all must stop at the same step: at every step they say to each
     other whether they were asked to. The answer is awaited a step later, and on the host, so that no device waits.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, timeout: int) -> None:
+        """timeout: seconds to wait for the others."""
         self.signal = 0  # the one that came
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: Any = (
+            dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
+        )
         self._told = torch.zeros(1, dtype=torch.int32)
         self._answer: Any = None
         self._before: dict[int, Any] = {}
@@ -38,7 +42,8 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:  # torchrun passes SIGTERM on to processes that may have had it already
+            signal.signal(number, self._before[number])
 
     def asked(self) -> int:
         """The signal on which all processes are to stop now, or 0. Called by each of them after every step."""

@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.files import sha256
 from utils.images import normalise
 from utils.loader import Loader
+from utils.run_log import log
 from utils.teacher import Teacher
 
 VERSION = 1  # of the files
@@ -94,17 +95,25 @@ class TeacherCache:
         return self.read(indices, np.full(len(indices), mirrored))[1]
 
 
-def fill(cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0) -> int:
-    """Embeds this process's share of what is missing; returns how many images that were."""
+def fill(
+    cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0,
+    skip_bad: bool = False,
+) -> int:  # fmt: skip
+    """Embeds this process's share of what is missing; returns how many images that were. skip_bad: as the loader's."""
     # Shared out by all images, not by the missing ones: another process may be filling already.
     missing = cache.missing(share_of(len(data), world))
     if not len(missing):
         return 0
     with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
-        for decoded in Loader(data, ListSampler(missing, batch), workers).epoch(0):
-            images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
-            ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
-            bar.update(len(indices))
+        try:
+            for decoded in Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad).epoch(0):
+                images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
+                ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
+                bar.update(len(indices))
+        except UserError as error:
+            if not skip_bad:
+                raise
+            log.warning(f"{error}: what the teacher says of others behind it is asked while training")
     return len(missing)
 
 

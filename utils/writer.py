@@ -32,7 +32,7 @@ class Writer:
     def submit(self, files: dict[str, Callable[[], None]]) -> None:
         """Writes these soon: what writes each, by name. One that still waits under the name gives way to it.
 
-        Waits for what is under way, so that no more than two copies of the weights are kept.
+        Waits for what is under way, so that no copies of the weights pile up but those that cannot be written.
         """
         self.wait()
         for name in files:
