@@ -12,6 +12,7 @@ import numpy as np
 from backbones.genotypes import Genotype, to_text
 from NAS.supernet import PRIMITIVES
 from NAS.visualize import draw_alphas, draw_cells
+from utils.files import replace_text
 from utils.run_log import log
 
 COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
@@ -47,9 +48,7 @@ def forget_after(folder: Path, step: int) -> None:
     path = folder / "genotypes.jsonl"
     if path.is_file():
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _step_of(line: str) -> float:

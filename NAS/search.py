@@ -20,7 +20,7 @@ from NAS.data import Halves, SearchData, open_data, split
 from NAS.report import forget_after
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
-from utils.dataset import EpochSampler, ListSampler
+from utils.dataset import EpochSampler, ListSampler, training_loader
 from utils.distributed import World, on_main, place, processes, together, wrap
 from utils.engine import epoch_ends, train
 from utils.errors import UserError, run
@@ -83,8 +83,7 @@ def check(config: EasyDict) -> None:
 def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: World) -> Loader:
     """The batches of one half."""
     sampler = EpochSampler(places, config.batch_size, world.rank, world.size, config.seed)
-    pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
-    return Loader(data, sampler, config.workers, pin, skip_bad)
+    return training_loader(data, sampler, config, world)
 
 
 def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, Decoded]:

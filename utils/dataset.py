@@ -12,7 +12,7 @@ from utils.distributed import World, gather_rows, on_main, together
 from utils.errors import UserError
 from utils.image_size import image_size
 from utils.images import SIZE
-from utils.loader import Loader
+from utils.loader import Loader, S
 from utils.record_index import naming_file
 from utils.recordio import IndexedRecordReader, RecordError
 from utils.run_log import log
@@ -182,8 +182,12 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     dataset = together(world, lambda: FaceDataset(config.rec))
     _check_copies(dataset, world)
     sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
-    skip_bad = config.on_bad_image == "skip"
-    return Loader(dataset, sampler, config.workers, world.device.type == "cuda", skip_bad), num_classes
+    return training_loader(dataset, sampler, config, world), num_classes
+
+
+def training_loader(dataset: S, sampler: BatchSampler, config: EasyDict, world: World) -> Loader[S]:
+    """The loader of images that are learned from, as the config says."""
+    return Loader(dataset, sampler, config.workers, world.device.type == "cuda", config.on_bad_image == "skip")
 
 
 def _check_copies(dataset: FaceDataset, world: World) -> None:

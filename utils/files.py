@@ -1,6 +1,7 @@
 """What is asked of files and folders that a person named."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,13 @@ def make_writable(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all: a temporary one, then a rename. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def sha256(*files: Path) -> str:

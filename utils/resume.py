@@ -12,12 +12,7 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
-from utils.checkpoint import (
-    CheckpointError,
-    read_file,
-    remove_remains,
-    write_file,
-)  # fmt: skip
+from utils.checkpoint import CheckpointError, read_file, remove_remains, write_file
 from utils.distributed import World, gather_rows, on_main
 from utils.errors import UserError
 from utils.files import is_there

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from utils.dataset import FaceDataset, ListSampler
 from utils.distributed import World, share_of
 from utils.errors import UserError
-from utils.files import sha256
+from utils.files import replace_text, sha256
 from utils.images import normalise
 from utils.loader import Loader
 from utils.run_log import log
@@ -62,9 +62,7 @@ class TeacherCache:
         path = self._file(".json")
         text = json.dumps(identity, indent=2) + "\n"
         if not path.exists():
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(text)
-            temporary.replace(path)
+            replace_text(path, text)
         elif path.read_text(errors="replace") != text:
             raise UserError(f"{path}: is of another teacher or other data; delete it and the files beside it")
 
