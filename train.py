@@ -16,7 +16,7 @@ from utils.engine import epoch_ends, train
 from utils.errors import run
 from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import ANEW, find_start
+from utils.resume import find_start, is_whole
 from utils.run_log import init_logging, log
 from utils.sharded import ShardedArcFace
 from utils.task import Task
@@ -56,8 +56,7 @@ def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None
         loader, num_classes = load_training_data(config, world)
         start = find_start(config, way, loader, world)
         ends = epoch_ends(config, loader.sampler, start.position)
-        if start.position.step >= ends[-1]:
-            log.info(f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}")
+        if is_whole(start, ends[-1], config):
             return
         backbone = place(build_backbone(config), world)
         header = make_header(config, num_classes, world)

@@ -11,6 +11,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from utils.dataset import FaceDataset
+from utils.distributed import to_device
 from utils.errors import UserError
 from utils.images import SIZE
 from utils.run_log import log
@@ -111,7 +112,7 @@ def split(labels: np.ndarray, seed: int) -> Halves:
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 112, 112, 3) uint8 -> the same shape: each enlarged to 128×128, and 112×112 of that cut at random."""
     large = enlarge(images, in_floats=images.is_cuda)  # for GPUs torch has it in floats alone
-    offsets = torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator).to(images.device)
+    offsets = to_device(torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator), images.device)
     rows, columns = offsets + torch.arange(SIZE, device=images.device)  # (B, 112) each
     batch = torch.arange(len(images), device=images.device)
     return large[batch[:, None, None], rows[:, :, None], columns[:, None, :]]

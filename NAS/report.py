@@ -43,21 +43,6 @@ class EpochReport:
         return sum(operation == "skip_connect" for node in self.genotype.normal for operation, _ in node)
 
 
-def forget_after(folder: Path, step: int) -> None:
-    """Takes out of genotypes.jsonl what is beyond the step a search goes on from: NAS/derive.py takes the last line."""
-    path = folder / "genotypes.jsonl"
-    if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        replace_text(path, "".join(f"{line}\n" for line in lines))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut off by a full disk or a kill
-
-
 def write_epoch(folder: Path, report: EpochReport) -> None:
     """The log lines; genotypes.jsonl, a line an epoch; cells.png and alphas.png, and each epoch's in pictures/."""
     text = to_text(report.genotype)
@@ -85,8 +70,10 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
 
 
 def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
-    with (folder / "genotypes.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = folder / "genotypes.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    kept = [text for text in lines if _epoch_of(text) < report.epoch]  # the others are of a run that was cut off
+    replace_text(path, "".join(f"{text}\n" for text in [*kept, json.dumps(line)]))
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     figures = {
@@ -96,3 +83,10 @@ def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
     for name, figure in figures.items():
         figure.savefig(pictures / f"{report.epoch:03d}{name}", dpi=80)
         shutil.copyfile(pictures / f"{report.epoch:03d}{name}", folder / name)
+
+
+def _epoch_of(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off by a full disk or a kill

@@ -17,7 +17,6 @@ from easydict import EasyDict
 
 from config import add_config_arguments, load_config, make_folder, overrides_of, require_data
 from NAS.data import Halves, SearchData, open_data, split
-from NAS.report import forget_after
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.dataset import EpochSampler, ListSampler, training_loader
@@ -25,7 +24,7 @@ from utils.distributed import World, on_main, place, processes, together, wrap
 from utils.engine import epoch_ends, train
 from utils.errors import UserError, run
 from utils.loader import Decoded, Loader
-from utils.resume import ANEW, find_start
+from utils.resume import find_start, is_whole
 from utils.run_log import init_logging, log
 
 CONFIG = Path(__file__).with_name("config.py")
@@ -58,10 +57,7 @@ def main() -> None:
         on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
         samples = drawn[0] if drawn else {}
         start = find_start(config, SearchTask, loaders[0], world)
-        if world.is_main:
-            forget_after(output, start.position.step)
-        if start.position.step >= epoch_ends(config, loaders[0].sampler, start.position)[-1]:
-            log.info(f"Nothing to do: {config.output} holds the whole search; take another output, or {ANEW}")
+        if is_whole(start, epoch_ends(config, loaders[0].sampler, start.position)[-1], config):
             return
         task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
         step = train(task, loaders[0], config, world, start=start)

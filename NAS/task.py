@@ -16,7 +16,7 @@ from NAS.cost import expected, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.distributed import World, unwrap
+from utils.distributed import World, to_device, unwrap
 from utils.images import normalise
 from utils.loader import Decoded, Loader
 from utils.task import Batch, Task
@@ -61,7 +61,11 @@ class SearchTask(Task):
         return resize_and_crop(images, generator)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{"Loss": of the weights, "AlphaLoss": validation, "Cost": expected M multiply-adds of the cells}."""
+        """{"Loss": of the weights, "AlphaLoss": validation, "Cost": expected M multiply-adds of the cells}.
+
+        The alphas' step, done first, is another than the weights', and left out by its own gradient: AlphaLoss is then
+        NaN, by which the weights' step is left out, counted and told too.
+        """
         val_loss = self._step_alphas((batch.images, batch.labels))
         loss = F.cross_entropy(self.backbone(batch.images), batch.labels)
         with torch.no_grad():
@@ -79,10 +83,11 @@ class SearchTask(Task):
         for alpha, gradient in zip(self.net.alphas(), gradients, strict=True):
             alpha.grad = gradient
         norm = nn.utils.get_total_norm(gradients)
-        self.alpha_optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        bad = ~torch.isfinite(norm)
+        self.alpha_optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        return loss
+        return torch.where(bad, torch.nan, loss)
 
     def _expected_cost(self) -> Tensor:
         normal, reduce = self.net.edge_weights()
@@ -93,8 +98,8 @@ class SearchTask(Task):
         while True:
             for decoded in loader.epoch(self.val_epoch, self.val_seen):
                 self.val_seen += self.config.batch_size * self.world.size
-                images = decoded.images.to(self.world.device, non_blocking=True)
-                yield normalise(images), decoded.labels.to(self.world.device, non_blocking=True)
+                images = to_device(decoded.images, self.world.device)
+                yield normalise(images), to_device(decoded.labels, self.world.device)
             self.val_epoch, self.val_seen = self.val_epoch + 1, 0
 
     def files(self, step: int) -> dict[str, nn.Module]:

@@ -17,18 +17,20 @@ from statistics import median
 if not __package__:  # run as a script: the modules are found from the project's folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
 from config import add_config_arguments, load_config, overrides_of
-from utils.distributed import World, autocast, place, processes
-from utils.engine import RunningMean, make_optimizer
+from utils.distributed import World, place, processes
+from utils.engine import RunningMean
 from utils.errors import UserError, run
 from utils.losses import ArcFace, ArcFaceTask
 from utils.resume import Position, write_checkpoint
 from utils.run_state import RunState
 from utils.task import Batch
+from utils.update import Update
 from utils.writer import Writer
 
 CLASSES = 85742  # of MS1MV2
@@ -42,20 +44,15 @@ class Bench:
         backbone = place(build_backbone(config), world)
         header = place(ArcFace(config.embedding_size, config.num_classes or CLASSES, config.s, config.m), world)
         self.task = ArcFaceTask(backbone, header)
-        self.optimizer = make_optimizer(self.task, config)
-        scaler = torch.amp.GradScaler(world.device.type, enabled=False)
-        self.state = RunState(self.task, self.optimizer, scaler, RunningMean(world), 10**6, config, world)
+        self.update = Update(self.task, np.zeros(1, np.int64), config, world)
+        self.state = RunState(self.task, self.update, RunningMean(world), 10**6, config, world)
         n = config.batch_size
         nothing = torch.zeros(n, dtype=torch.int64)
         images = torch.rand(n, 3, 112, 112, device=world.device).to(memory_format=torch.channels_last)
         self.batch = Batch(images, nothing.to(world.device), nothing, nothing.bool())
 
     def step(self) -> None:
-        with autocast(self.world, self.config.precision):
-            loss = self.task(self.batch)["Loss"]
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update(self.batch, step=0)
 
     def wait(self) -> None:
         if self.world.device.type == "cuda":

@@ -1,5 +1,6 @@
 """What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
 
+import logging
 import os
 import pickle
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from utils.recordio import Header, IndexedRecordWriter, pack
+from utils.run_log import log
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -171,3 +173,11 @@ def demo(project) -> Path:
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
     return project
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What is logged."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, "pocketnet")
+    return caplog

@@ -10,7 +10,7 @@ from torch import nn
 from backbones import build_backbone
 from config import load_config
 from tests.conftest import ROOT, SHARED
-from utils.checkpoint import CheckpointError, list_backbones, load_weights, save_checkpoint, save_weights
+from utils.checkpoint import CheckpointError, list_backbones, load_weights, save_weights
 from utils.losses import ArcFace
 
 
@@ -22,7 +22,8 @@ def backbone():
 def test_files_have_the_published_names_and_keys_and_load_back(tmp_path, backbone):
     header = ArcFace(128, 5)
     backbone.to(memory_format=torch.channels_last)
-    save_checkpoint(tmp_path / "new" / "folder", 12, backbone, header)
+    save_weights(tmp_path / "new" / "folder" / "12backbone.pth", backbone)
+    save_weights(tmp_path / "new" / "folder" / "12header.pth", header)
     saved = torch.load(tmp_path / "new" / "folder" / "12backbone.pth", weights_only=True)
     assert list(saved) == list(backbone.state_dict()) and "cells.0.dag.0.0.net.0.weight" in saved
     assert all(value.is_contiguous() and value.device.type == "cpu" for value in saved.values())
@@ -53,24 +54,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(OSError, match="No space"):
         save_weights(path, nn.Linear(2, 2))
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path, 2, nn.Linear(2, 2), nn.Linear(2, 2))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["1header.pth"]
-
-
-def test_where_a_backbone_stands_its_header_stands_too(tmp_path, monkeypatch):
-    save, written = torch.save, []
-
-    def fails_at_the_second(weights, file):
-        written.append(list(weights))
-        if len(written) == 2:
-            raise OSError("No space left on device")
-        save(weights, file)
-
-    monkeypatch.setattr(torch, "save", fails_at_the_second)
-    with pytest.raises(OSError, match="No space"):
-        save_checkpoint(tmp_path, 2, nn.Linear(2, 2), ArcFace(2, 2))
-    assert [p.name for p in tmp_path.iterdir()] == ["2header.pth"]
 
 
 def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):

@@ -1,6 +1,5 @@
 """The training loop: what it computes, writes, says and refuses."""
 
-import logging
 import math
 import pickle
 import re
@@ -22,15 +21,7 @@ from utils.distributed import gather_rows, place, processes, share_of, unwrap, w
 from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFaceTask
-from utils.run_log import log
 from utils.task import Batch
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level(logging.INFO, "pocketnet")
-    return caplog
 
 
 def reported(caplog) -> list[float]:

@@ -91,6 +91,19 @@ def test_asked_to_end_it_leaves_a_checkpoint_of_the_last_step(tiny_data, tmp_pat
     assert step_of(tmp_path) == last
 
 
+def test_a_signal_to_all_of_its_processes_is_one_to_the_run(tiny_data, tmp_path):
+    """As systemd and some schedulers send it: the loader workers get it too."""
+    command = [sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "workers=2"]
+    run = Started("setsid", *command, "num_epoch=40", "save_step=1000")
+    assert run.until("Global Step: 8 "), run.said
+    os.killpg(run.process.pid, signal.SIGTERM)
+    assert run.end() == 143, run.said
+    last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
+    assert f"Stopped by SIGTERM after step {last}" in run.said and step_of(tmp_path) == last
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.process.pid, 0)  # nobody is left
+
+
 def test_two_processes_stop_at_the_same_step(tiny_data, tmp_path):
     """The signal reaches the second alone."""
     run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000", NPROC="2")
@@ -250,12 +263,12 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import torch
-from utils.resume import write_checkpoint
+from utils.resume import VERSION, write_checkpoint
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 print("writing", flush=True)
 for step in range(first, first + 1000):
-    weights = torch.full((1 << 20,), float(step))
-    write_checkpoint(folder, 2, {"version": 1, "position": {"step": step, "ends": [], "seen": 0}, "weights": weights})
+    state = {"version": VERSION, "position": {"step": step, "ends": [], "seen": 0}}
+    write_checkpoint(folder, 2, state | {"weights": torch.full((1 << 20,), float(step))})
 """
 
 

@@ -1,6 +1,5 @@
 """A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
 
-import logging
 import signal
 
 import pytest
@@ -15,16 +14,8 @@ from utils.engine import epoch_ends, train
 from utils.errors import UserError
 from utils.faults import told
 from utils.losses import ArcFaceTask
-from utils.resume import Position, Start, find_start, read_checkpoint, write_checkpoint
-from utils.run_log import log
+from utils.resume import VERSION, Position, Start, find_start, read_checkpoint, write_checkpoint
 from utils.stopping import Stop
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(log, "propagate", True)
-    caplog.set_level(logging.INFO, "pocketnet")
-    return caplog
 
 
 def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
@@ -268,7 +259,7 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
 
 
 def state(step):
-    return {"version": 1, "position": {"step": step, "ends": [], "seen": 0}, "weights": torch.full((1000,), step)}
+    return {"version": VERSION, "position": {"step": step, "ends": [], "seen": 0}, "weights": torch.full((1000,), step)}
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):
@@ -342,8 +333,15 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
     ],
 )
 def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
-    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), told(EasyDict(timeout=1800)):
+    config = EasyDict(timeout=1800, resume="auto")
+    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), told(config):
         raise RuntimeError(text)
+
+
+def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
+    config = EasyDict(timeout=1800, resume="0")
+    with pytest.raises(UserError, match="the same command, without --resume 0, goes on"), told(config):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
 
 
 def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):

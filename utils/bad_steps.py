@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.distributed import World, gather_rows, together
+from utils.distributed import World, gather_rows, on_main
 from utils.errors import UserError
 from utils.run_log import log
 
@@ -21,16 +22,20 @@ class BadSteps:
     log is written.
 
     A bad step changes nothing: no weight, no momentum, no running statistics. The gradients are the mean of all
-    processes', so that all find the same.
+    processes', so that all find the same. (Under fp16, where its scaler is at work, a process whose own loss is finite
+    keeps the running statistics of its own images, as in every step whose gradient overflows.)
     """
 
-    def __init__(self, backbone: nn.Module, keys: np.ndarray, config: EasyDict, world: World) -> None:
+    def __init__(
+        self, backbone: nn.Module, optimizer: torch.optim.Optimizer, keys: np.ndarray, config: EasyDict, world: World
+    ) -> None:
         """keys: of the data set's images, by index."""
+        self.optimizer = optimizer
         self.world = world
         self.config = config
         self.keys = keys
         self.total = 0
-        self.in_a_row: list[tuple[int, Tensor]] = []  # the last steps, all bad, with the images' indices
+        self.in_a_row: dict[int, list[int]] = {}  # the last steps, all bad, and the keys of all processes' images
         self._since: list[tuple[int, Tensor, Tensor]] = []  # since the last line: step, indices, whether it was bad
         self._buffers = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
         self._kept = torch.empty(0)
@@ -39,14 +44,13 @@ class BadSteps:
         """Keeps the running statistics, which the forward pass changes."""
         self._kept = self._flat()
 
-    def judge(self, step: int, loss: Tensor, norm: Tensor, indices: Tensor, half: bool) -> Tensor:
+    def judge(self, step: int, losses: Tensor, norm: Tensor, scale: Tensor, indices: Tensor) -> Tensor:
         """Whether the step is bad: (), bool, on the device. Puts the running statistics back if it is.
 
-        norm: of the backbone's gradient. half: that of fp16 overflows now and then, as its scaler means it to, and
-        that alone makes no bad step.
+        losses: (n,). norm: of the backbone's gradient. scale: of the loss, 1 but under fp16, whose gradient overflows
+        now and then, as its scaler means it to: while there is a smaller scale, that alone makes no bad step.
         """
-        finite = torch.isfinite(loss.detach())
-        bad = ~(finite if half else finite & torch.isfinite(norm))
+        bad = ~torch.isfinite(losses).all() | (~torch.isfinite(norm) & (scale <= 1))
         if self._buffers:
             whole = torch.where(bad, self._kept, self._flat())
             parts = whole.split([buffer.numel() for buffer in self._buffers])
@@ -54,19 +58,24 @@ class BadSteps:
         self._since.append((step, indices.clone(), bad))  # a copy: the loader uses the memory again
         return bad
 
-    def check(self, lr: float) -> None:
-        """Counts and tells the bad steps since the last call. Raises UserError after config.max_bad_steps in a row."""
-        bad = torch.stack([verdict for _, _, verdict in self._since]).int()  # (steps,)
+    def check(self) -> None:
+        """Counts and tells the bad steps since the last call; every process takes part. Raises UserError after
+        config.max_bad_steps in a row."""
+        if not self._since:
+            return
+        verdicts = torch.stack([verdict for _, _, verdict in self._since]).int()  # (steps,)
         if self.world.size > 1:
-            dist.all_reduce(bad, dist.ReduceOp.MAX)  # a loss is one process's, the gradients are of all
-        steps, verdicts = self._since, bad.tolist()
-        self._since = []
+            dist.all_reduce(verdicts, dist.ReduceOp.MAX)  # a loss is one process's, the gradients are of all
+        since, self._since = self._since, []
         found = []
-        for (step, indices, _), is_bad in zip(steps, verdicts, strict=True):
-            self.in_a_row = [*self.in_a_row, (step, indices)] if is_bad else []
-            found += [step] * is_bad
+        for (step, indices, _), bad in zip(since, verdicts.tolist(), strict=True):
+            if not bad:
+                self.in_a_row = {}
+                continue
+            found.append(step)
+            self.in_a_row[step] = gather_rows(self.keys[indices.numpy()], self.world).tolist()
             if len(self.in_a_row) == self.config.max_bad_steps:
-                together(self.world, lambda: self._end(lr))
+                on_main(self.world, self._end)
         if found:
             self.total += len(found)
             log.warning(
@@ -74,20 +83,29 @@ class BadSteps:
                 f"({self.total} so far)"
             )
 
+    def state(self) -> dict[str, Any]:
+        """The counts, after a check."""
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+        self.total, self.in_a_row = state["total"], dict(state["in_a_row"])
+
     @torch.no_grad()
     def _flat(self) -> Tensor:
         return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else self._kept
 
-    def _end(self, lr: float) -> None:
+    def _end(self) -> None:
         """Writes down the images of the bad steps, and raises UserError."""
-        mine = np.array([self.keys[indices.numpy()] for _, indices in self.in_a_row])  # (steps, B)
-        keys = np.split(gather_rows(mine, self.world), self.world.size)  # of each process
-        steps = [step for step, _ in self.in_a_row]
+        lr = self.optimizer.param_groups[0]["lr"]
         path = Path(self.config.output) / FILE
-        if self.world.is_main:
-            batches = {step: np.concatenate([of[i] for of in keys]).tolist() for i, step in enumerate(steps)}
-            path.write_text(json.dumps({"learning_rate": lr, "keys": batches}, indent=1) + "\n")
+        kept = f"the keys of their images are in {path}"
+        try:
+            path.write_text(json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
+        except OSError as error:
+            kept = f"the keys of their images could not be written to {path} ({error.strerror})"
+        steps = list(self.in_a_row)
         raise UserError(
             f"loss or gradient is not finite in {len(steps)} steps in a row, {steps[0]} to {steps[-1]} (learning rate "
-            f"{lr:g}); the keys of their images are in {path}; lower lr, or try precision=fp32"
+            f"{lr:g}); {kept}; lower lr, or try precision=fp32"
         )

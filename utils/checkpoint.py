@@ -72,12 +72,6 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
     write_file(Path(path), snapshot(dict(module.state_dict())))
 
 
-def save_checkpoint(folder: str | Path, step: int, backbone: nn.Module, header: nn.Module) -> None:
-    """Writes both files of a step; the backbone last, so that where it stands the header stands too."""
-    save_weights(Path(folder) / f"{step}header.pth", header)
-    save_weights(Path(folder) / f"{step}backbone.pth", backbone)
-
-
 def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
     """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none, naming the
     config's field that names the folder."""

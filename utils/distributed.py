@@ -98,6 +98,13 @@ def place(module: nn.Module, world: World) -> nn.Module:
     return module.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a tensor of the CPU on the device, which the host does not wait for."""
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from easydict import EasyDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from utils.bad_steps import BadSteps
 from utils.checkpoint import write_file
 from utils.dataset import BatchSampler, Loader
-from utils.distributed import World, autocast, mean_over
-from utils.faults import AGAIN, told
+from utils.distributed import World, mean_over, to_device
+from utils.faults import again, told
 from utils.images import mirror, normalise
 from utils.loader import Decoded
 from utils.resume import FILE, Position, Start, make_way, write_checkpoint
@@ -23,7 +22,8 @@ from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
 from utils.stopping import Stop
 from utils.task import Batch, Task
-from utils.writer import Writer
+from utils.update import Update
+from utils.writer import Files, Writer
 
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
 BEGINNING, ANEW = Position(), Start()
@@ -55,21 +55,17 @@ def train(
     total_steps = epoch_ends(config, loader.sampler, position)[-1]
     images_a_step = config.batch_size * world.size
     run_log = RunLog(config, position.step, total_steps, images_a_step, world.is_main)
-    optimizer = make_optimizer(task, config)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-    # Of mirroring and the like. On the CPU, so that any device does the same and the flags are known without asking it.
-    generator = torch.Generator()
+    update = Update(task, loader.dataset.keys, config, world)
     losses = RunningMean(world)
-    bad_steps = BadSteps(task.backbone, loader.dataset.keys, config, world)
-    task.start(optimizer)
-    state = RunState(task, optimizer, scaler, losses, loader.sampler.n_images, config, world)
+    task.start(update.optimizer)
+    state = RunState(task, update, losses, loader.sampler.n_images, config, world)
     state.restore(start)
     if world.is_main:
         make_way(Path(config.output), start)
     task.backbone.train()
     writer = Writer()
     if config.save_initial and not position.step:
-        _save(writer, task, 0, config, world)
+        writer.submit(_published(task, 0, config, world))
 
     # ------------------------------------------------------------------ the loop
     with told(config), run_log, writer, Stop(world, config.timeout) as stop:
@@ -77,28 +73,17 @@ def train(
             epoch = position.epoch
             task.start_epoch(epoch)
             run_log.resume_clock(position.step)
-            lr = _set_learning_rate(optimizer, config, epoch, world)
+            lr = update.set_learning_rate(epoch)
             for decoded in loader.epoch(epoch, position.seen):
-                batch = _on_device(decoded, task, _seeded(generator, config, position, world), world)
-                bad_steps.before()
-                with autocast(world, config.precision):
-                    named = task(batch)
-                scaler.scale(named["Loss"]).backward()
-                scaler.unscale_(optimizer)
-                norm = _clip(task.backbone, config.clip_norm)
-                bad = bad_steps.judge(position.step + 1, named["Loss"], norm, batch.indices, scaler.is_enabled())
-                if not scaler.is_enabled():
-                    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # then the fused step does nothing
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
-
+                batch = _on_device(decoded, task, _generator(config, position, world), world)
                 position = position.after_step(images_a_step)
                 step = position.step
+                named, bad = update(batch, step)
+
                 losses.add(named, bad)
                 run_log.tick()
                 if step % config.log_step == 0 or step == total_steps:
-                    bad_steps.check(lr)
+                    update.bad_steps.check()
                     run_log.report(step, epoch, losses.take(), lr)
                 if verify and config.eval_step and step % config.eval_step == 0:
                     run_log.verified(step, verify(step))
@@ -106,81 +91,48 @@ def train(
                 if step == total_steps:
                     break
                 if number := stop.asked():
-                    _checkpoint(writer, state, position, config)
+                    writer.submit(_checkpoint(state, position, config))
                     writer.close()
-                    log.warning(f"Stopped by {Signals(number).name} after step {step}: {AGAIN}")
+                    log.warning(f"Stopped by {Signals(number).name} after step {step}: {again(config)}")
                     raise SystemExit(128 + number)
                 if step % config.save_step == 0 and loader.sampler.steps(position.seen):
-                    _checkpoint(writer, state, position, config)
+                    writer.submit(_checkpoint(state, position, config))
             if not loader.sampler.steps(position.seen):
                 position = position.after_epoch()
-            _save(writer, task, position.step, config, world)
+            published = _published(task, position.step, config, world)
             task.end_epoch(epoch, position.step)
-            _checkpoint(writer, state, position, config)
+            writer.submit(published, _checkpoint(state, position, config))
     return position.step
 
 
 def _on_device(decoded: Decoded, task: Task, generator: torch.Generator, world: World) -> Batch:
     """The batch as the network takes it: each image mirrored with probability 0.5, all normalised."""
     mirrored = torch.rand(len(decoded.images), generator=generator) < 0.5  # (B,)
-    images = decoded.images.to(world.device, non_blocking=True)  # (B, 112, 112, 3) uint8
-    images = task.augment(images, generator)
-    images = normalise(mirror(images, mirrored.to(world.device, non_blocking=True)))  # (B, 3, 112, 112)
-    return Batch(images, decoded.labels.to(world.device, non_blocking=True), decoded.indices, mirrored)
+    images = task.augment(to_device(decoded.images, world.device), generator)  # (B, 112, 112, 3) uint8
+    images = normalise(mirror(images, to_device(mirrored, world.device)))  # (B, 3, 112, 112)
+    return Batch(images, to_device(decoded.labels, world.device), decoded.indices, mirrored)
 
 
-def make_optimizer(task: Task, config: EasyDict) -> torch.optim.SGD:
-    """Of both networks' parameters that learn."""
-    parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,  # takes the fp16 scaler's verdict on the device, without waiting for it
-    )
-    # The fused update leaves the momentum uninitialised where fp16 overflows in the very first step (torch 2.13).
-    for parameter in parameters:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, config: EasyDict, epoch: int, world: World) -> float:
-    """The epoch's rate: config.lr is for 512 images a step and scales with the images there really are."""
-    lr = config.lr * config.batch_size * world.size / 512 * config.lr_func(epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
-
-
-def _seeded(generator: torch.Generator, config: EasyDict, position: Position, world: World) -> torch.Generator:
-    """The generator, as it always is at this step of this process: a resumed run draws what one never stopped does."""
+def _generator(config: EasyDict, position: Position, world: World) -> torch.Generator:
+    """Of mirroring and the like, always the same at this step of this process: a resumed run draws what one never
+    stopped does. On the CPU, so that any device does the same and the flags are known without asking it."""
     seed = np.random.SeedSequence([config.seed, world.rank, position.step]).generate_state(1, np.uint64)
-    return generator.manual_seed(int(seed[0]))
+    return torch.Generator().manual_seed(int(seed[0]))
 
 
-def _clip(backbone: nn.Module, largest: float) -> Tensor:
-    """Scales the gradient down to the largest norm, if that is not 0; returns the norm it had: ()."""
-    parameters = [parameter for parameter in backbone.parameters() if parameter.grad is not None]
-    if largest:
-        return nn.utils.clip_grad_norm_(parameters, largest)
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-
-def _save(writer: Writer, task: Task, step: int, config: EasyDict, world: World) -> None:
-    """Has the published files written; every process takes part."""
+def _published(task: Task, step: int, config: EasyDict, world: World) -> Files:
+    """What writes the published files; every process takes part."""
     weights = {name: whole(module, dict(module.state_dict()), world) for name, module in task.files(step).items()}
-    if world.is_main:
-        folder = Path(config.output)
-        writer.submit({name: partial(write_file, folder / name, content) for name, content in weights.items()})
-        log.info(f"Saved step {step} in {config.output}")
+    if not world.is_main:
+        return {}
+    log.info(f"Saved step {step} in {config.output}")
+    return {name: partial(write_file, Path(config.output) / name, content) for name, content in weights.items()}
 
 
-def _checkpoint(writer: Writer, state: RunState, position: Position, config: EasyDict) -> None:
-    """Has checkpoint.pth written; every process takes part."""
+def _checkpoint(state: RunState, position: Position, config: EasyDict) -> Files:
+    """What writes checkpoint.pth; every process takes part."""
     content = state.take(position)
-    if content is not None:
-        writer.submit({FILE: partial(write_checkpoint, Path(config.output), config.keep, content)})
+    return {} if content is None else {FILE: partial(write_checkpoint, Path(config.output), config.keep, content)}
 
 
 class RunningMean:

@@ -11,7 +11,12 @@ from utils.errors import UserError
 
 _SILENT = re.compile(r"timed?[ -]?out|timeout", re.IGNORECASE)  # gloo's and NCCL's words
 _GONE = re.compile(r"connection (closed|reset)|remote process exited|broken pipe", re.IGNORECASE)
-AGAIN = "the same command goes on from the last checkpoint"
+
+
+def again(config: EasyDict) -> str:
+    """How the run goes on."""
+    same = "the same command, without --resume 0," if config.resume == "0" else "the same command"
+    return f"{same} goes on from the last checkpoint"
 
 
 @contextmanager
@@ -24,15 +29,15 @@ def told(config: EasyDict) -> Iterator[None]:
         if "DataLoader worker (pid" in text:  # not one that passes on an error of ours
             how = match[1] if (match := re.search(r"killed by signal: (\w+)", text)) else "without a word"
             raise UserError(
-                f"a loader worker ended ({how}); where memory was short, lower workers or batch_size; {AGAIN}"
+                f"a loader worker ended ({how}); where memory was short, lower workers or batch_size; {again(config)}"
             ) from None
         if not (isinstance(error, dist.DistError) or "gloo" in text):
             raise
         if _SILENT.search(text):
             raise UserError(
                 f"another process has not answered for {config.timeout} s (config timeout): it hangs, or waits for its "
-                f"disk; {AGAIN}"
+                f"disk; {again(config)}"
             ) from None
         if _GONE.search(text):
-            raise UserError(f"another process ended in the middle of a step; {AGAIN}") from None
+            raise UserError(f"another process ended in the middle of a step; {again(config)}") from None
         raise

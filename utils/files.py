@@ -27,8 +27,11 @@ def make_writable(folder: Path) -> Path:
 def replace_text(path: Path, text: str) -> None:
     """Writes a file, whole or not at all: a temporary one, then a rename. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256(*files: Path) -> str:

@@ -7,6 +7,7 @@ cost as much as decoding it. Here each worker owns a few slots for good and only
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -71,7 +72,7 @@ class Loader(Generic[S]):
             num_workers=workers,
             collate_fn=_as_is,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_interrupts,
+            worker_init_fn=_leave_signals,
             prefetch_factor=PREFETCH if workers else None,
         )
 
@@ -162,9 +163,20 @@ def _check_shared_memory(size: int) -> None:
         )
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C at a terminal reaches workers too; it is the training process that ends, and them."""
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C at a terminal and a scheduler's SIGTERM reach workers too; but it is the training process that ends, after
+    its step and a checkpoint, and them: a worker heeds its SIGTERM alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells who sent it; not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
+
+
+def _heed(process: int) -> None:
+    """Ends this process at a SIGTERM of the other one."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
 
 
 def _as_is(ticket: Any) -> Any:

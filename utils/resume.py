@@ -21,7 +21,7 @@ from utils.run_log import log
 from utils.task import Task
 
 FILE = "checkpoint.pth"
-VERSION = 1  # of the file
+VERSION = 2  # of the file
 ANEW = "--resume 0 trains anew"
 
 
@@ -174,6 +174,14 @@ def _choose(config: EasyDict, way: type[Task], loader: Loader, world: World, res
         _check(state, config, way, loader)
         _tell(state, config, world)
     return state
+
+
+def is_whole(start: Start, last: int, config: EasyDict) -> bool:
+    """Whether the run has done its last step, which is then said."""
+    if start.position.step < last:
+        return False
+    log.info(f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}")
+    return True
 
 
 def make_way(folder: Path, start: Start) -> None:

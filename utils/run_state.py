@@ -13,6 +13,7 @@ from utils.distributed import World, on_main, together, unwrap
 from utils.resume import FILE, VERSION, Position, Start, plain, run_name
 from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
+from utils.update import Update
 
 
 def whole(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
@@ -35,14 +36,10 @@ class Means(Protocol):
 class RunState:
     """Weights, momentum, scaler, the task's own, and of each process: running statistics, random generators, meters."""
 
-    def __init__(
-        self, task: Task, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, means: Means, n_images: int,
-        config: EasyDict, world: World,
-    ) -> None:  # fmt: skip
+    def __init__(self, task: Task, update: Update, means: Means, n_images: int, config: EasyDict, world: World) -> None:
         """n_images: of an epoch."""
         self.task = task
-        self.optimizer = optimizer
-        self.scaler = scaler
+        self.optimizer, self.scaler, self.bad_steps = update.optimizer, update.scaler, update.bad_steps
         self.means = means
         self.n_images = n_images
         self.config = config
@@ -51,6 +48,7 @@ class RunState:
 
     def take(self, position: Position) -> dict[str, Any] | None:
         """A copy of all, on the CPU, for the main process; None for the others, which take part."""
+        self.bad_steps.check()  # what it has not counted yet is on each process's device
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
         mine = snapshot(self._of_this_process())
         if self.world.size > 1:
@@ -71,6 +69,7 @@ class RunState:
             **weights,
             "momentum": momentum,
             "scaler": self.scaler.state_dict(),
+            "bad_steps": snapshot(self.bad_steps.state()),
             "task": snapshot(self.task.state()),
             "ranks": ranks,
         }
@@ -103,6 +102,7 @@ class RunState:
                     momentum.copy_(state["momentum"][name][parameter])
         if state["scaler"]:  # else it ran without one
             self.scaler.load_state_dict(state["scaler"])
+        self.bad_steps.load_state(state["bad_steps"])
         self.task.load_state(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])

@@ -1,4 +1,4 @@
-"""What a network keeps in memory while it trains, measured; and what memory there is."""
+"""What a step of training takes of memory, the network measured, the head computed; and what memory there is."""
 
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,24 @@ def kept_bytes(network: nn.Module, n: int, world: World, precision: str) -> int:
     embeddings.float().sum().backward()
     network.zero_grad(set_to_none=True)
     return sum(kept.values())
+
+
+def head_bytes(head: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0) -> float:
+    """Bytes of a process's ArcFace head at the peak of a step of SGD with momentum: see docs/scaling.md.
+
+    head: whole or sharded; size: of an embedding; batch: images on each process.
+    """
+    if head == "whole":
+        kernel, logits = 4.0 * size * classes, 4.0 * batch * classes
+        of_ddp = kernel if processes > 1 else 0  # the gradients that it sends
+        return 2 * kernel + max(4 * logits + kernel, 5 * kernel) + of_ddp
+    columns, images = -(-classes // processes), processes * batch
+    kernel, taken, logits = (4.0 * columns * n for n in (size, size * sample_rate, images * sample_rate))
+    beside = max(logits + 2 * taken, 3 * taken)
+    if sample_rate < 1:  # the gradient is of all columns again
+        beside = max(beside, kernel + 3 * taken)
+    embeddings = 4.0 * images * size  # of all processes; their gradient, and a copy of it that the processes add up
+    return 2 * kernel + beside + 3 * embeddings
 
 
 def largest_output(network: nn.Module, world: World) -> int:

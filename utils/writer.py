@@ -8,6 +8,8 @@ from typing import Self
 from utils.errors import UserError
 from utils.run_log import log
 
+Files = dict[str, Callable[[], None]]  # what writes each file, by its name: in order, none without those before it
+
 
 class Writer:
     """Writes files in a thread, one after another.
@@ -17,7 +19,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Callable[[], None]] = {}
+        self._waiting: list[Files] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -29,15 +31,17 @@ class Writer:
         else:
             self.wait()
 
-    def submit(self, files: dict[str, Callable[[], None]]) -> None:
-        """Writes these soon: what writes each, by name. One that still waits under the name gives way to it.
+    def submit(self, *batches: Files) -> None:
+        """Writes these soon. A file that still waits under a name of theirs gives way to it.
 
         Waits for what is under way, so that no copies of the weights pile up but those that cannot be written.
         """
         self.wait()
-        for name in files:
-            self._waiting.pop(name, None)  # to stand behind what waits longer
-        self._waiting |= files
+        for batch in batches:
+            for waiting in self._waiting:
+                for name in batch:
+                    waiting.pop(name, None)
+            self._waiting.append(batch)
         self._thread = threading.Thread(target=self._write, name="writer")
         self._thread.start()
 
@@ -53,14 +57,21 @@ class Writer:
         if self._waiting:
             self._write()
         if self._waiting:
-            raise UserError(f"{', '.join(self._waiting)}: could not be written; make room and start the run again")
+            names = ", ".join(name for batch in self._waiting for name in batch)
+            raise UserError(f"{names}: could not be written; make room and start the run again")
 
     def _write(self) -> None:
-        for name, write in list(self._waiting.items()):
+        failed: dict[str, str] = {}
+        for batch in self._waiting:
             try:
-                write()
+                for name, write in list(batch.items()):
+                    write()
+                    del batch[name]
             except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer's
-                reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-                log.warning(f"{name}: could not be written ({reason}); training goes on, the next save tries again")
-                return  # in their order: the backbone says that the header stands beside it
-            del self._waiting[name]
+                failed[name] = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        self._waiting = [batch for batch in self._waiting if batch]
+        if failed:
+            log.warning(
+                f"{', '.join(failed)}: could not be written ({list(failed.values())[-1]}); training goes on, the next "
+                "save tries again"
+            )

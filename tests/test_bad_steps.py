@@ -1,0 +1,107 @@
+"""Steps that are not finite change nothing, are counted over resumes, and end a run when too many follow each other."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.training import run, small_config, spawn
+from utils.checkpoint import snapshot
+from utils.errors import UserError
+from utils.losses import ArcFaceTask
+
+
+def failing(steps, of=lambda loss: loss * torch.nan, first=1):
+    """An ArcFace task whose loss is made something else in some of its steps; it keeps the networks before each."""
+
+    class Failing(ArcFaceTask):
+        def __init__(self, *networks):
+            super().__init__(*networks)
+            self.before = []
+
+        def start(self, optimizer):
+            self.optimizer = optimizer
+
+        def __call__(self, batch):
+            moments = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+            networks = [self.backbone.state_dict(), self.header.state_dict(), {"momentum": moments}]
+            self.before.append(snapshot({key: value for part in networks for key, value in part.items()}))
+            named = super().__call__(batch)
+            return {"Loss": of(named["Loss"])} if first - 1 + len(self.before) in steps else named
+
+    Failing.__name__ = ArcFaceTask.__name__
+    return Failing
+
+
+def changed(one, other) -> list[str]:
+    pairs = {key: (one[key], other[key]) for key in one if key != "momentum"}
+    pairs |= {f"momentum {i}": pair for i, pair in enumerate(zip(one["momentum"], other["momentum"], strict=True))}
+    return [key for key, (a, b) in pairs.items() if not torch.equal(a, b)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_bad_step_changes_nothing(tmp_path, tiny_data, said, precision):
+    config = small_config(tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8")
+    step, task = run(config, way=failing([3]))
+    assert step == 8
+    states = task.before
+    # num_batches_tracked is a count of forward passes, which no computation reads
+    assert [key for key in changed(states[2], states[3]) if "num_batches" not in key] == []
+    assert any("running_mean" in key for key in changed(states[3], states[4]))
+    assert "not finite in 1 steps, the last is step 3: left out (1 so far)" in said.text
+    assert "Loss nan" not in said.text
+
+
+def test_the_count_goes_on_after_a_resume(tmp_path, tiny_data, said):
+    """Killed every few steps, a run whose loss is never finite again still ends."""
+    fields = ["num_epoch=9", "max_bad_steps=6", "log_step=50"]
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), way=failing([2, 4]))
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), way=failing([5, 6, 7], first=5))
+    assert said.text.count("(5 so far)") == 1
+    with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 4 to 9 \(learning rate"):
+        run(small_config(tmp_path, tiny_data, *fields, "max_steps=50"), way=failing(range(99), first=8))
+    kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
+    assert list(kept) == ["4", "5", "6", "7", "8", "9"]
+    assert all(len(set(keys)) == 8 for keys in kept.values())
+    second_epoch = {key for step in ("6", "7", "8", "9") for key in kept[step]}
+    assert len(second_epoch) == 32  # of its 40 images, each once
+
+
+def _count(world, folder, data, last, steps, first):
+    config = small_config(folder, data, "batch_size=4", "num_epoch=9", "max_bad_steps=4", f"max_steps={last}")
+    of = (lambda loss: loss * torch.nan) if world.is_main else (lambda loss: loss)  # one process's loss alone
+    with pytest.raises((UserError, SystemExit)) if not last else nullcontext():
+        run(config, world=world, way=failing(steps, of, first))
+
+
+def test_the_count_goes_on_with_another_number_of_processes(tmp_path, tiny_data):
+    spawn(_count, tmp_path, tiny_data, 3, [2, 3], 1, size=2)
+    spawn(_count, tmp_path, tiny_data, 0, range(99), 4, size=3)
+    kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
+    assert {step: len(set(keys)) for step, keys in kept.items()} == {"2": 8, "3": 8, "4": 12, "5": 12}
+
+
+def overflow(loss):
+    """A finite loss whose gradient is not, at any scale."""
+    return loss + torch.sqrt(loss * 0)
+
+
+def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny_data, said):
+    """From its first scale of 65536 the scaler tries 16 others, each half of the one before, as it is meant to."""
+    config = small_config(tmp_path, tiny_data, "num_epoch=9", "max_bad_steps=3", "precision=fp16", "log_step=5")
+    with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
+        run(config, way=failing(range(99), overflow))
+    assert "left out" not in said.text.split("Global Step: 15")[0]
+
+
+def test_a_gradient_that_is_not_finite_is_bad_in_whole_precision(tmp_path, tiny_data, said):
+    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=5"), way=failing([2, 3], overflow))
+    assert step == 5 and "not finite in 2 steps, the last is step 3" in said.text
+
+
+def test_keys_that_cannot_be_kept_are_no_other_error(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_bad_steps=3")
+    (tmp_path / "out" / "bad_steps.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"1 to 3 .*could not be written to .*bad_steps.json \(Is a directory\)"):
+        run(config, way=failing(range(99)))
