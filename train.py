@@ -14,9 +14,12 @@ from utils.dataset import load_training_data
 from utils.distributed import World, place, processes, wrap
 from utils.engine import epoch_ends, train
 from utils.errors import run
+from utils.faults import told
+from utils.launch import ending
 from utils.loader import Loader
+from utils.lock import alone
 from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import find_start, is_whole
+from utils.resume import find_start, nothing_to_do
 from utils.run_log import init_logging, log
 from utils.sharded import ShardedArcFace
 from utils.task import Task
@@ -50,14 +53,15 @@ def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None
     require_data(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with processes(timeout=config.timeout) as world:
+    with ending(output), processes(timeout=config.timeout) as world, told(config), alone(output, world):
         init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
         torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)
         start = find_start(config, way, loader, world)
-        ends = epoch_ends(config, loader.sampler, start.position)
-        if is_whole(start, ends[-1], config):
+        if start.position.is_last(config):
+            log.info(nothing_to_do(config))
             return
+        ends = epoch_ends(config, loader.sampler, start.position)
         backbone = place(build_backbone(config), world)
         header = make_header(config, num_classes, world)
         if config.compile:

@@ -25,6 +25,10 @@ class SearchData(Protocol):
     num_classes: int
     labels: np.ndarray  # (N,) int64
 
+    @property
+    def fingerprint(self) -> str:
+        """By which these data are told from others."""
+
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
         """Writes images (n, 112, 112, 3) uint8 RGB and labels (n,)."""
 
@@ -43,6 +47,7 @@ class Cifar10:
     """CIFAR-10 by torchvision, its images brought to 112×112."""
 
     num_classes = 10
+    fingerprint = "cifar10"
 
     def __init__(self, folder: str) -> None:
         try:

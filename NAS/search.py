@@ -21,10 +21,13 @@ from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.dataset import EpochSampler, ListSampler, training_loader
 from utils.distributed import World, on_main, place, processes, together, wrap
-from utils.engine import epoch_ends, train
+from utils.engine import train
 from utils.errors import UserError, run
+from utils.faults import told
+from utils.launch import ending
 from utils.loader import Decoded, Loader
-from utils.resume import find_start, is_whole
+from utils.lock import alone
+from utils.resume import find_start, nothing_to_do
 from utils.run_log import init_logging, log
 
 CONFIG = Path(__file__).with_name("config.py")
@@ -39,7 +42,7 @@ def main() -> None:
     check(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with processes(timeout=config.timeout) as world:
+    with ending(output), processes(timeout=config.timeout) as world, told(config), alone(output, world):
         init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
         if config.compile:
             log.warning("config compile: True is not used: the search does not compile its supernet")
@@ -57,7 +60,8 @@ def main() -> None:
         on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
         samples = drawn[0] if drawn else {}
         start = find_start(config, SearchTask, loaders[0], world)
-        if is_whole(start, epoch_ends(config, loaders[0].sampler, start.position)[-1], config):
+        if start.position.is_last(config):
+            log.info(nothing_to_do(config))
             return
         task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
         step = train(task, loaders[0], config, world, start=start)

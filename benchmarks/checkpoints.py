@@ -13,6 +13,8 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
+from typing import Any
 
 if not __package__:  # run as a script: the modules are found from the project's folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -45,7 +47,9 @@ class Bench:
         header = place(ArcFace(config.embedding_size, config.num_classes or CLASSES, config.s, config.m), world)
         self.task = ArcFaceTask(backbone, header)
         self.update = Update(self.task, np.zeros(1, np.int64), config, world)
-        self.state = RunState(self.task, self.update, RunningMean(world), 10**6, config, world)
+        data: Any = SimpleNamespace(n_images=0, fingerprint="")
+        loader: Any = SimpleNamespace(sampler=data, dataset=data, skipped=0)
+        self.state = RunState(self.task, self.update, RunningMean(world), loader, config, world)
         n = config.batch_size
         nothing = torch.zeros(n, dtype=torch.int64)
         images = torch.rand(n, 3, 112, 112, device=world.device).to(memory_format=torch.channels_last)

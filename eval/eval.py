@@ -25,8 +25,9 @@ from eval.report import Results, format_tables, format_thresholds, write_results
 from eval.scoring import Scorer
 from eval.sets import load_sets
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import place, processes, spread_over_gpus, together
+from utils.distributed import place, processes, together
 from utils.errors import run
+from utils.launch import spread_over_gpus
 from utils.run_log import init_logging, log
 
 

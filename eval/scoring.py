@@ -12,7 +12,7 @@ from eval.embedding import Runtime, TorchRuntime, embed
 from eval.roc import Operating, Roc, auc, eer, operate_at, roc
 from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
-from utils.distributed import World, gather_rows, share_buffers
+from utils.distributed import World, gather_rows, share
 from utils.run_log import log
 
 FARS = (1e-2, 1e-3, 1e-4)
@@ -108,7 +108,7 @@ class Scorer:
 
         It is that of the main process's batch-norm statistics, on every process: those are what is saved.
         """
-        share_buffers(backbone, self.world)
+        share(backbone.buffers(), self.world)
         runtime = TorchRuntime(backbone, self.world.device, self.batch)
         return {name: score.accuracy for name, score in self.score(runtime, step).items()}
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import forked
 from utils.recordio import Header, IndexedRecordWriter, pack
 from utils.run_log import log
 
@@ -109,9 +110,9 @@ def encode(image: np.ndarray, kind: str = ".jpg") -> bytes:
     return cv2.imencode(kind, image[:, :, ::-1])[1].tobytes()
 
 
-def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20) -> Path:
+def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20, seed: int = 3) -> Path:
     """A data set in the MS1MV2 layout (train.rec, train.idx, property) with a verification set `tiny.bin`."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     n = identities * shots
     with IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer:
@@ -153,10 +154,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_command(folder: Path, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a command in the folder as a person would, with this interpreter; two minutes at most."""
     plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
+    everything = plain | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
+    parts = [str(part) for part in command]
+    if parts[0] == sys.executable and (parts[1] == "-m" or parts[1].endswith(".py")) and not environment:
+        return forked.run(parts[1:], folder, everything)
     return subprocess.run(
-        [str(part) for part in command],
+        parts,
         cwd=folder,
-        env=plain | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=everything,
         capture_output=True,
         text=True,
         timeout=120,

@@ -1,15 +1,18 @@
 """Steps that are not finite change nothing, are counted over resumes, and end a run when too many follow each other."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 import torch
 
-from tests.training import run, small_config, spawn
+from tests.training import run, small_config, small_task, spawn
 from utils.checkpoint import snapshot
+from utils.dataset import load_training_data
+from utils.distributed import gather_rows
+from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFaceTask
+from utils.resume import read_checkpoint
 
 
 def failing(steps, of=lambda loss: loss * torch.nan, first=1):
@@ -35,6 +38,7 @@ def failing(steps, of=lambda loss: loss * torch.nan, first=1):
 
 
 def changed(one, other) -> list[str]:
+    """Which values are not the same."""
     pairs = {key: (one[key], other[key]) for key in one if key != "momentum"}
     pairs |= {f"momentum {i}": pair for i, pair in enumerate(zip(one["momentum"], other["momentum"], strict=True))}
     return [key for key, (a, b) in pairs.items() if not torch.equal(a, b)]
@@ -53,33 +57,43 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, said, precision):
     assert "Loss nan" not in said.text
 
 
-def test_the_count_goes_on_after_a_resume(tmp_path, tiny_data, said):
-    """Killed every few steps, a run whose loss is never finite again still ends."""
-    fields = ["num_epoch=9", "max_bad_steps=6", "log_step=50"]
-    run(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), way=failing([2, 4]))
-    run(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), way=failing([5, 6, 7], first=5))
-    assert said.text.count("(5 so far)") == 1
-    with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 4 to 9 \(learning rate"):
-        run(small_config(tmp_path, tiny_data, *fields, "max_steps=50"), way=failing(range(99), first=8))
+def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, said):
+    fields = ["num_epoch=9", "max_bad_steps=6"]
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), way=failing([2]))
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), way=failing([5, 6], first=5))
+    assert "the last is step 6: left out (3 so far)" in said.text
+    with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 9 to 14 \(learning rate"):
+        run(small_config(tmp_path, tiny_data, *fields), way=failing(range(9, 99), first=8))
     kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
-    assert list(kept) == ["4", "5", "6", "7", "8", "9"]
+    assert list(kept) == [str(step) for step in range(9, 15)]
     assert all(len(set(keys)) == 8 for keys in kept.values())
-    second_epoch = {key for step in ("6", "7", "8", "9") for key in kept[step]}
-    assert len(second_epoch) == 32  # of its 40 images, each once
+    third_epoch = {key for step in ("11", "12", "13", "14") for key in kept[step]}
+    assert len(third_epoch) == 32  # of its 40 images, each once
 
 
-def _count(world, folder, data, last, steps, first):
-    config = small_config(folder, data, "batch_size=4", "num_epoch=9", "max_bad_steps=4", f"max_steps={last}")
-    of = (lambda loss: loss * torch.nan) if world.is_main else (lambda loss: loss)  # one process's loss alone
-    with pytest.raises((UserError, SystemExit)) if not last else nullcontext():
-        run(config, world=world, way=failing(steps, of, first))
+def test_no_checkpoint_is_written_while_the_last_step_is_bad(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=8", "save_step=1"), way=failing([7, 8]))
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
 
 
-def test_the_count_goes_on_with_another_number_of_processes(tmp_path, tiny_data):
-    spawn(_count, tmp_path, tiny_data, 3, [2, 3], 1, size=2)
-    spawn(_count, tmp_path, tiny_data, 0, range(99), 4, size=3)
+def _one_is_bad(world, folder, data):
+    """The loss of the second process is not finite in two steps, and in too many at the end."""
+    config = small_config(folder, data, "batch_size=4", "num_epoch=9", "max_bad_steps=4", "log_step=5")
+    way = failing([] if world.is_main else [2, 3, *range(6, 99)])
+    loader, num_classes = load_training_data(config, world)
+    task = small_task(config, num_classes, world, way=way)
+    with pytest.raises(UserError if world.is_main else SystemExit):
+        train(task, loader, config, world)
+    for parameter in [*task.backbone.parameters(), *task.header.parameters()]:
+        values = gather_rows(parameter.detach().flatten().numpy()[None], world)
+        assert (values[0] == values[1]).all()
+    assert [key for key in changed(task.before[1], task.before[3]) if "num_batches" not in key] == []
+
+
+def test_a_step_that_is_bad_for_one_process_is_for_all(tmp_path, tiny_data):
+    spawn(_one_is_bad, tmp_path, tiny_data)
     kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
-    assert {step: len(set(keys)) for step, keys in kept.items()} == {"2": 8, "3": 8, "4": 12, "5": 12}
+    assert {step: len(set(keys)) for step, keys in kept.items()} == {str(step): 8 for step in (6, 7, 8, 9)}
 
 
 def overflow(loss):

@@ -1,33 +1,29 @@
 """The doctor: every failure provoked, none of them told of a run that is well."""
 
-import os
 import shutil
 import sys
-from collections import namedtuple
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from config import load_config
+from tests.asking import (
+    Usage,
+    ask,
+    config_of,
+    ill,
+    one_process_on_a_cpu,  # noqa: F401  (for every test here)
+    only,
+    states,
+)
 from tests.conftest import DEMO, ROOT, run_command, write_data
-from tests.training import CPU, run, small_config, small_task
-from utils import doctor, step_memory
-from utils.checkpoint import save_checkpoint
+from utils import doctor
+from utils.checks import data as checks_of_data
+from utils.checks.table import FAIL, PASS, WARN, Check, heard
 from utils.dataset import FaceDataset
-from utils.distributed import World
-from utils.doctor import FAIL, PASS, SUBJECTS, WARN, Check
+from utils.doctor import SUBJECTS
 from utils.errors import UserError
-
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(autouse=True)
-def one_process_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for name in ("NPROC", "NNODES", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CXX", "CC"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -36,36 +32,7 @@ def data(tmp_path) -> Path:
     return write_data(tmp_path / "data")
 
 
-def config_of(folder, data, *fields):
-    return small_config(folder, data, "val_targets=tiny", *fields)
-
-
-def ask(config, *subjects: str) -> list[Check]:
-    """What the doctor says of the last of the subjects, the others having been asked before."""
-    plan = doctor.plan_run(config)
-    told: list[Check] = []
-    for subject in subjects:
-        told = list(doctor.heard(subject, SUBJECTS[subject](plan)))
-    return told
-
-
-def states(checks) -> list[str]:
-    return [check.state for check in checks]
-
-
-def only(checks) -> Check:
-    (check,) = checks
-    return check
-
-
-def ill(checks) -> Check:
-    """The only one that is not well; it must say how to mend it."""
-    check = only([check for check in checks if check.state != PASS])
-    assert check.found and check.mend
-    return check
-
-
-# --------------------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------------------- the command
 
 
 def test_a_healthy_run_passes(demo):
@@ -75,7 +42,7 @@ def test_a_healthy_run_passes(demo):
     assert "pass  data       48 images of 6 identities in data/faces_demo" in lines
     assert "pass  steps      12, 6 an epoch; 1 process with 8 images each" in lines
     assert lines[-1].endswith(" pass, 0 warn, 0 fail") and "mend:" not in done.stdout
-    assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {"precision", "teacher"}  # not asked for
+    assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {"precision", "head", "teacher"}  # not asked for
     assert not list((demo / "output" / "well").iterdir())
 
 
@@ -117,7 +84,21 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
     assert {check.state for check in told if check.subject in ("disk", "memory")} == {PASS}
 
 
-# ---------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------------------- the schedule
+
+
+def test_the_schedule_is_said():
+    plan = doctor.plan_run(load_config(ROOT / "config" / "config_PocketNetS128.py"))
+    network, schedule = SUBJECTS["config"](plan)
+    assert network.found == "PocketNetS, 16 channels, 18 cells, embedding 128, fp32"
+    rates = "0.025 from 0, 0.0025 from 7, 0.00025 from 13, 2.5e-05 from 19, 2.5e-06 from 24"
+    assert schedule.found == f"26 epochs; learning rate by epoch {rates}"
+    plan.config.lr_func = lambda epoch: 1 - epoch / 26
+    _, schedule = SUBJECTS["config"](plan)
+    assert schedule.found == "26 epochs; learning rate by epoch 0.025 to 0.000962"
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
 
 
 def test_a_truncated_record_file(tmp_path, data):
@@ -155,12 +136,12 @@ def test_an_image_that_cannot_be_decoded(tmp_path, data, what, state):
 
 
 def test_reading_images_ends_in_time(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(doctor, "SECONDS", 0.0)
+    monkeypatch.setattr(checks_of_data, "SECONDS", 0.0)
     check = only(ask(config_of(tmp_path, data), "data", "images"))
     assert check.state == PASS and check.found.startswith("1 read and decoded")
 
 
-# ------------------------------------------------------------------------------------------------------ verification
+# --------------------------------------------------------------------------------------------------------- verification
 
 
 @pytest.mark.parametrize(("eval_step", "state"), [(5, FAIL), (0, WARN)])
@@ -177,7 +158,7 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
     assert check.state == state and "none of lfw.bin" in check.found
 
 
-# -------------------------------------------------------------------------------------------------- steps and workers
+# ---------------------------------------------------------------------------------------------------- steps and workers
 
 
 def test_a_batch_that_is_larger_than_the_data(tmp_path, tiny_data, monkeypatch):
@@ -224,342 +205,31 @@ def test_shared_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
         assert check.state == state and ("--shm-size" in check.mend) == (state == FAIL)
 
 
-# ----------------------------------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------------------------------ a sharded head
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
-    (tmp_path / "file").write_text("")
-    fields = [f"output={tmp_path / 'file' / 'out'}", f"teacher_pth={tmp_path}", f"teacher_cache={tmp_path / 'file'}"]
-    told = ask(config_of(tmp_path, tiny_data, *fields), "output")
-    assert states(told) == [FAIL, PASS, FAIL]
-    assert [check.mend for check in told] == [
-        "name another with output=FOLDER",
-        "",
-        "name another with teacher_cache=FOLDER",
-    ]
-
-
-def test_a_disk_that_is_too_small(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data)
-    need = doctor._output_bytes(known(config))
-    for free, state in ((need - 1, FAIL), (need, WARN), (2 * need, PASS)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, left=free: Usage(1 << 40, 0, left))
-        check = only(ask(config, "data", "steps", "disk"))
-        assert check.state == state and ("output=FOLDER" in check.mend) == (state != PASS)
-
-
-def known(config) -> doctor.Run:
-    """The doctor's plan once the data and the steps are known."""
-    plan = doctor.plan_run(config)
-    assert all(check.state == PASS for subject in ("data", "steps") for check in SUBJECTS[subject](plan))
-    return plan
-
-
-@pytest.mark.parametrize("fields", [[], ["save_initial=1", "keep=1", "num_epoch=2"]])
-def test_the_disk_space_is_what_a_run_takes(tmp_path, tiny_data, fields):
-    config = config_of(tmp_path, tiny_data, *fields)
-    need = doctor._output_bytes(known(config))
-    run(config)
-    written = [path.stat().st_size for path in Path(config.output).glob("*header.pth")]
-    written += [path.stat().st_size for path in Path(config.output).glob("*backbone.pth")]
-    checkpoints = [path.stat().st_size for path in Path(config.output).glob("checkpoint.*.pth")]
-    assert len(checkpoints) == config.keep and len(written) == 2 * (config.num_epoch + config.save_initial)
-    taken = sum(written) + max(checkpoints) * (config.keep + 1)
-    assert 0.9 * taken < need < 1.1 * taken
-
-
-def test_what_a_teacher_cache_takes(tmp_path, tiny_data, monkeypatch):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    config = config_of(tmp_path, tiny_data, f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1")
-    subjects = ("data", "steps", "teacher", "disk")
-    monkeypatch.setattr(doctor, "_output_bytes", lambda plan: 0)
-    size = 40 * (4 * 16 + 8)
-    config.teacher_cache = str(tmp_path / "cache" / "of" / "teachers")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert ill(ask(config, *subjects)).mend.endswith("teacher_cache=FOLDER")
-    Path(config.teacher_cache).mkdir(parents=True)
-    (Path(config.teacher_cache) / "5backbone-0123456789ab.f16").write_bytes(bytes(40 * 4 * 16))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert only(ask(config, *subjects)).state == PASS
-
-
-# -------------------------------------------------------------------------------------------------------------- resume
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory, tiny_data) -> Path:
-    """A folder with a run of two of three epochs; not to be changed."""
-    folder = tmp_path_factory.mktemp("begun")
-    run(config_of(folder, tiny_data, "max_steps=10"))
-    return folder
-
-
-@pytest.fixture
-def going_on(begun, tmp_path) -> Path:
-    """A copy of it."""
-    shutil.copytree(begun / "out", tmp_path / "out")
-    return tmp_path
-
-
-def ask_resume(folder, data, *fields):
-    return ask(config_of(folder, data, *fields), "data", "steps", "resume")
-
-
-def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
-    assert only(ask_resume(going_on, tiny_data)) == Check("resume", PASS, "goes on from step 10, in epoch 2")
-    monkeypatch.setenv("NPROC", "2")
-    published = ["resume=1", "global_step=5"]
-    assert only(ask_resume(going_on, tiny_data)).found == "goes on from step 10, in epoch 2"
-    for path in (going_on / "out").glob("checkpoint*"):
-        path.unlink()
-    # 40 images are two steps of two processes
-    assert only(ask_resume(going_on, tiny_data, *published)).found == "goes on from step 5, in epoch 2"
-    assert only(ask_resume(going_on, tiny_data)).found == "begins anew"
-
-
-def test_what_remains_of_the_run_is_what_takes_space(going_on, tiny_data):
-    config = config_of(going_on, tiny_data)
-    plan = known(config)
-    anew = doctor._output_bytes(known(config_of(going_on / "new", tiny_data)))
-    list(SUBJECTS["resume"](plan))
-    checkpoint = max(path.stat().st_size for path in (going_on / "out").glob("checkpoint.*.pth"))
-    assert doctor._output_bytes(plan) < anew - checkpoint
-
-
-def test_a_damaged_checkpoint(going_on, tiny_data):
-    newest = going_on / "out" / "checkpoint.10.pth"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 255
-    for name in ("checkpoint.pth", "checkpoint.10.pth"):
-        (going_on / "out" / name).write_bytes(content)
-    told = ask_resume(going_on, tiny_data)
-    assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "goes on from step 5, in epoch 1"
-    assert all("damaged" in check.found and check.mend for check in told[1:])
-    (going_on / "out" / "checkpoint.5.pth").unlink()
-    assert states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
-
-
-@pytest.mark.parametrize(
-    ("fields", "found"),
-    [
-        (["n_layers=5"], "is of another network"),
-        (["seed=1"], "config seed"),
-        (["teacher_pth=elsewhere"], "another kind of run"),
-        (["resume=1", "global_step=11"], "11header.pth: no such checkpoint"),
-    ],
-)
-def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
-    check = only(ask_resume(going_on, tiny_data, *fields))
-    assert check.state == FAIL and found in check.found
-
-
-def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
-    before = sorted((going_on / "out").iterdir())
-    check = ill(ask_resume(going_on, tiny_data, "num_epoch=2"))
-    assert check.state == WARN and "the whole run" in check.found
-    check = only(ask_resume(going_on, tiny_data, "resume=0"))
-    assert check == Check("resume", PASS, "begins anew; 3 checkpoint files will be put aside")
-    assert ask_resume(going_on / "none", tiny_data, "resume=0")[0].found == "begins anew"
-    assert sorted((going_on / "out").iterdir()) == before
-
-
-# ------------------------------------------------------------------------------------------------------------- teacher
-
-
-def teachers_of(folder, data, epochs) -> Path:
-    """A folder with a teacher's checkpoint of each epoch: 5, 10, …"""
-    task = small_task(config_of(folder, data), 4)
-    for epoch in range(epochs):
-        save_checkpoint(folder / "teachers", 5 * (epoch + 1), task.backbone, task.header)
-    return folder / "teachers"
-
-
-def ask_teacher(folder, data, *fields):
-    fields = [f"teacher_pth={folder / 'teachers'}", "teacher_network=PocketNet", *fields]
-    return ask(config_of(folder, data, *fields), "data", "steps", "teacher")
-
-
-def test_a_teacher_that_serves(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    found = f"files in {teachers} whole"
-    assert only(ask_teacher(tmp_path, tiny_data, "multi_step=1")) == Check("teacher", PASS, f"3 of 3 {found}")
-    told = ask_teacher(
-        tmp_path, tiny_data, "teacher_global_step=10", f"student_pth={teachers}", "student_global_step=5"
-    )
-    assert states(told) == [PASS, PASS]
-    assert [told[0].found, told[1].found] == [
-        f"1 of 1 {found}",
-        f"the student starts from {teachers / '5backbone.pth'}",
-    ]
-
-
-def test_teacher_files_that_are_missing(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=11"))
-    assert check.state == FAIL and "no trained" in check.found and "teacher_pth=)" in check.mend
-    (teachers / "10backbone.pth").unlink()
-    check = ill(ask_teacher(tmp_path, tiny_data, "multi_step=1"))
-    assert check.state == WARN and check.found.startswith("2 checkpoints of a teacher for 3 epochs")
-    check = ill(ask(config_of(tmp_path, tiny_data, "multi_step=1"), "data", "steps", "teacher"))
-    assert check.state == FAIL and check.found == "config teacher_pth: is empty"
-    check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=5", f"student_pth={teachers}"))
-    assert check.state == FAIL and check.found == f"{teachers / '0backbone.pth'}: no such checkpoint"
-
-
-def test_teacher_files_that_are_damaged_are_all_named(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    for step in (5, 15):
-        (teachers / f"{step}backbone.pth").write_bytes((teachers / f"{step}backbone.pth").read_bytes()[:5000])
-    told = ask_teacher(tmp_path, tiny_data, "multi_step=1")
-    assert states(told) == [FAIL, FAIL, PASS] and told[2].found.startswith("1 of 3 files")
-    assert all(
-        f"{step}backbone.pth: not a readable" in c.found and c.mend for step, c in zip((5, 15), told, strict=False)
-    )
-    told = ask_teacher(tmp_path, tiny_data, "teacher_global_step=10", "teacher_n_layers=5")
-    assert states(told) == [FAIL, FAIL] and "is of another network" in told[0].found
-
-
-# ------------------------------------------------------------------------------------------------- device and precision
-
-
-def test_a_cpu_with_more_processes_than_cores(tmp_path, tiny_data, monkeypatch):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    config = config_of(tmp_path, tiny_data)
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert only(ask(config, "device")).state == PASS
-    monkeypatch.setenv("NPROC", str(cores + 1))
-    assert ill(ask(config, "device")).mend == f"NPROC={cores} at most"
-
-
-def test_gpus(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    check = ill(ask(config, "device"))  # a driver, and no GPU to be seen
-    assert check.state == WARN and "nvidia-smi" in check.mend
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    assert only(ask(config, "device")) == Check("device", PASS, "2 processes here, 2 GPUs: Some GPU")
+def test_a_sharded_head_needs_a_class_for_every_process(tmp_path, tiny_data, monkeypatch):
+    config = config_of(tmp_path, tiny_data, "batch_size=4")  # 4 classes
+    monkeypatch.setenv("NPROC", "5")
+    assert ask(config, "data", "steps", "head") == []  # whole, it is not split
+    config.head = "sharded"
+    check = ill(ask(config, "data", "steps", "head"))
+    assert (check.state, check.mend) == (FAIL, "4 processes at most, or head=whole")
+    assert check.found == "head: 4 classes cannot be split over 5 processes"  # as the training says
+    assert ill(ask(config, "head")).state == WARN  # classes are not known
     monkeypatch.setenv("NPROC", "3")
-    check = ill(ask(config, "device"))
-    assert (check.state, check.mend) == (FAIL, "NPROC=2 at most")
+    found = "sharded over 3 processes: at most 2 of 4 classes each"
+    assert only(ask(config, "data", "steps", "head")) == Check("head", PASS, found)
+    config.sample_rate = 0.5
+    assert only(ask(config, "data", "steps", "head")).found == f"{found}, 0.5 of them a step"
 
 
-def test_half_precision(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "precision=bf16", "teacher_precision=fp16")
-    assert ill(ask(config, "precision")).mend == "precision=fp32"
-    config.teacher_pth = "somewhere"
-    assert [check.mend for check in ask(config, "precision")] == ["precision=fp32", "teacher_precision=fp32"]
-    plan = replace(doctor.plan_run(config), world=World(0, 1, torch.device("cuda", 0)))
-    for has, wanted in ((True, [PASS, PASS]), (False, [WARN, PASS])):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert states(doctor.precision(plan)) == wanted
+# -------------------------------------------------------------------------------------------------------------- mends
 
 
-def test_compilation_without_a_compiler(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "compile=1")
-    monkeypatch.setenv("CXX", "my++")
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert only(ask(config, "precision")) == Check("precision", PASS, "compile=True, by my++")
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    check = ill(ask(config, "precision"))
-    assert (check.state, check.mend) == (FAIL, "install my++, or compile=False")
+def test_an_error_that_names_no_mend_is_given_one(tmp_path):
+    def read():
+        yield Check("disk", PASS, (tmp_path / "none").read_text())
 
-
-# -------------------------------------------------------------------------------------------------------------- memory
-
-
-def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=20")
-    plan = known(config)
-    fixed, by_image = doctor.step_bytes(plan)
-    fixed, by_image = doctor.PROCESS + fixed + 4 * plan.header_bytes, doctor.HEAP * by_image
-    need = int(fixed + 20 * by_image)
-    for free, state in ((need - 2, FAIL), (need + 2, WARN), (2 * need, PASS)):
-        monkeypatch.setattr(doctor, "available_memory", lambda free=free: free)
-        check = only(ask(config, "data", "steps", "memory"))
-        assert check.state == state
-        if state == FAIL:
-            assert check.mend == f"batch_size={int((0.85 * free - fixed) / by_image)} fits"
-    monkeypatch.setattr(doctor, "available_memory", lambda: 1 << 20)
-    check = only(ask(config, "data", "steps", "memory"))
-    assert check.state == FAIL and check.mend.startswith("free some")
-    monkeypatch.setattr(doctor, "available_memory", lambda: None)
-    assert ill(ask(config, "data", "steps", "memory")).state == WARN
-
-
-def test_what_is_free_of_memory(tmp_path, monkeypatch):
-    for name in ("meminfo", "limit", "other"):
-        (tmp_path / name).write_text("")
-    monkeypatch.setattr(step_memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(step_memory, "LIMITS", (tmp_path / "limit", tmp_path / "missing"))
-    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    4000 kB\nHugePages_Total:  0\n")
-    (tmp_path / "limit").write_text("max\n")
-    assert step_memory.available_memory() == 4000 * 1024
-    (tmp_path / "limit").write_text("1000\n")
-    assert step_memory.available_memory() == 1000
-    (tmp_path / "meminfo").unlink()
-    assert step_memory.available_memory() is None
-
-
-def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=10")
-    plan = known(config)
-    plan.world = World(0, 1, torch.device("cuda", 0))
-    free = {0: 5 << 30, 1: 3 << 30}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 8 << 30))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr(doctor, "step_bytes", lambda plan: (1 << 30, 3 << 28))
-    told = list(doctor.memory(plan))
-    assert states(told) == [FAIL, PASS] and told[0].mend == "batch_size=2 fits"
-    assert told[0].found.startswith("8.50 GiB needed of 3.00 GiB free on each Some GPU")
-
-    def fails(plan):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-
-    monkeypatch.setattr(doctor, "step_bytes", fails)
-    check = only(doctor.heard("memory", doctor.memory(plan)))
-    assert check.state == FAIL and check.found == "a step of three images fails on cuda:0: CUDA out of memory."
-
-
-def test_what_a_step_keeps_is_counted(tmp_path):
-    """By hand: a convolution keeps its input, a batch norm its input and four numbers a channel."""
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, 2, 1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.Flatten(), torch.nn.ReLU()
-    )
-    image, maps = 3 * 112 * 112 * 4, 8 * 56 * 56 * 4
-    for n in (2, 5):
-        assert step_memory.kept_bytes(network, n, CPU, "fp32") == n * (image + 2 * maps) + 4 * 8 * 4
-    assert all(parameter.grad is None for parameter in network.parameters())
-    assert step_memory.largest_output(network, CPU) == maps
-
-
-def test_a_teacher_and_half_precision_change_what_a_step_takes(tmp_path, tiny_data):
-    teachers_of(tmp_path, tiny_data, 1)
-    plan = known(config_of(tmp_path, tiny_data))
-    fixed, by_image = doctor.step_bytes(plan)
-    plan.config.precision = "bf16"
-    assert doctor.step_bytes(plan)[1] - 16 * 4 == pytest.approx((by_image - 16 * 4) / 2)
-    taught = known(
-        config_of(
-            tmp_path, tiny_data, f"teacher_pth={tmp_path / 'teachers'}", "teacher_network=PocketNet", "multi_step=1"
-        )
-    )
-    list(SUBJECTS["teacher"](taught))
-    more, for_image = doctor.step_bytes(taught)
-    assert more - fixed == sum(parameter.nbytes for parameter in taught.backbone.parameters())
-    assert for_image - by_image == 3 * 16 * 56 * 56 * 4
-
-
-# ------------------------------------------------------------------------------------------------------------- configs
-
-
-def test_the_schedule_is_said():
-    plan = doctor.plan_run(load_config(ROOT / "config" / "config_PocketNetS128.py"))
-    network, schedule = doctor.settings(plan)
-    assert network.found == "PocketNetS, 16 channels, 18 cells, embedding 128, fp32"
-    rates = "0.025 from 0, 0.0025 from 7, 0.00025 from 13, 2.5e-05 from 19, 2.5e-06 from 24"
-    assert schedule.found == f"26 epochs; learning rate by epoch {rates}"
-    plan.config.lr_func = lambda epoch: 1 - epoch / 26
-    _, schedule = doctor.settings(plan)
-    assert schedule.found == "26 epochs; learning rate by epoch 0.025 to 0.000962"
+    check = ill(heard("disk", read()))
+    assert check.state == FAIL and str(tmp_path / "none") in check.found

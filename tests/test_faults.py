@@ -110,9 +110,21 @@ def test_two_processes_stop_at_the_same_step(tiny_data, tmp_path):
     assert run.until("Global Step: 8 "), run.said
     _, second = children(run.process.pid)
     os.kill(second, signal.SIGTERM)
-    assert run.end() != 0
+    assert run.end() == 143, run.said
     assert re.search(r"Stopped by SIGTERM after step (\d+)", run.said), run.said
     assert step_of(tmp_path) == int(re.findall(r"after step (\d+)", run.said)[0])
+
+
+@pytest.mark.parametrize("wish", ["stop", "bad image"])
+def test_what_no_new_start_mends_is_not_started_again(tiny_data, damaged_data, tmp_path, wish):
+    data = tiny_data if wish == "stop" else damaged_data
+    run = Started("./train.sh", *fields(data, tmp_path / "out"), "num_epoch=40", NPROC="2", MAX_RESTARTS="5")
+    if wish == "stop":
+        assert run.until("Global Step: 4 "), run.said
+        os.kill(children(run.process.pid)[1], signal.SIGTERM)
+    assert run.end() == {"stop": 143, "bad image": 2}[wish], run.said
+    assert run.said.count("Stopped by SIGTERM" if wish == "stop" else "not a readable image") == 1
+    assert "Resumes at step" not in run.said
 
 
 def together(data, folder, *changes) -> list[Started]:
@@ -149,6 +161,27 @@ def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
     os.kill(worker, signal.SIGKILL)
     assert run.end() == 2, run.said
     assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command goes on", run.said), run.said
+
+
+def test_a_loader_worker_that_hangs_is_told_of(tiny_data, tmp_path):
+    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90", "timeout=3")
+    assert run.until("Global Step: 6 "), run.said
+    (worker,) = (pid for pid in children(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(worker, signal.SIGSTOP)
+    assert run.end() == 2, run.said
+    assert "\nerror: no images have come for 3 s (config timeout): a loader worker hangs" in run.said
+
+
+def test_two_runs_in_a_folder_are_one_too_many(tiny_data, tmp_path):
+    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.said
+    other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
+    assert other.returncode == 2
+    assert f"error: config output: another run is at work in {tmp_path} (process {run.process.pid} on " in other.stderr
+    run.process.kill()  # and lets it go, though its loader worker lives on for a moment
+    other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=4")
+    assert other.returncode == 0, other.stderr
+    run.end()
 
 
 # ------------------------------------------------------------------------------------------------------ disks and files

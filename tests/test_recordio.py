@@ -556,3 +556,42 @@ def test_a_file_replaced_before_another_process_opens_it_is_an_error(tmp_path):
     (tmp_path / "b.rec").replace(tmp_path / "a.rec")
     with pytest.raises(RecordError, match=r"a\.rec: was replaced or written to while in use"):
         reader.read(0)
+
+
+@pytest.mark.parametrize("added", [0, 3], ids=["of the same size", "of a larger size"])
+@pytest.mark.parametrize("read", ["read", "labels"])
+def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added, tmp_path):
+    """As `cp other.rec a.rec` does."""
+    rec, idx = write(tmp_path, [pack(Header(0, 1.0, 0, 0), b"first")] * 3)
+    other, _ = write(tmp_path, [pack(Header(0, 2.0, 0, 0), b"other")] * (3 + added), "other")
+    os.utime(rec, (1, 1))  # long ago, for a clock that ticks slowly
+    with IndexedRecordReader(rec, idx) as reader:
+        assert reader.read_image(2)[1] == b"first"
+        with other.open("rb") as source, rec.open("r+b") as target:
+            target.write(source.read())
+        again = {"read": lambda: reader.read(2), "labels": lambda: reader.labels([2])}[read]
+        error_of(again, f"{rec}: was written to while in use; copy it again")
+        with multiprocessing.get_context("fork").Pool(1, _receive, (reader,)) as pool:  # it opens the file for itself
+            error_of(lambda: pool.apply(_digests, ([2],)), f"{rec}: was replaced or written to while in use")
+
+
+def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(tmp_path):
+    rec, idx = write(tmp_path, [b"first"] * 3)
+    other, _ = write(tmp_path, [b"other"] * 3, "other")
+    with IndexedRecordReader(rec, idx) as reader:
+        assert reader.read(0) == b"first"
+        other.replace(rec)
+        assert [reader.read(key) for key in range(3)] == [b"first"] * 3
+        rec.unlink()
+        assert reader.read(2) == b"first"
+
+
+def test_no_file_is_left_open(tmp_path):
+    rec, idx = write(tmp_path, [b"one"])
+    opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    readers = [IndexedRecordReader(rec, idx) for _ in range(3)]
+    assert [reader.read(0) for reader in readers] == [b"one"] * 3
+    assert len(os.listdir("/proc/self/fd")) > opened  # noqa: PTH208
+    readers.pop().close()
+    readers.clear()  # nor by one that nobody closes
+    assert len(os.listdir("/proc/self/fd")) == opened  # noqa: PTH208

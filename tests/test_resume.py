@@ -188,13 +188,48 @@ def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
     step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), way=Recording)
     assert step == 10 and len(task.seen) == 3
     assert "epoch 1, step 2 of its 5" in said.text
+    assert "Step 7 ends no epoch of 5 steps" in said.text
 
 
-def test_what_is_further_counts(tmp_path, tiny_data, said):
-    """With --resume 1 and a checkpoint.pth beyond global_step, as after a restart: the checkpoint."""
+def test_resume_1_goes_back_once(tmp_path, tiny_data, said):
+    """To the step that is named, though checkpoint.pth is further; the same command again goes on with its own."""
     run(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
-    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=5", "resume=1"), way=Recording)
-    assert step == 10 and len(task.seen) == 3 and "Resumes at step 7" in said.text
+    back = ["num_epoch=2", "global_step=5", "resume=1"]
+    step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), way=Recording)
+    assert step == 8 and len(task.seen) == 3 and "Resumes from the files of step 5" in said.text
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 8
+    assert torch.load(tmp_path / "out" / "old-checkpoint.pth")["position"]["step"] == 7
+    step, task = run(small_config(tmp_path, tiny_data, *back), way=Recording)
+    assert step == 10 and len(task.seen) == 2 and "Resumes at step 8" in said.text
+
+
+def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
+    """No checkpoint is written of weights that may be what went wrong, so that the advice to lower lr serves."""
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=6", "save_step=1")
+    run(config)
+    wild = ["num_epoch=9", "save_step=2", "max_bad_steps=5", "log_step=50", "lr=1e30", "clip_norm=0", "weight_decay=0"]
+    with pytest.raises(UserError, match="not finite in 5 steps in a row"):
+        run(small_config(tmp_path, tiny_data, *wild))
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
+    assert run(small_config(tmp_path, tiny_data, "max_steps=8", "lr=0.01", "log_step=1"))[0] == 8
+
+
+def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
+    """Started again on more processes, with fewer images left of the last epoch than they take in a step."""
+    run(small_config(tmp_path, tiny_data, "batch_size=4", "max_steps=9", "num_epoch=1"))
+    (tmp_path / "out" / "9backbone.pth").unlink()
+    step, _ = run(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
+    assert step == 9 and "9backbone.pth" in weights(tmp_path / "out")
+    position = read_checkpoint(tmp_path / "out")["position"]
+    assert (position["ends"], position["seen"]) == ([9], 0)
+
+
+def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
+    from tests.conftest import write_data
+
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    run(small_config(tmp_path, write_data(tmp_path / "other", seed=9), "max_steps=3"))
+    assert "are not those that the run began with" in said.text
 
 
 def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):

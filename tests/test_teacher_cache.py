@@ -21,7 +21,7 @@ from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFace
 from utils.teacher import NetworkTeacher
-from utils.teacher_cache import TeacherCache, fill, fingerprint_of_data, fingerprint_of_teacher
+from utils.teacher_cache import TeacherCache, fill, fingerprint_of_teacher
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "eval_step=0", "save_initial=0"]
@@ -252,12 +252,12 @@ def test_a_file_system_that_cannot_reserve_space_will_do(tmp_path, monkeypatch):
 
 
 def test_fingerprints_see_large_files_by_samples_and_the_weights_beside_an_onnx_file(tmp_path, tiny_data, monkeypatch):
-    from utils import teacher_cache
+    from utils import files
 
-    whole = fingerprint_of_data(FaceDataset(tiny_data))
-    monkeypatch.setattr(teacher_cache, "CHUNK", 64)  # 256 of them are less than the file
-    monkeypatch.setattr(teacher_cache, "SAMPLES", 16)
-    assert fingerprint_of_data(FaceDataset(tiny_data)) != whole
+    whole = FaceDataset(tiny_data).fingerprint
+    monkeypatch.setattr(files, "_CHUNK", 64)  # 256 of them are less than the file
+    monkeypatch.setattr(files, "_SAMPLES", 16)
+    assert FaceDataset(tiny_data).fingerprint != whole
     (tmp_path / "t.onnx").write_bytes(b"graph")
     alone = fingerprint_of_teacher(tmp_path / "t.onnx")
     (tmp_path / "t.onnx.cache").mkdir()

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ class BadSteps:
     """Leaves bad steps out without the host waiting for the device: it judges there, and reads the verdicts when the
     log is written.
 
-    A bad step changes nothing: no weight, no momentum, no running statistics. The gradients are the mean of all
-    processes', so that all find the same. (Under fp16, where its scaler is at work, a process whose own loss is finite
-    keeps the running statistics of its own images, as in every step whose gradient overflows.)
+    A bad step changes nothing: no weight, no momentum, no running statistics; nor is a checkpoint written while the
+    last step was bad, for the weights may be what made it so. All processes judge the same.
     """
 
     def __init__(
@@ -45,12 +43,16 @@ class BadSteps:
         self._kept = self._flat()
 
     def judge(self, step: int, losses: Tensor, norm: Tensor, scale: Tensor, indices: Tensor) -> Tensor:
-        """Whether the step is bad: (), bool, on the device. Puts the running statistics back if it is.
+        """Whether the step is bad for any process: (), bool, on the device. Puts the running statistics back if it is.
 
-        losses: (n,). norm: of the backbone's gradient. scale: of the loss, 1 but under fp16, whose gradient overflows
-        now and then, as its scaler means it to: while there is a smaller scale, that alone makes no bad step.
+        losses: (n,). norm: of the gradients. scale: of the loss, 1 but under fp16, whose gradients overflow now and
+        then, as its scaler means them to: while there is a smaller scale, that alone makes no bad step.
         """
         bad = ~torch.isfinite(losses).all() | (~torch.isfinite(norm) & (scale <= 1))
+        if self.world.size > 1:
+            worst = bad.int()
+            dist.all_reduce(worst, dist.ReduceOp.MAX)
+            bad = worst.bool()
         if self._buffers:
             whole = torch.where(bad, self._kept, self._flat())
             parts = whole.split([buffer.numel() for buffer in self._buffers])
@@ -63,9 +65,7 @@ class BadSteps:
         config.max_bad_steps in a row."""
         if not self._since:
             return
-        verdicts = torch.stack([verdict for _, _, verdict in self._since]).int()  # (steps,)
-        if self.world.size > 1:
-            dist.all_reduce(verdicts, dist.ReduceOp.MAX)  # a loss is one process's, the gradients are of all
+        verdicts = torch.stack([verdict for _, _, verdict in self._since])  # (steps,)
         since, self._since = self._since, []
         found = []
         for (step, indices, _), bad in zip(since, verdicts.tolist(), strict=True):
@@ -82,14 +82,6 @@ class BadSteps:
                 f"Loss or gradient not finite in {len(found)} steps, the last is step {found[-1]}: left out "
                 f"({self.total} so far)"
             )
-
-    def state(self) -> dict[str, Any]:
-        """The counts, after a check."""
-        return {"total": self.total, "in_a_row": self.in_a_row}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
-        self.total, self.in_a_row = state["total"], dict(state["in_a_row"])
 
     @torch.no_grad()
     def _flat(self) -> Tensor:

@@ -7,6 +7,8 @@ import pickletools
 import re
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,6 +141,19 @@ def _zipped_pickles(file: BinaryIO) -> list[bytes]:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or entries[0].header_offset != 0:
             raise pickle.UnpicklingError("a compressed record")
         return [zipped.read(entry) for entry in entries if entry.filename.endswith("/data.pkl")]
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Makes CheckpointErrors of what is raised over content that is not as this version writes it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{where}: damaged, or of another version of the project ({type(error).__name__}: {error!s:.80})"
+        ) from None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Training images: a record file in the MS1MV2 layout, and the order in which a run sees it."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ from torch.utils.data import Sampler
 
 from utils.distributed import World, gather_rows, on_main, together
 from utils.errors import UserError
+from utils.files import fingerprint
 from utils.image_size import image_size
 from utils.images import SIZE
 from utils.loader import Loader, S
@@ -43,6 +45,11 @@ class FaceDataset:
             return keys
         end = np.atleast_1d(header.label)[0]  # as a float: damaged, it may be none that an int can be made of
         return keys[(keys >= 1) & (keys < end)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which these data are told from others."""
+        return fingerprint(self.reader.idx, self.reader.rec)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -187,7 +194,8 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
 
 def training_loader(dataset: S, sampler: BatchSampler, config: EasyDict, world: World) -> Loader[S]:
     """The loader of images that are learned from, as the config says."""
-    return Loader(dataset, sampler, config.workers, world.device.type == "cuda", config.on_bad_image == "skip")
+    pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
+    return Loader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)
 
 
 def _check_copies(dataset: FaceDataset, world: World) -> None:

@@ -15,7 +15,7 @@ from utils.losses import header_loss
 from utils.run_log import log
 from utils.task import Batch, Task
 from utils.teacher import Teacher, describe
-from utils.teacher_cache import Identity, TeacherCache, ask, fill, fingerprint_of_data, fingerprint_of_teacher
+from utils.teacher_cache import Identity, TeacherCache, ask, fill, fingerprint_of_teacher
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class CachedLessons(Lessons):
 
 def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Caches:
     """The caches in config.teacher_cache of the teacher's files, for these data. Says what is in them."""
-    of_data, teacher, caches = fingerprint_of_data(data), describe(config), {}
+    of_data, teacher, caches = data.fingerprint, describe(config), {}
     for path in dict.fromkeys(files):
         of_teacher = fingerprint_of_teacher(path)
         identity: Identity = {"teacher": teacher, "teacher_sha256": of_teacher, "data_sha256": of_data}

@@ -1,10 +1,9 @@
 """The processes of a run, as torchrun starts them; one process without it. NCCL with GPUs, gloo on CPUs."""
 
 import ctypes
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,8 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
@@ -60,29 +57,6 @@ def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]
     finally:
         if size > 1:
             dist.destroy_process_group()
-
-
-def spread_over_gpus() -> None:
-    """Starts this command again with a process on each GPU of the machine, by torchrun; goes on where there is one.
-
-    NPROC in the environment says another number of processes, as for train.sh.
-    """
-    told = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
-    if not told.isdecimal() or not 1 <= int(told) <= 1024:
-        raise UserError(f"NPROC: should be a whole number from 1, is {told!r}")
-    if "RANK" in os.environ or told == "1":
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(told))))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
-    try:
-        torchrun.main(["--standalone", "--nproc-per-node", told, *sys.argv])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode != 2:  # a UserError has been told
-            print(error, file=sys.stderr)
-        raise SystemExit(failure.exitcode if failure.exitcode > 0 else 1) from None
-    raise SystemExit(0)
 
 
 def _keep_freed_memory() -> None:
@@ -131,11 +105,13 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
-def share_buffers(module: nn.Module, world: World) -> None:
-    """Gives every process the main one's buffers: of the running statistics, those are what a checkpoint holds."""
+def share(tensors: Iterable[torch.Tensor], world: World) -> None:
+    """Gives every process the main one's values of the tensors, in place."""
     if world.size > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in tensors:
+            plain = tensor.contiguous()  # not every backend takes channels_last memory
+            dist.broadcast(plain, 0)
+            tensor.copy_(plain)
 
 
 def on_main(world: World, check: Callable[[], T]) -> T:

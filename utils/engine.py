@@ -14,7 +14,7 @@ from torch import Tensor
 from utils.checkpoint import write_file
 from utils.dataset import BatchSampler, Loader
 from utils.distributed import World, mean_over, to_device
-from utils.faults import again, told
+from utils.faults import again
 from utils.images import mirror, normalise
 from utils.loader import Decoded
 from utils.resume import FILE, Position, Start, make_way, write_checkpoint
@@ -37,7 +37,7 @@ def epoch_ends(config: EasyDict, sampler: BatchSampler, position: Position = BEG
     whole, first = sampler.steps(), position.step + sampler.steps(position.seen)
     left = config.num_epoch - position.epoch  # epochs, with the one under way
     total_steps = config.max_steps or (first + (left - 1) * whole if left > 0 else position.step)
-    if position.step >= total_steps:
+    if position.is_last(config):
         return list(position.ends) or [position.step]
     return [*position.ends, *range(first, total_steps, whole), total_steps]
 
@@ -58,7 +58,7 @@ def train(
     update = Update(task, loader.dataset.keys, config, world)
     losses = RunningMean(world)
     task.start(update.optimizer)
-    state = RunState(task, update, losses, loader.sampler.n_images, config, world)
+    state = RunState(task, update, losses, loader, config, world)
     state.restore(start)
     if world.is_main:
         make_way(Path(config.output), start)
@@ -68,8 +68,8 @@ def train(
         writer.submit(_published(task, 0, config, world))
 
     # ------------------------------------------------------------------ the loop
-    with told(config), run_log, writer, Stop(world, config.timeout) as stop:
-        while position.step < total_steps:
+    with run_log, writer, Stop(world, config.timeout) as stop:
+        while not position.is_last(config):
             epoch = position.epoch
             task.start_epoch(epoch)
             run_log.resume_clock(position.step)

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class PassingError(UserError):
+    """What may go well when it is done again: a process that died or hung."""
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs an entry script: exit code 0; 2 and the one line for a UserError; 130 for Ctrl-C."""
     try:

@@ -6,7 +6,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-_CHUNK = 1 << 20
+import numpy as np
+
+_CHUNK = 1 << 20  # bytes
+_SAMPLES = 256  # chunks
 
 
 def is_there(check: Callable[[], bool]) -> bool:
@@ -41,4 +44,17 @@ def sha256(*files: Path) -> str:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 whole.update(chunk)
+    return whole.hexdigest()
+
+
+def fingerprint(small: Path, large: Path) -> str:
+    """SHA-256 of the one file, the size of the other and its bytes; of one over 256 MiB, chunks all over it."""
+    whole = hashlib.sha256(small.read_bytes())
+    size = large.stat().st_size
+    whole.update(str(size).encode())
+    starts = np.linspace(0, max(0, size - _CHUNK), _SAMPLES).astype(np.int64) if size > _SAMPLES * _CHUNK else None
+    with large.open("rb") as file:
+        for start in range(0, size, _CHUNK) if starts is None else starts.tolist():
+            file.seek(start)
+            whole.update(file.read(_CHUNK))
     return whole.hexdigest()

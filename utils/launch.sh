@@ -60,6 +60,8 @@ fi
 "$PYTHON" -m config "${@:2}" >/dev/null
 # Else processes that are started again meet in the store of those before, and wait for the addresses of the dead.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Asked to end in a verification, a run finishes that before its checkpoint: seconds, of which torchrun would give 30.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
-exec "$PYTHON" -m torch.distributed.run "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" "$@"
+exec "$PYTHON" -m utils.launch "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" "$@"

@@ -4,6 +4,7 @@ A batch that travels through the data loader's queue is copied into fresh shared
 cost as much as decoding it. Here each worker owns a few slots for good and only the slot's number travels.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.errors import UserError
+from utils.errors import PassingError, UserError
 from utils.images import SIZE
 from utils.run_log import log
 
@@ -55,13 +56,16 @@ class Loader(Generic[S]):
     """The batches of one epoch after another, in the sampler's order."""
 
     def __init__(
-        self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False
-    ) -> None:
+        self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
+        timeout: int = 0,
+    ) -> None:  # fmt: skip
         """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies. skip_bad: an image that
-        cannot be read is told and left out, another of its batch stands twice; else it is an error."""
+        cannot be read is told and left out, another of its batch stands twice; else it is an error. timeout: seconds
+        to wait for workers; 0: for ever."""
         self.dataset = dataset
         self.sampler = sampler
         self.pin = pin
+        self.timeout = timeout if workers else 0
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
         self._slots = _Slots(dataset, workers, sampler.batch_size, skip_bad)
@@ -74,6 +78,7 @@ class Loader(Generic[S]):
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals,
             prefetch_factor=PREFETCH if workers else None,
+            timeout=self.timeout,
         )
 
     def __len__(self) -> int:
@@ -86,7 +91,7 @@ class Loader(Generic[S]):
         Raises UserError at a record that cannot be read.
         """
         self.sampler.epoch, self.sampler.seen = epoch, seen
-        for ticket in self._loader:
+        for ticket in self._tickets():
             if isinstance(ticket, UserError):
                 try:
                     raise ticket
@@ -97,6 +102,19 @@ class Loader(Generic[S]):
                 log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
             batch = self._slots.batch(ticket)
             yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
+
+    def _tickets(self) -> Iterator[Any]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            for worker in multiprocessing.active_children():
+                worker.kill()  # what hangs does not end when asked to, and this process would wait for its end
+            raise PassingError(
+                f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its "
+                "disk"
+            ) from None
 
 
 class _Slots(Dataset):

@@ -13,6 +13,7 @@ file the magic stands at a multiple of four only where a part begins. The index 
 import mmap
 import os
 import struct
+import weakref
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -83,9 +84,9 @@ class IndexedRecordReader:
     """Random access to the records of a `rec` file by the keys of its `idx` file. Offsets are in bytes.
 
     The file is memory-mapped on first use, anew in every process: after a fork or in a spawned process nothing is
-    shared with the parent. Before each access the map is checked against the present size of the file, as to read
-    beyond the end of a file that has shrunk kills the process with SIGBUS. Every failure is a RecordError that names
-    file, key and offset.
+    shared with the parent. Before each access the opened file is checked: to read beyond the end of one that has shrunk
+    kills the process with SIGBUS, and one that was written to is another than the index is of. One of its name that
+    took its place does no harm: what is mapped stays. Every failure is a RecordError that names file, key and offset.
     """
 
     keys: np.ndarray  # (N,) int64, in the order of the index file
@@ -93,6 +94,7 @@ class IndexedRecordReader:
     def __init__(self, rec: str | os.PathLike[str], idx: str | os.PathLike[str]) -> None:
         self.rec, self.idx = Path(rec).absolute(), Path(idx).absolute()
         self._map: mmap.mmap | None = None
+        self._descriptor = -1  # of the mapped file
         self._pid, self._closed = -1, False  # the process that _map belongs to
         with naming_file(self.rec), self.rec.open("rb") as file:
             self._file = _identity(file.fileno())
@@ -225,25 +227,31 @@ class IndexedRecordReader:
         )
 
     def _mapped(self) -> mmap.mmap:
-        """Return this process's map of the file, checked against the size that the file has now."""
+        """Return this process's map of the file, which is checked to be as it was when the reader was made."""
         if self._map is None or self._pid != os.getpid():
             self._map = self._open()
             self._pid = os.getpid()
-        self._check_size(self._map.size())
+        self._check(self._descriptor, "was written to while in use; copy it again")
         return self._map
 
     def _open(self) -> mmap.mmap:
         if self._closed:
             raise RecordError(f"{self.rec}: the reader is closed")
         with naming_file(self.rec), self.rec.open("rb") as file:
-            self._check_size(os.fstat(file.fileno()).st_size)
-            if _identity(file.fileno()) != self._file:
-                raise RecordError(f"{self.rec}: was replaced or written to while in use; start again")
-            return mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+            self._check(file.fileno(), "was replaced or written to while in use; start again")
+            opened = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(file.fileno())  # the map has one too, but keeps it to itself
+            weakref.finalize(opened, os.close, self._descriptor)
+            return opened
 
-    def _check_size(self, size: int) -> None:
+    def _check(self, file: int, otherwise: str) -> None:
+        found = _identity(file)
+        if found == self._file:
+            return
+        size = os.fstat(file).st_size
         if size < self._size:
             raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
+        raise RecordError(f"{self.rec}: {otherwise}")
 
 
 class IndexedRecordWriter:
@@ -296,7 +304,7 @@ class IndexedRecordWriter:
 
 
 def _identity(file: int) -> tuple[int, ...]:
-    """What tells an open file from another of its name: each process opens it for itself."""
+    """What tells an open file from another of its name, as each process opens it for itself, and from a later state."""
     found = os.fstat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

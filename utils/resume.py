@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from easydict import EasyDict
 
-from utils.checkpoint import CheckpointError, read_file, remove_remains, write_file
+from utils.checkpoint import CheckpointError, read_file, reading, remove_remains, write_file
 from utils.distributed import World, gather_rows, on_main
 from utils.errors import UserError
 from utils.files import is_there
+from utils.launch import restarts
 from utils.loader import Loader
 from utils.run_log import log
 from utils.task import Task
@@ -37,6 +38,10 @@ class Position:
     def epoch(self) -> int:
         """The one now under way."""
         return len(self.ends)
+
+    def is_last(self, config: EasyDict) -> bool:
+        """Whether a run by the config has nothing more to do."""
+        return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
 
     def after_step(self, images: int) -> "Position":
         """One step further; images: of all processes."""
@@ -92,6 +97,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    state = read_file(path)  # which refuses what would inflate
     try:
         with zipfile.ZipFile(path) as archive:  # torch writes the CRC-32 of every part, and does not check it
             wrong = archive.testzip()
@@ -99,7 +105,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
     if wrong:
         raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
-    state = read_file(path)
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
     return state
@@ -121,11 +126,11 @@ def _kept(folder: Path) -> list[Path]:
 def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) -> Start:
     """Where the run of config.output begins, the same on every process, and said.
 
-    That is with its checkpoint.pth; else, or where config.global_step is further, and resume=1 asks for it, with the
-    files of that step; else anew. Raises UserError where there is something to go on from that does not fit.
+    That is with its checkpoint.pth; but with the published files of config.global_step where resume=1 asks for them and
+    the checkpoint is not of a run that began so; else anew. Raises UserError where there is something to go on from
+    that does not fit.
     """
-    restarts = np.array([int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))])
-    restarted = bool(gather_rows(restarts, world).any())  # each machine counts its own
+    restarted = bool(gather_rows(np.array([restarts()]), world).any())  # each machine counts its own
     kept: dict[str, Any] = {}
 
     def choose() -> dict[str, Any] | None:
@@ -150,6 +155,11 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
             f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they "
             "hold no momentum, which starts anew"
         )
+        if rest:
+            log.warning(
+                f"Step {config.global_step} ends no epoch of {steps} steps: if it did, batch_size or the number of "
+                "processes was another, and so is the learning rate"
+            )
     return Start(position, published=Path(config.output))
 
 
@@ -159,29 +169,28 @@ def _choose(config: EasyDict, way: type[Task], loader: Loader, world: World, res
     if config.resume == "0" and not restarted:
         return None
     state = read_checkpoint(folder)
-    if config.resume == "0" and state is not None and state["run"] != run_name():
-        return None  # of before; what a run that trains anew has done itself, it goes on from when it is started again
-    if config.resume == "1":
-        if not config.global_step and state is None:
-            raise UserError(
-                f"config resume: {folder} holds no {FILE}; name a step of its published files with global_step=STEP"
-            )
-        if config.global_step and (state is None or _position(state).step < config.global_step):
-            return None
-    elif config.global_step and state is None:
+    if config.resume == "1" and not config.global_step and state is None:
+        raise UserError(
+            f"config resume: {folder} holds no {FILE}; name a step of its published files with global_step=STEP"
+        )
+    if config.resume != "1" and config.global_step and state is None:
         log.warning(f"config global_step: {config.global_step} is not used: --resume 1 goes on from its files")
-    if state is not None:
+    if state is None:
+        return None
+    with reading(folder / FILE):
+        if config.resume == "0" and state["run"] != run_name():
+            return None  # of before; what a run that trains anew has done itself, it goes on from when started again
+        begun = [state["config"].get(field) for field in ("resume", "global_step")]
+        if config.resume == "1" and config.global_step and begun != ["1", config.global_step]:
+            return None
         _check(state, config, way, loader)
-        _tell(state, config, world)
+        _tell(state, config, loader, world)
     return state
 
 
-def is_whole(start: Start, last: int, config: EasyDict) -> bool:
-    """Whether the run has done its last step, which is then said."""
-    if start.position.step < last:
-        return False
-    log.info(f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}")
-    return True
+def nothing_to_do(config: EasyDict) -> str:
+    """Of a run that has done its last step."""
+    return f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}"
 
 
 def make_way(folder: Path, start: Start) -> None:
@@ -193,7 +202,7 @@ def make_way(folder: Path, start: Start) -> None:
     for path in (folder / FILE, *_kept(folder)):
         if path.is_file():
             path.replace(path.with_name(f"old-{path.name}"))
-            log.info(f"Trains anew; {path} is now old-{path.name}")
+            log.info(f"{path} of the run before is now old-{path.name}")
 
 
 def _position(state: dict[str, Any]) -> Position:
@@ -218,7 +227,7 @@ def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loa
         )
 
 
-def _tell(state: dict[str, Any], config: EasyDict, world: World) -> None:
+def _tell(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
     """Says where the run goes on, and what is not as it was."""
     position = _position(state)
     log.info(
@@ -229,6 +238,8 @@ def _tell(state: dict[str, Any], config: EasyDict, world: World) -> None:
         before, after = state["config"].get(name), now.get(name)
         if before != after and name not in ("resume", "global_step"):
             log.info(f"Changed: config {name} was {before!r}, is {after!r}")
+    if state["data"] != loader.dataset.fingerprint:
+        log.warning(f"Changed: the data in {config.rec} are not those that the run began with, though as many images")
     if len(state["ranks"]) != world.size:
         before, after = len(state["ranks"]), world.size
         log.info(

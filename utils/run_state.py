@@ -1,5 +1,6 @@
 """Everything that changes while a run trains, taken for a checkpoint and put back from it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,8 +9,9 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoint import load_state, load_weights, read_weights, snapshot
-from utils.distributed import World, on_main, together, unwrap
+from utils.checkpoint import load_state, load_weights, read_weights, reading, snapshot
+from utils.distributed import World, on_main, share, together, unwrap
+from utils.loader import Loader
 from utils.resume import FILE, VERSION, Position, Start, plain, run_name
 from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
@@ -36,19 +38,23 @@ class Means(Protocol):
 class RunState:
     """Weights, momentum, scaler, the task's own, and of each process: running statistics, random generators, meters."""
 
-    def __init__(self, task: Task, update: Update, means: Means, n_images: int, config: EasyDict, world: World) -> None:
-        """n_images: of an epoch."""
+    def __init__(
+        self, task: Task, update: Update, means: Means, loader: Loader, config: EasyDict, world: World
+    ) -> None:
         self.task = task
         self.optimizer, self.scaler, self.bad_steps = update.optimizer, update.scaler, update.bad_steps
         self.means = means
-        self.n_images = n_images
+        self.loader = loader
         self.config = config
         self.world = world
         self.modules = {"backbone": unwrap(task.backbone), "header": unwrap(task.header)}
 
     def take(self, position: Position) -> dict[str, Any] | None:
-        """A copy of all, on the CPU, for the main process; None for the others, which take part."""
-        self.bad_steps.check()  # what it has not counted yet is on each process's device
+        """A copy of all, on the CPU, for the main process; None for the others, which take part, and where the last
+        step was bad."""
+        self.bad_steps.check()
+        if self.bad_steps.in_a_row:
+            return None
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
         mine = snapshot(self._of_this_process())
         if self.world.size > 1:
@@ -64,12 +70,13 @@ class RunState:
             "way": type(self.task).__name__,
             "run": run_name(),
             "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
-            "images": self.n_images,
+            "images": self.loader.sampler.n_images,
+            "data": self.loader.dataset.fingerprint,
             "config": plain(self.config),
             **weights,
             "momentum": momentum,
             "scaler": self.scaler.state_dict(),
-            "bad_steps": snapshot(self.bad_steps.state()),
+            "bad_steps": self.bad_steps.total,
             "task": snapshot(self.task.state()),
             "ranks": ranks,
         }
@@ -77,7 +84,7 @@ class RunState:
     def restore(self, start: Start) -> None:
         """Goes on from the start, if it has something to go on from. Raises UserError where that does not fit."""
         if start.published:
-            together(self.world, lambda: self._load_published(start))
+            self._load_published(start)
         elif start.state:
             together(self.world, lambda: self._load(start.state))
         header = self.modules["header"]
@@ -89,12 +96,19 @@ class RunState:
             start.state.clear()  # as large as all weights and momentum
 
     def _load_published(self, start: Start) -> None:
+        """The main process reads the files, which other machines need not have."""
         for name, module in self.task.files(start.position.step).items():
             if not isinstance(module, ShardedArcFace):
-                load_weights(module, Path(start.published or "", name))
+                path = Path(start.published or "", name)
+                on_main(self.world, partial(load_weights, module, path))
+                share(module.state_dict().values(), self.world)
 
     def _load(self, state: Any) -> None:
         where = f"{self.config.output}/{FILE}"
+        with reading(where):
+            self._load_parts(state, where)
+
+    def _load_parts(self, state: Any, where: str) -> None:
         for name, module in self.modules.items():
             if not isinstance(module, ShardedArcFace):
                 load_state(module, state[name], f"{where} ({name})")
@@ -102,7 +116,7 @@ class RunState:
                     momentum.copy_(state["momentum"][name][parameter])
         if state["scaler"]:  # else it ran without one
             self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps.load_state(state["bad_steps"])
+        self.bad_steps.total = state["bad_steps"]
         self.task.load_state(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])
@@ -128,6 +142,7 @@ class RunState:
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.world.device) if cuda else None,
             "means": self.means.state(),
+            "skipped": self.loader.skipped,
         }
 
     def _load_of_this_process(self, state: dict[str, Any]) -> None:
@@ -139,6 +154,7 @@ class RunState:
         if self.world.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
         self.means.load_state(state["means"])
+        self.loader.skipped = state["skipped"]
 
     def _buffers(self) -> dict[str, list[Tensor]]:
         """Running statistics by their type: a file holds few large tensors of many processes, not many small ones."""

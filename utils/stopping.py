@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: a run that is asked to end does so after a step, with a checkpoint."""
 
 import signal
+import sys
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ class Stop:
     def __init__(self, world: World, timeout: int) -> None:
         """timeout: seconds to wait for the others."""
         self.signal = 0  # the one that came
+        self._says = world.is_main
         self._group: Any = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
@@ -42,6 +44,8 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        if self._says:
+            print(f"{signal.Signals(number).name}: ends after this step, with a checkpoint", file=sys.stderr)
         if number == signal.SIGINT:  # torchrun passes SIGTERM on to processes that may have had it already
             signal.signal(number, self._before[number])
 

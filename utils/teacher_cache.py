@@ -22,7 +22,6 @@ from utils.teacher import Teacher
 
 VERSION = 1  # of the files
 CHUNK = 1 << 20  # bytes
-SAMPLES = 256  # chunks that are read of a large record file to tell it from another
 
 Identity = dict[str, str | int]
 
@@ -128,19 +127,6 @@ def fingerprint_of_teacher(path: Path) -> str:
     beside = path.parent.iterdir() if path.suffix.lower() == ".onnx" else ()
     parts = (other for other in beside if other.name.startswith(path.name) and other.is_file() and other != path)
     return sha256(path, *sorted(parts))
-
-
-def fingerprint_of_data(data: FaceDataset) -> str:
-    """SHA-256 of the index, the size of the record file and its bytes; of a file over 256 MiB, chunks all over it."""
-    whole = hashlib.sha256(data.reader.idx.read_bytes())
-    size = data.reader.rec.stat().st_size
-    whole.update(str(size).encode())
-    starts = np.linspace(0, max(0, size - CHUNK), SAMPLES).astype(np.int64) if size > SAMPLES * CHUNK else None
-    with data.reader.rec.open("rb") as file:
-        for start in range(0, size, CHUNK) if starts is None else starts.tolist():
-            file.seek(start)
-            whole.update(file.read(CHUNK))
-    return whole.hexdigest()
 
 
 def _checks(embeddings: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Update:
             named = self.task(batch)
         self.scaler.scale(named["Loss"]).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = _clip(self.task.backbone, self.config.clip_norm)
+        norm = _clip(self.task.backbone, self.config.clip_norm) + _norm(self.task.header)
         losses = torch.stack([value.detach().float() for value in named.values()])
         bad = self.bad_steps.judge(step, losses, norm, self.scaler.scale(self._one), batch.indices)
         if not self.scaler.is_enabled():
@@ -69,7 +69,11 @@ def make_optimizer(task: Task, config: EasyDict) -> torch.optim.SGD:
 
 def _clip(backbone: nn.Module, largest: float) -> Tensor:
     """Scales the gradient down to the largest norm, if that is not 0; returns the norm it had: ()."""
-    parameters = [parameter for parameter in backbone.parameters() if parameter.grad is not None]
     if largest:
-        return nn.utils.clip_grad_norm_(parameters, largest)
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return nn.utils.clip_grad_norm_(backbone.parameters(), largest)
+    return _norm(backbone)
+
+
+def _norm(module: nn.Module) -> Tensor:
+    """Of its gradient: ()."""
+    return nn.utils.get_total_norm([parameter.grad for parameter in module.parameters() if parameter.grad is not None])

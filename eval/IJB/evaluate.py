@@ -25,9 +25,10 @@ from eval.IJB.report import FPRS, IjbScore, format_table, write_results
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import find_backbones, load_weights
-from utils.distributed import place, processes, spread_over_gpus, together
+from utils.distributed import place, processes, together
 from utils.errors import UserError, run
 from utils.files import make_writable, sha256
+from utils.launch import spread_over_gpus
 from utils.run_log import init_logging, log
 
 

@@ -1,0 +1,109 @@
+"""The course of the run: its network, learning rate and steps, how its head is split, where it begins."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from easydict import EasyDict
+
+from utils.checkpoint import load_state, load_weights
+from utils.checks.plan import Run
+from utils.checks.table import PASS, WARN, Check, processes, unknown
+from utils.dataset import EpochSampler
+from utils.distill import DistillTask
+from utils.distributed import World
+from utils.engine import epoch_ends
+from utils.errors import UserError
+from utils.loader import Loader
+from utils.losses import ArcFace, ArcFaceTask
+from utils.resume import ANEW, FILE, Start, find_start
+from utils.sharded import ShardedArcFace
+
+
+def settings(plan: Run) -> Iterator[Check]:
+    """The network, and the schedule."""
+    config = plan.config
+    size = "" if "resnet" in config.net_name.lower() else f", {config.channel} channels, {config.n_layers} cells"
+    yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
+    rate = config.lr * config.batch_size * plan.processes / 512
+    rates = [(rate * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
+    parts = [f"{lr:.3g} from {next(group)[1]}" for lr, group in itertools.groupby(rates, lambda pair: pair[0])]
+    told = ", ".join(parts) if len(parts) <= 8 else f"{rates[0][0]:.3g} to {rates[-1][0]:.3g}"
+    yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {told}")
+
+
+def steps(plan: Run) -> Iterator[Check]:
+    """Epochs and batches."""
+    config = plan.config
+    if not plan.n_images:
+        yield unknown("steps")
+        return
+    if config.batch_size == 1:
+        raise UserError("config batch_size: 1 image is too few for batch norm; batch_size=2 at least")
+    plan.sampler = EpochSampler(plan.n_images, config.batch_size, 0, plan.processes, config.seed)
+    plan.ends = epoch_ends(config, plan.sampler)
+    batch = f"{processes(plan.processes)} with {config.batch_size} images each"
+    yield Check("steps", PASS, f"{plan.ends[-1]:,}, {len(plan.sampler):,} an epoch; {batch}")
+
+
+def head(plan: Run) -> Iterator[Check]:
+    """Whether a sharded head has a class for every process."""
+    config, classes = plan.config, plan.num_classes
+    if config.head != "sharded":
+        return
+    if not classes:
+        yield unknown("head")
+        return
+    first = World(0, plan.processes, torch.device("cpu"))
+    try:  # of embeddings of one number, for they may be too many for this machine
+        ShardedArcFace(1, classes, config.s, config.m, first, config.sample_rate)
+    except UserError as error:
+        found = str(error).partition("; ")[0]
+        raise UserError(f"{found}; {processes(classes)} at most, or head=whole") from None
+    most = -(-classes // plan.processes)
+    part = f", {config.sample_rate:.3g} of them a step" if config.sample_rate < 1 else ""
+    found = f"sharded over {processes(plan.processes)}: at most {most:,} of {classes:,} classes each{part}"
+    yield Check("head", PASS, found)
+
+
+def resume(plan: Run) -> Iterator[Check]:
+    """Where the run begins, and whether what is there fits the network."""
+    config, folder = plan.config, Path(plan.config.output)
+    if config.resume == "0":
+        old = len(list(folder.glob("checkpoint*.pth")))
+        yield Check("resume", PASS, f"begins anew; {old} checkpoint files will be put aside" if old else "begins anew")
+        return
+    if plan.dataset is None or plan.sampler is None:
+        yield unknown("resume")
+        return
+    # As one process that has the batches of all, for more would ask each other.
+    joint = EasyDict({**config, "batch_size": config.batch_size * plan.processes})
+    way = DistillTask if plan.distils else ArcFaceTask
+    start = find_start(joint, way, Loader(plan.dataset, plan.sampler), plan.world)
+    _load(plan, start)
+    plan.position, plan.ends = start.position, epoch_ends(config, plan.sampler, start.position)
+    if start.state:  # else those that are there are put aside
+        plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
+    if not start.position.step:
+        yield Check("resume", PASS, "begins anew")
+    elif start.position.step < plan.ends[-1]:
+        yield Check("resume", PASS, f"goes on from step {start.position.step:,}, in epoch {start.position.epoch}")
+    else:
+        yield Check("resume", WARN, f"{folder} holds the whole run: nothing to do", "another output, or --resume 0")
+
+
+def _load(plan: Run, start: Start) -> None:
+    """Raises UserError unless what the run goes on from is of its networks."""
+    if not start.state and not start.published:
+        return
+    folder = Path(plan.config.output)
+    header = ArcFace(plan.config.embedding_size, plan.num_classes)  # sharded, it has the same files
+    for name, module in (("header", header), ("backbone", plan.backbone)):
+        if start.state:
+            load_state(module, start.state[name], f"{folder / FILE} ({name})")
+            continue
+        try:
+            load_weights(module, folder / f"{start.position.step}{name}.pth")
+        except UserError as error:
+            raise UserError(f"{error}; name another step with global_step=STEP; {ANEW}") from None

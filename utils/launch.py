@@ -1,0 +1,100 @@
+"""Processes started by torchrun, and the exit code of what ended them: python -m utils.launch [OPTION …] SCRIPT …
+
+torchrun starts processes again whatever they ended by. What no new start mends, as bad input or a wish to stop, they
+leave in a file; started again they find it and end well, which torchrun takes for the end of the run.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import PassingError, UserError
+
+NOTE = ".ended"  # in the run's folder: exit code
+CODE = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell their launcher otherwise
+
+
+def launch(arguments: list[str]) -> int:
+    """Runs torchrun and returns the exit code of the process that ended the run; 128 + its number for a signal."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if "--max-restarts" not in arguments or arguments[arguments.index("--max-restarts") + 1] == "0":
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder, "code")
+        os.environ[CODE] = str(told)
+        try:
+            run.main(arguments)
+        except SignalException as error:
+            return 128 + error.sigval
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                print(error, file=sys.stderr)
+                return 128 - failure.exitcode
+            return failure.exitcode
+        return int(told.read_text()) if told.is_file() else 0
+
+
+def spread_over_gpus() -> None:
+    """Starts this command again with a process on each GPU of the machine, by torchrun; goes on where there is one.
+
+    NPROC in the environment says another number of processes, as for train.sh.
+    """
+    import torch
+
+    told = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
+    if not told.isdecimal() or not 1 <= int(told) <= 1024:
+        raise UserError(f"NPROC: should be a whole number from 1, is {told!r}")
+    if "RANK" in os.environ or told == "1":
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(told))))
+    raise SystemExit(launch(["--standalone", "--nproc-per-node", told, *sys.argv]))
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this machine again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+@contextmanager
+def ending(folder: Path) -> Iterator[None]:
+    """Around a run of this folder: what ends it for good ends it in all its processes, however often they are started.
+
+    folder: of the run; of several machines, one that they share.
+    """
+    note = folder / NOTE
+    if restarts() and note.is_file():
+        Path(os.environ.get(CODE, os.devnull)).write_text(note.read_text())
+        raise SystemExit(0)
+    if os.environ.get("RANK", "0") == "0":
+        note.unlink(missing_ok=True)
+    try:
+        yield
+    except PassingError:
+        raise
+    except UserError:
+        _note(note, 2)
+        raise
+    except SystemExit as end:
+        _note(note, end.code)
+        raise
+
+
+def _note(note: Path, code: object) -> None:
+    if code and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > restarts():
+        try:
+            note.write_text(f"{code}\n")
+        except OSError as error:
+            print(f"{note}: {error.strerror}; the run is started again", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

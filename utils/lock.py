@@ -1,0 +1,46 @@
+"""One run at a time in a folder."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from utils.distributed import World, on_main
+from utils.errors import UserError
+
+FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
+
+
+@contextmanager
+def alone(folder: Path, world: World) -> Iterator[None]:
+    """Holds the folder for the time of the block. Raises UserError where another run does."""
+    held: list[TextIO] = []
+    on_main(world, lambda: held.append(_hold(folder)))
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _hold(folder: Path) -> TextIO:
+    file = (folder / FILE).open("a+", encoding="utf-8")
+    try:
+        # Of this process alone: loader workers do not inherit it, and hold nothing when this one is killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        by = file.read(200).strip()
+        file.close()
+        raise UserError(
+            f"config output: another run is at work in {folder} ({by}); wait for its end, or name another folder"
+        ) from None
+    except OSError:
+        return file  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
