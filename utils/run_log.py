@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Self
 
 from easydict import EasyDict
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from utils.board import Board
 
 log = logging.getLogger("pocketnet")
 
@@ -41,8 +42,7 @@ class RunLog:
         """step: where the run begins. What TensorBoard has of later steps is of a run that was cut off: it goes."""
         self.total_steps = total_steps
         self.images_a_step = images_a_step
-        board = Path(config.log_dir) / Path(config.output).name
-        self._board = SummaryWriter(board, purge_step=step + 1) if is_main else None
+        self._board = Board(Path(config.log_dir) / Path(config.output).name, step + 1, is_main)
         self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
         self._started = time.perf_counter()
         self._reported_step = step
@@ -75,14 +75,7 @@ class RunLog:
         self._scalars("verification", accuracies, step)
 
     def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
-        if not self._board:
-            return
-        try:
-            for name, value in values.items():
-                self._board.add_scalar(f"{group}/{name}", value, step)
-            self._board.flush()
-        except OSError as error:  # a full disk is no reason to stop
-            log.warning(f"TensorBoard: step {step} could not be written ({error.strerror or error})")
+        self._board.add({f"{group}/{name}": value for name, value in values.items()}, step)
 
     def __enter__(self) -> Self:
         return self
@@ -90,5 +83,4 @@ class RunLog:
     def __exit__(self, *exception: object) -> None:
         """Ends the bar and the TensorBoard file."""
         self._bar.close()
-        if self._board:
-            self._board.close()
+        self._board.close()
