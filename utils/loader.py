@@ -4,10 +4,12 @@ A batch that travels through the data loader's queue is copied into fresh shared
 cost as much as decoding it. Here each worker owns a few slots for good and only the slot's number travels.
 """
 
+import ctypes
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -185,6 +187,10 @@ def _leave_signals(worker: int) -> None:
     """Ctrl-C at a terminal and a scheduler's SIGTERM reach workers too; but it is the training process that ends, after
     its step and a checkpoint, and them: a worker heeds its SIGTERM alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # It inherits the connections to other processes, which would see them open for as long as it outlives its own.
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if hasattr(signal, "sigwaitinfo"):  # which tells who sent it; not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
