@@ -6,6 +6,7 @@ As a script it is that process: a line of JSON asks for a run, a line answers wi
 import contextlib
 import importlib
 import json
+import multiprocessing.process
 import os
 import runpy
 import subprocess
@@ -69,6 +70,7 @@ def become(job: dict) -> None:
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["folder"])
+    multiprocessing.process.ORIGINAL_DIR = job["folder"]  # type: ignore[attr-defined]  # where spawned ones find the script
     os.environ.clear()
     os.environ.update(job["environment"])
     first, *rest = job["command"]

@@ -35,11 +35,17 @@ from torch import nn
 from backbones.augment_cells import AugmentCell
 from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse, to_json, to_text
 from eval.bins import load_bin, read_bin
-from tests.conftest import ROOT, encode
-from utils.checkpoint import load_weights, read_weights
-from utils.dataset import MOST_CLASSES, FaceDataset
+from tests.conftest import ROOT, encode, write_data
+from tests.training import CPU, small_config
+from utils.checkpoint import load_weights, read_weights, write_file
+from utils.dataset import MOST_CLASSES, FaceDataset, load_training_data
+from utils.engine import RunningMean
 from utils.errors import UserError
+from utils.losses import ArcFace, ArcFaceTask
 from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
+from utils.resume import Position, find_start
+from utils.run_state import RunState
+from utils.update import Update
 
 MINUTES = 5  # that a test may take on a busy machine; alone, one takes a quarter of one
 PEAK = 512 << 20  # bytes of memory that reading any file here may take
@@ -554,9 +560,47 @@ def networks(folder: Path) -> Iterator[Target]:
     yield Target(load, str(path), [saved(True), saved(False)], WORDS, cases, 300)
 
 
+# ----------------------------------------------------------------------------------------------------- runs
+
+
+def runs(folder: Path) -> Iterator[Target]:
+    """A checkpoint.pth from which a run goes on, and the pickle in it."""
+    data = write_data(folder / "data")
+    config = small_config(folder, data)
+    loader, _ = load_training_data(config, CPU)
+    made = Update(ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2)), loader.dataset.keys, config, CPU)
+    whole = RunState(made.task, made, RunningMean(CPU), loader, config, CPU)
+    content = whole.take(Position(7, (5,), 16))
+    path = Path(config.output, "checkpoint.pth")
+    write_file(path, content)
+    sound = path.read_bytes()
+
+    def go_on(content: bytes) -> None:
+        path.write_bytes(content)
+        start = find_start(config, ArcFaceTask, loader, CPU)
+        task = ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2))
+        update, means = Update(task, loader.dataset.keys, config, CPU), RunningMean(CPU)
+        state = RunState(task, update, means, loader, config, CPU)
+        state.restore(start)
+        zero = torch.zeros(())
+        means.add({"Loss": zero, **dict.fromkeys(means.sums, zero)}, zero.bool())
+        assert all(type(mean) is float for mean in means.take().values())
+        again = state.take(start.position)
+        assert again and again["position"]["step"] == start.position.step and again["bad_steps"] >= 0
+
+    inner = pickle_of(sound)
+    with zipfile.ZipFile(io.BytesIO(sound)) as file:
+        names = [name for name in file.namelist() if "/data/" in name]
+        storages = [file.read(name) for name in sorted(names, key=lambda name: int(name.rpartition("/")[2]))]
+    words = [*WORDS, *(part.encode() for part in ("step", "ends", "seen", "ranks", "means", "sums", "random", "way"))]
+    words += [b"K\x07", b"K\x05", b"K\x10", b"N", b"\x88", b"]", b"}", b"ArcFaceTask", b"backbone", b"header"]
+    yield Target(go_on, str(folder), [sound], words, [b"", zipped(inner, *storages, inflated=1000)], 300)
+    yield Target(lambda inside: go_on(zipped(inside, *storages)), str(folder), [inner], words, [], 1500)
+
+
 # ------------------------------------------------------------------------------------------------ the tests
 
-FORMATS = {made.__name__: made for made in (records, faces, bins, genotypes, checkpoints, networks)}
+FORMATS = {made.__name__: made for made in (records, faces, bins, genotypes, checkpoints, networks, runs)}
 
 
 @pytest.mark.parametrize("name", FORMATS)

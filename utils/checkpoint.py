@@ -159,11 +159,15 @@ def reading(where: str | Path) -> Iterator[None]:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU wherever it was saved."""
     weights = read_file(path)
+    _require_plain(weights, str(path))
+    return weights
+
+
+def _require_plain(weights: object, where: str) -> None:
     if not isinstance(weights, dict) or not all(
         type(key) is str and _is_plain(value) for key, value in weights.items()
     ):
-        raise CheckpointError(f"{path}: should hold a state dict of tensors, dense and real")
-    return weights
+        raise CheckpointError(f"{where}: should hold a state dict of tensors, dense and real")
 
 
 def _is_plain(value: object) -> bool:
@@ -181,7 +185,14 @@ def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIEL
 
 def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields: str = NETWORK_FIELDS) -> None:
     """The same of weights that have been read; `where` names them in errors."""
-    expected = module.state_dict()
+    check_state(module.state_dict(), weights, where, fields)
+    module.load_state_dict(weights)
+
+
+def check_state(expected: dict[str, Tensor], weights: Any, where: str, fields: str = NETWORK_FIELDS) -> None:
+    """Raises CheckpointError unless the weights have the names and shapes of those expected, which may be on the meta
+    device."""
+    _require_plain(weights, where)
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
     if missing or unknown:
@@ -193,7 +204,6 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields
                 f"{where}: {_shown(key)} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
                 f"check {fields}, embedding_size"
             )
-    module.load_state_dict(weights)
 
 
 def _first(keys: list[str], weights: dict[str, Tensor]) -> str:

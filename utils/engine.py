@@ -161,5 +161,8 @@ class RunningMean:
         return {"sums": self.sums, "count": self.count}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`. Raises ValueError where it holds something else than sums."""
+        if any(value.shape for value in (state["count"], *state["sums"].values())):
+            raise ValueError("sums should be scalars")
         self.sums = {name: value.to(self.world.device) for name, value in state["sums"].items()}
         self.count = state["count"].to(self.world.device)

@@ -23,6 +23,10 @@ from utils.task import Task
 
 FILE = "checkpoint.pth"
 VERSION = 2  # of the file
+_PARTS = {
+    "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
+    "task", "ranks",
+}  # fmt: skip
 ANEW = "--resume 0 trains anew"
 
 
@@ -105,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
     if wrong:
         raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
-    if not isinstance(state, dict) or state.get("version") != VERSION:
+    if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= _PARTS:
         raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
     return state
 
@@ -136,7 +140,8 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     def choose() -> dict[str, Any] | None:
         state = _choose(config, way, loader, world, restarted)
         if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
-            kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
+            with reading(Path(config.output, FILE)):
+                kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
         return state
 
     state = on_main(world, choose)
@@ -207,23 +212,27 @@ def make_way(folder: Path, start: Start) -> None:
 
 def _position(state: dict[str, Any]) -> Position:
     position = state["position"]
-    return Position(position["step"], tuple(position["ends"]), position["seen"])
+    found = Position(position["step"], tuple(position["ends"]), position["seen"])
+    if not all(type(number) is int and number >= 0 for number in (found.step, *found.ends, found.seen)):
+        raise ValueError("a position is of whole numbers")
+    return found
 
 
 def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loader) -> None:
     """Raises UserError unless the state is of this kind of run, on these data."""
     where = f"{config.output}/{FILE}"
     if state["way"] != way.__name__:
-        raise UserError(f"config output: {where} is of another kind of run ({state['way']}); name another, or {ANEW}")
+        of = state["way"] if str(state["way"]).isidentifier() else "unknown"
+        raise UserError(f"config output: {where} is of another kind of run ({of:.40}); name another, or {ANEW}")
     if state["images"] != loader.sampler.n_images:
         raise UserError(
-            f"config rec: the run in {config.output} was on {state['images']} images, here are "
+            f"config rec: the run in {config.output} was on {state['images']!r:.20} images, here are "
             f"{loader.sampler.n_images}; name those data, or another output; {ANEW}"
         )
     if state["config"]["seed"] != config.seed:
         raise UserError(
-            f"config seed: {config.seed}, but the run in {config.output} has {state['config']['seed']}, by which its "
-            f"epoch is dealt; take that; {ANEW}"
+            f"config seed: {config.seed}, but the run in {config.output} has {state['config']['seed']!r:.20}, by which "
+            f"its epoch is dealt; take that; {ANEW}"
         )
 
 

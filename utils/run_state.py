@@ -9,7 +9,7 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoint import load_state, load_weights, read_weights, reading, snapshot
+from utils.checkpoint import check_state, load_state, load_weights, read_weights, reading, snapshot
 from utils.distributed import World, on_main, share, together, unwrap
 from utils.loader import Loader
 from utils.resume import FILE, VERSION, Position, Start, plain, run_name
@@ -112,11 +112,13 @@ class RunState:
         for name, module in self.modules.items():
             if not isinstance(module, ShardedArcFace):
                 load_state(module, state[name], f"{where} ({name})")
-                for parameter, momentum in self._momentum(module).items():
+                moments = self._momentum(module)
+                check_state(moments, state["momentum"][name], f"{where} (momentum)")
+                for parameter, momentum in moments.items():
                     momentum.copy_(state["momentum"][name][parameter])
         if state["scaler"]:  # else it ran without one
             self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps.total = state["bad_steps"]
+        self.bad_steps.total = int(state["bad_steps"])
         self.task.load_state(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])
@@ -154,7 +156,7 @@ class RunState:
         if self.world.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
         self.means.load_state(state["means"])
-        self.loader.skipped = state["skipped"]
+        self.loader.skipped = int(state["skipped"])
 
     def _buffers(self) -> dict[str, list[Tensor]]:
         """Running statistics by their type: a file holds few large tensors of many processes, not many small ones."""

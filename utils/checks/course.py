@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from utils.checkpoint import load_state, load_weights
+from utils.checkpoint import check_state, read_weights
 from utils.checks.plan import Run
 from utils.checks.table import PASS, WARN, Check, processes, unknown
 from utils.dataset import EpochSampler
@@ -87,7 +87,7 @@ def resume(plan: Run) -> Iterator[Check]:
         plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
     if not start.position.step:
         yield Check("resume", PASS, "begins anew")
-    elif start.position.step < plan.ends[-1]:
+    elif not start.position.is_last(config):
         yield Check("resume", PASS, f"goes on from step {start.position.step:,}, in epoch {start.position.epoch}")
     else:
         yield Check("resume", WARN, f"{folder} holds the whole run: nothing to do", "another output, or --resume 0")
@@ -98,12 +98,14 @@ def _load(plan: Run, start: Start) -> None:
     if not start.state and not start.published:
         return
     folder = Path(plan.config.output)
-    header = ArcFace(plan.config.embedding_size, plan.num_classes)  # sharded, it has the same files
+    with torch.device("meta"):  # shapes alone: it may be larger than this machine's memory
+        header = ArcFace(plan.config.embedding_size, plan.num_classes)  # sharded, it has the same files
     for name, module in (("header", header), ("backbone", plan.backbone)):
         if start.state:
-            load_state(module, start.state[name], f"{folder / FILE} ({name})")
+            check_state(module.state_dict(), start.state[name], f"{folder / FILE} ({name})")
             continue
+        path = folder / f"{start.position.step}{name}.pth"
         try:
-            load_weights(module, folder / f"{start.position.step}{name}.pth")
+            check_state(module.state_dict(), read_weights(path), str(path))
         except UserError as error:
             raise UserError(f"{error}; name another step with global_step=STEP; {ANEW}") from None
