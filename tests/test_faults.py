@@ -16,6 +16,7 @@ import torch
 
 from tests.conftest import ROOT, run_command
 from tests.test_resume import assert_same, weights
+from utils.checkpoint import remove_remains
 from utils.recordio import IndexedRecordReader
 from utils.resume import read_checkpoint
 
@@ -210,18 +211,19 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_
         torch.load(path, weights_only=True)
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
-    assert run.end() == 0, run.said
+    assert run.end() == 0 and "Traceback" not in run.said, run.said
     whole = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "whole"), "num_epoch=8")
     assert whole.returncode == 0, whole.stderr
     assert_same(weights(tmp_path / "whole"), weights(small_disk))
 
 
 def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
-    (small_disk / "ballast").write_bytes(bytes(400_000))
-    done = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, small_disk), "num_epoch=2", "log_dir=/tmp")
-    assert done.returncode == 2
+    (small_disk / "ballast").write_bytes(bytes(512 << 10))  # to the last byte: logs have no room either
+    done = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, small_disk), "num_epoch=2")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"error: .*20backbone.pth.* could not be written; make room and start the run again", done.stderr)
     assert not list(small_disk.glob(".*tmp"))
+    assert done.stderr.count("training.log: could not be written (No space left on device); training goes on") == 1
 
 
 def copy_data(tiny_data: Path, tmp_path: Path) -> Path:
@@ -235,6 +237,17 @@ def test_a_data_file_cut_short_under_a_run_is_told(tiny_data, tmp_path):
     os.truncate(data / "train.rec", 1000)
     assert run.end() == 2, run.said
     assert re.search(r"error: .*train.rec: shrank from \d+ to 1000 bytes while in use; copy it again", run.said)
+
+
+def test_a_data_file_written_anew_under_a_run_is_told(tiny_data, tmp_path):
+    """In place, by a cp of other data of the same size."""
+    data = copy_data(tiny_data, tmp_path)
+    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.said
+    with (data / "train.rec").open("r+b") as file:
+        file.write((tiny_data / "train.rec").read_bytes())
+    assert run.end() == 2, run.said
+    assert re.search(r"error: .*train.rec: was written to while in use; copy it again", run.said), run.said
 
 
 def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path):
@@ -296,11 +309,11 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import torch
-from utils.resume import VERSION, write_checkpoint
+from utils.resume import PARTS, VERSION, write_checkpoint
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 print("writing", flush=True)
 for step in range(first, first + 1000):
-    state = {"version": VERSION, "position": {"step": step, "ends": [], "seen": 0}}
+    state = dict.fromkeys(PARTS) | {"version": VERSION, "position": {"step": step, "ends": [], "seen": 0}}
     write_checkpoint(folder, 2, state | {"weights": torch.full((1 << 20,), float(step))})
 """
 
@@ -308,14 +321,20 @@ for step in range(first, first + 1000):
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_path):
     """A process that does nothing but write 4 MB checkpoints, killed again and again."""
     rng = random.Random(1)
-    step = 0
+    step = hits = 0
     for _ in range(5):
         run = Started(sys.executable, "-c", WRITER, tmp_path, step + 1, PYTHONPATH=str(ROOT))
         assert run.until("writing"), run.said
         time.sleep(0.3 + rng.random() / 5)
         run.process.kill()
         run.end()
+        hits += bool(list(tmp_path.glob(".*.tmp")))
+        remove_remains(tmp_path)
+        assert not list(tmp_path.glob(".*.tmp"))
+        for path in tmp_path.glob("*.pth"):  # none is broken, the last one or another
+            whole = torch.load(path, weights_only=True)
+            assert torch.equal(whole["weights"], torch.full((1 << 20,), float(whole["position"]["step"])))
         found = read_checkpoint(tmp_path)
         assert found and found["position"]["step"] > step
         step = found["position"]["step"]
-        assert torch.equal(found["weights"], torch.full((1 << 20,), float(step)))
+    assert hits  # kills in the middle of a write

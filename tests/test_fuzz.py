@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import random
 import re
 import resource
 import struct
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -594,8 +595,35 @@ def runs(folder: Path) -> Iterator[Target]:
         storages = [file.read(name) for name in sorted(names, key=lambda name: int(name.rpartition("/")[2]))]
     words = [*WORDS, *(part.encode() for part in ("step", "ends", "seen", "ranks", "means", "sums", "random", "way"))]
     words += [b"K\x07", b"K\x05", b"K\x10", b"N", b"\x88", b"]", b"}", b"ArcFaceTask", b"backbone", b"header"]
-    yield Target(go_on, str(folder), [sound], words, [b"", zipped(inner, *storages, inflated=1000)], 300)
-    yield Target(lambda inside: go_on(zipped(inside, *storages)), str(folder), [inner], words, [], 1500)
+
+    def go_on_from_another(seed: bytes) -> None:
+        buffer = io.BytesIO()
+        torch.save(altered(content, random.Random(seed)), buffer)
+        go_on(buffer.getvalue())
+
+    yield Target(go_on, str(folder), [sound], words, [b"", zipped(inner, *storages, inflated=1000)], 200)
+    yield Target(lambda inside: go_on(zipped(inside, *storages)), str(folder), [inner], words, [], 400)
+    yield Target(go_on_from_another, str(folder), [bytes(range(8))], [b"a", b"b"], [], 1000)
+
+
+STRANGE = [
+    None, -1, 0, 2**63, 1.5, float("nan"), "", "a\n\x1b[2J", b"ab", [], [1], {}, {"a": 1},
+    torch.zeros(3), torch.zeros(()), torch.zeros(0), torch.zeros((), dtype=torch.complex64),
+    torch.zeros(1).expand(10**6), torch.full((3,), torch.nan),
+]  # fmt: skip
+
+
+def altered(state: Any, rng: random.Random) -> Any:
+    """A copy of nested dicts and lists with a part of it exchanged, or missing, at any depth."""
+    if isinstance(state, dict | list) and state and rng.random() < 0.85:
+        key = rng.choice(list(state) if isinstance(state, dict) else range(len(state)))
+        copy = state.copy()
+        if rng.random() < 0.1:
+            del copy[key]
+        else:
+            copy[key] = altered(state[key], rng)
+        return copy
+    return rng.choice(STRANGE)
 
 
 # ------------------------------------------------------------------------------------------------ the tests

@@ -1,6 +1,7 @@
 """Files written behind the training: what cannot be written is kept, and holds nothing else up."""
 
 import errno
+import threading
 
 import pytest
 
@@ -40,6 +41,15 @@ def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(said):
         assert disk.files == {"checkpoint": 6}
         disk.refused.clear()
     assert disk.files == {"checkpoint": 6, "5header": 5, "5backbone": 5}
+
+
+def test_training_does_not_wait_for_a_write():
+    may, written = threading.Event(), []
+    with Writer() as writer:
+        writer.submit({"file": lambda: written.append(may.wait(60))})
+        assert not written  # back, and the write has not ended
+        may.set()
+    assert written == [True]
 
 
 def test_an_old_checkpoint_that_waits_gives_way_to_the_new_one():

@@ -140,6 +140,8 @@ def _zipped_pickles(file: BinaryIO) -> list[bytes]:
         # header_offset: of another directory than the one that torch reads, the first would not be 0
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or entries[0].header_offset != 0:
             raise pickle.UnpicklingError("a compressed record")
+        if any(entry.external_attr & 0x10 for entry in entries):  # a folder, of which torch leaves the memory as it was
+            raise pickle.UnpicklingError("a folder for a record")
         return [zipped.read(entry) for entry in entries if entry.filename.endswith("/data.pkl")]
 
 

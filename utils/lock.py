@@ -4,9 +4,9 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
-from typing import TextIO
 
 from utils.distributed import World, on_main
 from utils.errors import UserError
@@ -17,7 +17,7 @@ FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever 
 @contextmanager
 def alone(folder: Path, world: World) -> Iterator[None]:
     """Holds the folder for the time of the block. Raises UserError where another run does."""
-    held: list[TextIO] = []
+    held: list[RawIOBase] = []
     on_main(world, lambda: held.append(_hold(folder)))
     try:
         yield
@@ -26,21 +26,21 @@ def alone(folder: Path, world: World) -> Iterator[None]:
             file.close()
 
 
-def _hold(folder: Path) -> TextIO:
-    file = (folder / FILE).open("a+", encoding="utf-8")
+def _hold(folder: Path) -> RawIOBase:
+    file = (folder / FILE).open("a+b", buffering=0)
     try:
         # Of this process alone: loader workers do not inherit it, and hold nothing when this one is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        by = file.read(200).strip()
+        by = file.read(200).decode(errors="replace").strip()
         file.close()
         raise UserError(
             f"config output: another run is at work in {folder} ({by}); wait for its end, or name another folder"
         ) from None
     except OSError:
         return file  # a file system without locks
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with suppress(OSError):  # a full disk: what is written is for people alone
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file

@@ -23,7 +23,7 @@ from utils.task import Task
 
 FILE = "checkpoint.pth"
 VERSION = 2  # of the file
-_PARTS = {
+PARTS = {
     "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
     "task", "ranks",
 }  # fmt: skip
@@ -109,8 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
     if wrong:
         raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
-    if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= _PARTS:
-        raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
+    with reading(path):
+        if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= PARTS:
+            raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
     return state
 
 

@@ -21,6 +21,20 @@ class _BarSafeHandler(logging.StreamHandler):
         tqdm.write(self.format(record), file=self.stream)
 
 
+class _LogFile(logging.FileHandler):
+    """A file whose lines are on the screen as well: that it cannot be written is said once, and no error."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            tqdm.write(f"{self.baseFilename}: could not be written ({error.strerror}); training goes on", sys.stderr)
+
+
 def init_logging(file: Path | None, prefix: str = "") -> None:
     """Sends the project's lines to the screen and to the end of the file. None: a process that has nothing to say."""
     log.handlers.clear()
@@ -29,7 +43,7 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
     handlers: list[logging.Handler] = [_BarSafeHandler(sys.stdout)]
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s-%(message)s"))
         log.addHandler(handler)
