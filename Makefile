@@ -75,7 +75,7 @@ demo-search: data/faces_demo/made.json
 # ----------------------------------------------------------------------- tests
 
 test: check test-mxnet
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --ignore tests/test_mxnet.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/test_mxnet.py
 
 check: .venv/installed-dev
 	$(PY) -m ruff check $(SOURCES)

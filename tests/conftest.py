@@ -73,6 +73,13 @@ if config.dataset == "emoreIresNet":
     config.lr_func = lr_step_func
 """
 
+_LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume", "test_distill_commands", "test_nas"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no processor waits for the last of them alone."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
+
 
 def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torch.Tensor]:
     """The state dict that the golden vectors were made with: values drawn by key, in float32."""

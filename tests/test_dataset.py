@@ -167,7 +167,7 @@ def test_labels_that_are_no_class_are_refused_before_training(tmp_path, label):
 
 def config_for(folder, **fields) -> EasyDict:
     plain = {"rec": str(folder), "num_classes": 0, "num_image": 0, "batch_size": 8, "workers": 0, "seed": 0}
-    return EasyDict({**plain, "on_bad_image": "error", **fields})
+    return EasyDict({**plain, "on_bad_image": "error", "timeout": 0, **fields})
 
 
 def test_counts_come_from_the_files_and_are_checked(tiny_data):
