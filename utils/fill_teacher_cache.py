@@ -16,6 +16,7 @@ from utils.distill import open_caches
 from utils.distributed import main_first, processes
 from utils.engine import epoch_ends
 from utils.errors import UserError, run
+from utils.faults import told
 from utils.run_log import init_logging, log
 from utils.teacher import prepare_teacher
 from utils.teacher_cache import fill
@@ -28,7 +29,7 @@ def main() -> None:
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
     folder = make_folder(config, "teacher_cache")
-    with processes() as world:
+    with processes(timeout=config.timeout) as world, told(config):
         init_logging(folder / "fill.log" if world.is_main else None)
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
