@@ -53,7 +53,9 @@ def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None
     require_data(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with ending(output), processes(timeout=config.timeout) as world, told(config), alone(output, world):
+    with (
+        told(config), processes(timeout=config.timeout) as world, alone(output, world), ending(output, world)
+    ):  # fmt: skip
         init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
         torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)

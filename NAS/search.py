@@ -42,7 +42,9 @@ def main() -> None:
     check(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
-    with ending(output), processes(timeout=config.timeout) as world, told(config), alone(output, world):
+    with (
+        told(config), processes(timeout=config.timeout) as world, alone(output, world), ending(output, world)
+    ):  # fmt: skip
         init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
         if config.compile:
             log.warning("config compile: True is not used: the search does not compile its supernet")

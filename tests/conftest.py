@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests import forked
-from utils.recordio import Header, IndexedRecordWriter, pack
+from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
 from utils.run_log import log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +142,20 @@ def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny data set; not to be changed."""
     return write_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def damaged_data(tiny_data, tmp_path):
+    """The tiny data, with two images that are none."""
+    data = Path(shutil.copytree(tiny_data, tmp_path / "damaged"))
+    reader = IndexedRecordReader(data / "train.rec", data / "train.idx")
+    offsets = dict(map(int, line.split("\t")) for line in (data / "train.idx").read_text().splitlines())
+    content = bytearray((data / "train.rec").read_bytes())
+    for key in (5, 22):
+        size = len(reader.read(key))
+        content[offsets[key] + 8 + 40 : offsets[key] + 8 + size] = bytes(size - 40)
+    (data / "train.rec").write_bytes(content)
+    return data
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ import torch
 from tests.conftest import ROOT, run_command
 from tests.test_resume import assert_same, weights
 from utils.checkpoint import remove_remains
-from utils.recordio import IndexedRecordReader
 from utils.resume import read_checkpoint
 
 SMALL = [
@@ -130,7 +130,9 @@ def test_what_no_new_start_mends_is_not_started_again(tiny_data, damaged_data, t
 
 def together(data, folder, *changes) -> list[Started]:
     """Two processes of a training, started without torchrun."""
-    port = str(random.randint(20000, 30000))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     command = [sys.executable, "-u", "train.py", *fields(data, folder), *changes]
     return [Started(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
@@ -263,20 +265,6 @@ def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "out"))
 
 
-@pytest.fixture
-def damaged_data(tiny_data, tmp_path):
-    """The tiny data, with two images that are none."""
-    data = copy_data(tiny_data, tmp_path)
-    reader = IndexedRecordReader(data / "train.rec", data / "train.idx")
-    offsets = dict(map(int, line.split("\t")) for line in (data / "train.idx").read_text().splitlines())
-    content = bytearray((data / "train.rec").read_bytes())
-    for key in (5, 22):
-        size = len(reader.read(key))
-        content[offsets[key] + 8 + 40 : offsets[key] + 8 + size] = bytes(size - 40)
-    (data / "train.rec").write_bytes(content)
-    return data
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_an_error_or_left_out(damaged_data, tmp_path, workers):
     command = [sys.executable, "train.py", *fields(damaged_data, tmp_path / "out"), f"workers={workers}", "num_epoch=2"]
@@ -325,7 +313,9 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_pa
     for _ in range(5):
         run = Started(sys.executable, "-c", WRITER, tmp_path, step + 1, PYTHONPATH=str(ROOT))
         assert run.until("writing"), run.said
-        time.sleep(0.3 + rng.random() / 5)
+        while not (tmp_path / f"checkpoint.{step + 1}.pth").exists():
+            time.sleep(0.01)
+        time.sleep(rng.random() / 5)
         run.process.kill()
         run.end()
         hits += bool(list(tmp_path.glob(".*.tmp")))

@@ -62,6 +62,14 @@ def test_two_machines_of_two_processes_train_as_one_of_four(machines, tiny_data,
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
+def test_what_no_new_start_mends_ends_both_machines(machines, damaged_data, tmp_path):
+    few = ["num_epoch=30", "log_step=1"]
+    runs = on_both(machines, "./train.sh", *fields(damaged_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
+    assert [run.end() for run in runs] == [2, 2], runs[0].said + runs[1].said
+    said = runs[0].said + runs[1].said
+    assert said.count("not a readable image") == 1 and "Resumes at step" not in said
+
+
 def test_a_process_that_dies_on_one_machine_is_started_again_with_all(machines, tiny_data, tmp_path):
     """Elastic: both machines start their processes again, from the last checkpoint."""
     few = ["num_epoch=30", "lr_steps=9"]  # 60 steps

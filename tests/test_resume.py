@@ -363,7 +363,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
 
 
 def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(Stop, "asked", lambda self: signal.SIGTERM if self else 0)
+    monkeypatch.setattr(Stop, "asked", lambda self: signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         run(small_config(tmp_path, tiny_data, "max_steps=2"))
     assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1

@@ -1,16 +1,15 @@
 """The header split over processes: it computes what the whole one does, and its files are the whole one's."""
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.training import CPU, spawn
 from utils.distributed import World, share_of, unwrap, wrap
 from utils.errors import UserError
 from utils.losses import ArcFace
@@ -18,7 +17,6 @@ from utils.sharded import ShardedArcFace, full_state_dict, gather_columns, load_
 
 SIZES = (4, 2, 1)  # in this order, each with the files of the one before
 N, D, CLASSES, S, M = 16, 12, 103, 64.0, 0.5  # 103 classes: 25, 26, 26 and 26 on four ranks
-CPU = World(0, 1, torch.device("cpu"))
 RATE = 0.3
 
 
@@ -117,26 +115,15 @@ def everything(world: World, folder: Path) -> None:
     torch.save(found, folder / f"{world.size}-{world.rank}.pt")
 
 
-def joined(rank: int, size: int, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / f"store{size}"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    everything(World(rank, size, torch.device("cpu")), folder)
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What each rank of each size found."""
     folder = tmp_path_factory.mktemp("sharded")
-    # Six processes: imported once for all of them. DistributedDataParallel imports torch._dynamo.
-    mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "tests.test_sharded"])
     for size in SIZES:
         if size == 1:
             everything(CPU, folder)
         else:
-            mp.start_processes(joined, (size, folder), nprocs=size, start_method="forkserver")
+            spawn(everything, folder, size=size)
     return {size: [torch.load(folder / f"{size}-{rank}.pt") for rank in range(size)] for size in SIZES} | {
         "kernel": torch.load(folder / "kernel.pt")
     }

@@ -44,7 +44,8 @@ def run(config, verify=None, world=CPU, way=ArcFaceTask):
 
 def spawn(function, folder, *args, size=2):
     """Calls function(world, folder, *args) in so many processes, which must all end well."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")  # what takes seconds to import, once for all of them
+    context.set_forkserver_preload(["torch._dynamo", "tests.training"])  # DistributedDataParallel imports torch._dynamo
     folder.mkdir(exist_ok=True)
     meet = str(folder / f"meet-{uuid.uuid4().hex}")
     workers = [context.Process(target=_joined, args=(function, meet, r, size, folder, *args)) for r in range(size)]

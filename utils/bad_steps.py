@@ -83,6 +83,11 @@ class BadSteps:
                 f"({self.total} so far)"
             )
 
+    def is_last(self) -> bool:
+        """Whether the last step was bad, the same on every process."""
+        self.check()
+        return bool(self.in_a_row)
+
     @torch.no_grad()
     def _flat(self) -> Tensor:
         return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else self._kept

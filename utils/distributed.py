@@ -73,7 +73,7 @@ def place(module: nn.Module, world: World) -> nn.Module:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy of a tensor of the CPU on the device, which the host does not wait for."""
+    """A tensor of the CPU on the device; the host does not wait for the copy."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -64,6 +64,7 @@ def train(
         make_way(Path(config.output), start)
     task.backbone.train()
     writer = Writer()
+    due = False  # a checkpoint, which is put off while steps are bad
     if config.save_initial and not position.step:
         writer.submit(_published(task, 0, config, world))
 
@@ -90,18 +91,21 @@ def train(
                     run_log.resume_clock(step)
                 if step == total_steps:
                     break
-                if number := stop.asked():
+                if (number := stop.asked()) and not update.bad_steps.is_last():
                     writer.submit(_checkpoint(state, position, config))
                     writer.close()
                     log.warning(f"Stopped by {Signals(number).name} after step {step}: {again(config)}")
                     raise SystemExit(128 + number)
-                if step % config.save_step == 0 and loader.sampler.steps(position.seen):
+                due |= step % config.save_step == 0
+                if due and loader.sampler.steps(position.seen) and not update.bad_steps.is_last():
                     writer.submit(_checkpoint(state, position, config))
+                    due = False
             if not loader.sampler.steps(position.seen):
                 position = position.after_epoch()
             published = _published(task, position.step, config, world)
             task.end_epoch(epoch, position.step)
-            writer.submit(published, _checkpoint(state, position, config))
+            due = update.bad_steps.is_last()
+            writer.submit(published, {} if due else _checkpoint(state, position, config))
     return position.step
 
 

@@ -1,8 +1,12 @@
-"""The one error of this project that a person can mend, and how entry scripts tell it."""
+"""The errors of this project that a person can mend, and how entry scripts tell them."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
+
+ENDED = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell utils.launch otherwise
 
 
 class UserError(ValueError):
@@ -19,11 +23,27 @@ class PassingError(UserError):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Runs an entry script: exit code 0; 2 and the one line for a UserError; 130 for Ctrl-C."""
+    ended = Path(os.environ.get(ENDED, os.devnull))
+    if restarts() and ended.is_file():  # by bad input, before the processes had met: it is so still
+        sys.exit(0)
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
+        # Of several machines the others would wait for this one.
+        if not isinstance(error, PassingError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
+            ended.write_text("2")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def tell(error: UserError) -> None:
+    """Prints the one line."""
+    print(f"error: {error}", file=sys.stderr)
+
+
+def restarts() -> int:
+    """How often torchrun has started the processes of this machine again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

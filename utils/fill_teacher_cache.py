@@ -29,7 +29,7 @@ def main() -> None:
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
     folder = make_folder(config, "teacher_cache")
-    with processes(timeout=config.timeout) as world, told(config):
+    with told(config), processes(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
@@ -37,7 +37,8 @@ def main() -> None:
         caches = main_first(world, lambda: open_caches(config, files, data))
         for path, cache in caches.items():
             teacher.load(path)
-            images = fill(cache, teacher, data, world, config.eval_batch, config.workers, config.on_bad_image == "skip")
+            skip_bad = config.on_bad_image == "skip"
+            images = fill(cache, teacher, data, world, config.eval_batch, config.workers, skip_bad, config.timeout)
             log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
 
 

@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import PassingError, UserError
+import torch
+import torch.distributed as dist
 
-NOTE = ".ended"  # in the run's folder: exit code
-CODE = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell their launcher otherwise
+from utils.distributed import World, on_main
+from utils.errors import ENDED, PassingError, UserError, restarts, tell
+from utils.files import replace_text
+
+NOTE = ".ended"  # in the run's folder: exit code, launcher
 
 
 def launch(arguments: list[str]) -> int:
@@ -28,7 +32,7 @@ def launch(arguments: list[str]) -> int:
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder, "code")
-        os.environ[CODE] = str(told)
+        os.environ[ENDED] = str(told)
         try:
             run.main(arguments)
         except SignalException as error:
@@ -47,8 +51,6 @@ def spread_over_gpus() -> None:
 
     NPROC in the environment says another number of processes, as for train.sh.
     """
-    import torch
-
     told = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
     if not told.isdecimal() or not 1 <= int(told) <= 1024:
         raise UserError(f"NPROC: should be a whole number from 1, is {told!r}")
@@ -59,41 +61,62 @@ def spread_over_gpus() -> None:
     raise SystemExit(launch(["--standalone", "--nproc-per-node", told, *sys.argv]))
 
 
-def restarts() -> int:
-    """How often torchrun has started the processes of this machine again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def launchers(world: World) -> list[str]:
+    """What names the run through all restarts: who started its processes, on every machine. Empty without torchrun."""
+    mine = os.environ.get(ENDED) or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    found: list[str] = [mine] * world.size
+    if world.size > 1:
+        dist.all_gather_object(found, mine)
+    return sorted({name for name in found if name})
+
+
+def restarted(world: World) -> bool:
+    """Whether torchrun has started the processes again; each machine counts its own restarts."""
+    counts = [restarts()] * world.size
+    if world.size > 1:
+        dist.all_gather_object(counts, restarts())
+    return any(counts)
 
 
 @contextmanager
-def ending(folder: Path) -> Iterator[None]:
+def ending(folder: Path, world: World) -> Iterator[None]:
     """Around a run of this folder: what ends it for good ends it in all its processes, however often they are started.
 
     folder: of the run; of several machines, one that they share.
     """
-    note = folder / NOTE
-    if restarts() and note.is_file():
-        Path(os.environ.get(CODE, os.devnull)).write_text(note.read_text())
+    note, names, again = folder / NOTE, launchers(world), restarted(world)
+    if code := on_main(world, lambda: _code(note, names, again)):
+        Path(os.environ.get(ENDED, os.devnull)).write_text(code)
         raise SystemExit(0)
-    if os.environ.get("RANK", "0") == "0":
-        note.unlink(missing_ok=True)
     try:
         yield
     except PassingError:
         raise
-    except UserError:
-        _note(note, 2)
-        raise
+    except UserError as error:
+        _note(note, names, 2)
+        tell(error)
+        raise SystemExit(2) from None
     except SystemExit as end:
-        _note(note, end.code)
+        _note(note, names, end.code)
         raise
 
 
-def _note(note: Path, code: object) -> None:
+def _code(note: Path, names: list[str], again: bool) -> str:
+    """The exit code that this run has left; of another run, the note goes."""
+    if again and note.is_file():
+        code, *of = note.read_text().split("\n")
+        if set(of) & set(names):
+            return code
+    note.unlink(missing_ok=True)
+    return ""
+
+
+def _note(note: Path, names: list[str], code: object) -> None:
     if code and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > restarts():
         try:
-            note.write_text(f"{code}\n")
+            replace_text(note, "\n".join([str(code), *names]))
         except OSError as error:
-            print(f"{note}: {error.strerror}; the run is started again", file=sys.stderr)
+            print(f"{note}: {error.strerror}; torchrun starts the run again", file=sys.stderr)
 
 
 if __name__ == "__main__":

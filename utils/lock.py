@@ -9,7 +9,7 @@ from io import RawIOBase
 from pathlib import Path
 
 from utils.distributed import World, on_main
-from utils.errors import UserError
+from utils.errors import PassingError, UserError, restarts
 
 FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
 
@@ -35,7 +35,9 @@ def _hold(folder: Path) -> RawIOBase:
         file.seek(0)
         by = file.read(200).decode(errors="replace").strip()
         file.close()
-        raise UserError(
+        # A network disk may hold for a while what a process that died held.
+        kind = PassingError if restarts() else UserError
+        raise kind(
             f"config output: another run is at work in {folder} ({by}); wait for its end, or name another folder"
         ) from None
     except OSError:

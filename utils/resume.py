@@ -1,7 +1,6 @@
 """checkpoint.pth: all that a run needs to go on as if it had never stopped."""
 
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -9,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from easydict import EasyDict
 
 from utils.checkpoint import CheckpointError, read_file, reading, remove_remains, write_file
-from utils.distributed import World, gather_rows, on_main
+from utils.distributed import World, on_main
 from utils.errors import UserError
 from utils.files import is_there
-from utils.launch import restarts
+from utils.launch import launchers, restarted
 from utils.loader import Loader
 from utils.run_log import log
 from utils.task import Task
@@ -84,8 +82,8 @@ def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a folder; None where there has been none. Damaged ones are told and passed over;
-    raises CheckpointError where there is no other."""
+    """checkpoint.pth, or the newest of the kept ones that is whole; None where there has been none. Damaged ones are
+    told and passed over; raises CheckpointError where there is no other."""
     damaged = None
     for path in (folder / FILE, *_kept(folder)):
         if not is_there(path.is_file):
@@ -135,11 +133,11 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     the checkpoint is not of a run that began so; else anew. Raises UserError where there is something to go on from
     that does not fit.
     """
-    restarted = bool(gather_rows(np.array([restarts()]), world).any())  # each machine counts its own
+    names, again = launchers(world), restarted(world)
     kept: dict[str, Any] = {}
 
     def choose() -> dict[str, Any] | None:
-        state = _choose(config, way, loader, world, restarted)
+        state = _choose(config, way, loader, world, names if again else [])
         if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
             with reading(Path(config.output, FILE)):
                 kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
@@ -169,10 +167,12 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     return Start(position, published=Path(config.output))
 
 
-def _choose(config: EasyDict, way: type[Task], loader: Loader, world: World, restarted: bool) -> dict[str, Any] | None:
-    """The state to go on from, if any; on the main process."""
+def _choose(
+    config: EasyDict, way: type[Task], loader: Loader, world: World, launchers: list[str]
+) -> dict[str, Any] | None:
+    """The state to go on from, if any; on the main process. launchers: of a run that was started again."""
     folder = Path(config.output)
-    if config.resume == "0" and not restarted:
+    if config.resume == "0" and not launchers:
         return None
     state = read_checkpoint(folder)
     if config.resume == "1" and not config.global_step and state is None:
@@ -184,7 +184,7 @@ def _choose(config: EasyDict, way: type[Task], loader: Loader, world: World, res
     if state is None:
         return None
     with reading(folder / FILE):
-        if config.resume == "0" and state["run"] != run_name():
+        if config.resume == "0" and not set(state["run"]) & set(launchers):
             return None  # of before; what a run that trains anew has done itself, it goes on from when started again
         begun = [state["config"].get(field) for field in ("resume", "global_step")]
         if config.resume == "1" and config.global_step and begun != ["1", config.global_step]:
@@ -256,11 +256,6 @@ def _tell(state: dict[str, Any], config: EasyDict, loader: Loader, world: World)
             f"Changed: {before} processes were, {after} are: {config.batch_size * after} images a step; the learning "
             f"rate is for as many, the rest of the epoch is dealt to {after}"
         )
-
-
-def run_name() -> str:
-    """What torchrun calls the run, however often it starts its processes."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
 def plain(config: EasyDict) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from utils.checkpoint import check_state, load_state, load_weights, read_weights, reading, snapshot
 from utils.distributed import World, on_main, share, together, unwrap
+from utils.launch import launchers
 from utils.loader import Loader
-from utils.resume import FILE, VERSION, Position, Start, plain, run_name
+from utils.resume import FILE, VERSION, Position, Start, plain
 from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
 from utils.update import Update
@@ -45,16 +46,14 @@ class RunState:
         self.optimizer, self.scaler, self.bad_steps = update.optimizer, update.scaler, update.bad_steps
         self.means = means
         self.loader = loader
+        self.data = loader.dataset.fingerprint if world.is_main else ""
+        self.launchers = launchers(world)
         self.config = config
         self.world = world
         self.modules = {"backbone": unwrap(task.backbone), "header": unwrap(task.header)}
 
     def take(self, position: Position) -> dict[str, Any] | None:
-        """A copy of all, on the CPU, for the main process; None for the others, which take part, and where the last
-        step was bad."""
-        self.bad_steps.check()
-        if self.bad_steps.in_a_row:
-            return None
+        """A copy of all, on the CPU, for the main process; None for the others, which take part."""
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
         mine = snapshot(self._of_this_process())
         if self.world.size > 1:
@@ -68,10 +67,10 @@ class RunState:
         return {
             "version": VERSION,
             "way": type(self.task).__name__,
-            "run": run_name(),
+            "run": self.launchers,
             "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
             "images": self.loader.sampler.n_images,
-            "data": self.loader.dataset.fingerprint,
+            "data": self.data,
             "config": plain(self.config),
             **weights,
             "momentum": momentum,

@@ -94,16 +94,18 @@ class TeacherCache:
 
 def fill(
     cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0,
-    skip_bad: bool = False,
+    skip_bad: bool = False, timeout: int = 0,
 ) -> int:  # fmt: skip
-    """Embeds this process's share of what is missing; returns how many images that were. skip_bad: as the loader's."""
+    """Embeds this process's share of what is missing; returns how many images that were. skip_bad, timeout: as the
+    loader's."""
     # Shared out by all images, not by the missing ones: another process may be filling already.
     missing = cache.missing(share_of(len(data), world))
     if not len(missing):
         return 0
     with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
         try:
-            for decoded in Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad).epoch(0):
+            loader = Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
+            for decoded in loader.epoch(0):
                 images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
                 ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
                 bar.update(len(indices))

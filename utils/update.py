@@ -38,10 +38,12 @@ class Update:
         self.bad_steps.before()
         with autocast(self.world, self.config.precision):
             named = self.task(batch)
-        self.scaler.scale(named["Loss"]).backward()
+        losses = torch.stack([value.detach().float() for value in named.values()])
+        # A loss that is not finite makes its gradient so, by which alone the scaler leaves a step out.
+        weight = torch.where(torch.isfinite(losses).all(), 1.0, torch.nan)
+        self.scaler.scale(named["Loss"] * weight).backward()
         self.scaler.unscale_(self.optimizer)
         norm = _clip(self.task.backbone, self.config.clip_norm) + _norm(self.task.header)
-        losses = torch.stack([value.detach().float() for value in named.values()])
         bad = self.bad_steps.judge(step, losses, norm, self.scaler.scale(self._one), batch.indices)
         if not self.scaler.is_enabled():
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # then the fused step does nothing

@@ -68,7 +68,7 @@ class Writer:
                     write()
                     del batch[name]
             except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer's
-                failed[name] = getattr(error, "strerror", None) or str(error).splitlines()[0]
+                failed[name] = getattr(error, "strerror", None) or f"{error!s:.200}".partition("\n")[0]
         self._waiting = [batch for batch in self._waiting if batch]
         if failed:
             log.warning(
