@@ -29,7 +29,7 @@ from utils.distributed import World, place, processes
 from utils.engine import RunningMean
 from utils.errors import UserError, run
 from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import Position, write_checkpoint
+from utils.run_checkpoint import Position, write_checkpoint
 from utils.run_state import RunState
 from utils.task import Batch
 from utils.update import Update

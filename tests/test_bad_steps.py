@@ -12,7 +12,7 @@ from utils.distributed import gather_rows
 from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFaceTask
-from utils.resume import read_checkpoint
+from utils.run_checkpoint import read_checkpoint
 
 
 def failing(steps, of=lambda loss: loss * torch.nan, first=1):

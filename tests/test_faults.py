@@ -18,7 +18,7 @@ import torch
 from tests.conftest import ROOT, run_command
 from tests.test_resume import assert_same, weights
 from utils.checkpoint import remove_remains
-from utils.resume import read_checkpoint
+from utils.run_checkpoint import read_checkpoint
 
 SMALL = [
     "channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=1", "save_initial=0", "eval_step=0",
@@ -126,6 +126,13 @@ def test_what_no_new_start_mends_is_not_started_again(tiny_data, damaged_data, t
     assert run.end() == {"stop": 143, "bad image": 2}[wish], run.said
     assert run.said.count("Stopped by SIGTERM" if wish == "stop" else "not a readable image") == 1
     assert "Resumes at step" not in run.said
+
+
+def test_bad_input_is_told_before_the_processes_meet_and_not_again(tiny_data, tmp_path):
+    places = [f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    done = run_command(ROOT, "NAS/search.sh", *places, "precision=fp16", NPROC="2", MAX_RESTARTS="5")
+    assert done.returncode == 2
+    assert done.stderr.count("error: config precision: the search runs in fp32 or bf16") in (1, 2), done.stderr
 
 
 def together(data, folder, *changes) -> list[Started]:
@@ -297,7 +304,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import torch
-from utils.resume import PARTS, VERSION, write_checkpoint
+from utils.run_checkpoint import PARTS, VERSION, write_checkpoint
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 print("writing", flush=True)
 for step in range(first, first + 1000):

@@ -44,7 +44,8 @@ from utils.engine import RunningMean
 from utils.errors import UserError
 from utils.losses import ArcFace, ArcFaceTask
 from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
-from utils.resume import Position, find_start
+from utils.resume import find_start
+from utils.run_checkpoint import Position
 from utils.run_state import RunState
 from utils.update import Update
 

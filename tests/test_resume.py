@@ -16,7 +16,8 @@ from utils.engine import epoch_ends, train
 from utils.errors import UserError
 from utils.faults import told
 from utils.losses import ArcFaceTask
-from utils.resume import PARTS, VERSION, Position, Start, find_start, read_checkpoint, write_checkpoint
+from utils.resume import Start, find_start
+from utils.run_checkpoint import PARTS, VERSION, Position, read_checkpoint, write_checkpoint
 from utils.stopping import Stop
 
 

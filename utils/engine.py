@@ -17,7 +17,8 @@ from utils.distributed import World, mean_over, to_device
 from utils.faults import again
 from utils.images import mirror, normalise
 from utils.loader import Decoded
-from utils.resume import FILE, Position, Start, make_way, write_checkpoint
+from utils.resume import Start, make_way
+from utils.run_checkpoint import BEGINNING, FILE, Position, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
 from utils.stopping import Stop
@@ -26,7 +27,7 @@ from utils.update import Update
 from utils.writer import Files, Writer
 
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
-BEGINNING, ANEW = Position(), Start()
+ANEW = Start()
 
 
 def epoch_ends(config: EasyDict, sampler: BatchSampler, position: Position = BEGINNING) -> list[int]:

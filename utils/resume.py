@@ -1,129 +1,29 @@
-"""checkpoint.pth: all that a run needs to go on as if it had never stopped."""
+"""Where a run begins: with its checkpoint.pth, with published files, or anew."""
 
 import json
-import re
-import shutil
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
-from utils.checkpoint import CheckpointError, read_file, reading, remove_remains, write_file
+from utils.checkpoint import reading, remove_remains
 from utils.distributed import World, on_main
 from utils.errors import UserError
-from utils.files import is_there
 from utils.launch import launchers, restarted
 from utils.loader import Loader
+from utils.run_checkpoint import ANEW, BEGINNING, FILE, Position, kept_checkpoints, position_of, read_checkpoint
 from utils.run_log import log
 from utils.task import Task
-
-FILE = "checkpoint.pth"
-VERSION = 2  # of the file
-PARTS = {
-    "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
-    "task", "ranks",
-}  # fmt: skip
-ANEW = "--resume 0 trains anew"
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run is."""
-
-    step: int = 0  # global steps done
-    ends: tuple[int, ...] = ()  # the step at the end of each epoch that is done
-    seen: int = 0  # images that all processes together have taken of the epoch now under way
-
-    @property
-    def epoch(self) -> int:
-        """The one now under way."""
-        return len(self.ends)
-
-    def is_last(self, config: EasyDict) -> bool:
-        """Whether a run by the config has nothing more to do."""
-        return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
-
-    def after_step(self, images: int) -> "Position":
-        """One step further; images: of all processes."""
-        return Position(self.step + 1, self.ends, self.seen + images)
-
-    def after_epoch(self) -> "Position":
-        """At the start of the next epoch."""
-        return Position(self.step, (*self.ends, self.step))
 
 
 @dataclass(frozen=True)
 class Start:
     """Where a run begins: anew, with the state of a checkpoint.pth, or with a step's published files."""
 
-    position: Position = Position()
+    position: Position = BEGINNING
     state: dict[str, Any] | None = None
     published: Path | None = None  # the folder
-
-
-# ------------------------------------------------------------------------------------------------------------ the file
-
-
-def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
-    """Writes checkpoint.{step}.pth, makes checkpoint.pth another name of it, and keeps the last `keep` of them."""
-    path = folder / f"checkpoint.{state['position']['step']}.pth"
-    write_file(path, state)
-    temporary = folder / f".{FILE}.link.tmp"
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(path)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, temporary)
-    temporary.replace(folder / FILE)
-    for other in [other for other in _kept(folder) if other != path][keep - 1 :]:
-        other.unlink(missing_ok=True)
-
-
-def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """checkpoint.pth, or the newest of the kept ones that is whole; None where there has been none. Damaged ones are
-    told and passed over; raises CheckpointError where there is no other."""
-    damaged = None
-    for path in (folder / FILE, *_kept(folder)):
-        if not is_there(path.is_file):
-            continue
-        try:
-            return _read(path)
-        except CheckpointError as error:
-            log.warning(str(error))
-            damaged = error
-    if damaged:
-        raise CheckpointError(f"{damaged}; no other is there: {ANEW}")
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    state = read_file(path)  # which refuses what would inflate
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch writes the CRC-32 of every part, and does not check it
-            wrong = archive.testzip()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
-    if wrong:
-        raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
-    with reading(path):
-        if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= PARTS:
-            raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
-    return state
-
-
-def _kept(folder: Path) -> list[Path]:
-    """checkpoint.{step}.pth, the newest first."""
-    found = {
-        int(match[1]): path
-        for path in folder.glob("checkpoint.*.pth")
-        if (match := re.fullmatch(r"checkpoint\.(\d+)\.pth", path.name))
-    }
-    return [found[step] for step in sorted(found, reverse=True)]
-
-
-# ----------------------------------------------------------------------------------------------------------- the start
 
 
 def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) -> Start:
@@ -147,7 +47,7 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     if kept and state is not None:
         state["header"], state["momentum"]["header"] = kept["header"], kept["momentum"]
     if state is not None:
-        return Start(_position(state), state)
+        return Start(position_of(state), state)
     if config.resume != "1":
         return Start()
     steps = len(loader)
@@ -205,18 +105,10 @@ def make_way(folder: Path, start: Start) -> None:
     remove_remains(folder)
     if start.state is not None:
         return
-    for path in (folder / FILE, *_kept(folder)):
+    for path in (folder / FILE, *kept_checkpoints(folder)):
         if path.is_file():
             path.replace(path.with_name(f"old-{path.name}"))
             log.info(f"{path} of the run before is now old-{path.name}")
-
-
-def _position(state: dict[str, Any]) -> Position:
-    position = state["position"]
-    found = Position(position["step"], tuple(position["ends"]), position["seen"])
-    if not all(type(number) is int and number >= 0 for number in (found.step, *found.ends, found.seen)):
-        raise ValueError("a position is of whole numbers")
-    return found
 
 
 def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loader) -> None:
@@ -239,7 +131,7 @@ def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loa
 
 def _tell(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
     """Says where the run goes on, and what is not as it was."""
-    position = _position(state)
+    position = position_of(state)
     log.info(
         f"Resumes at step {position.step}: epoch {position.epoch}, of which {position.seen} images are done ({ANEW})"
     )

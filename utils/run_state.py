@@ -13,7 +13,8 @@ from utils.checkpoint import check_state, load_state, load_weights, read_weights
 from utils.distributed import World, on_main, share, together, unwrap
 from utils.launch import launchers
 from utils.loader import Loader
-from utils.resume import FILE, VERSION, Position, Start, plain
+from utils.resume import Start, plain
+from utils.run_checkpoint import FILE, VERSION, Position
 from utils.sharded import ShardedArcFace, gather_columns, load_full, scatter_columns
 from utils.task import Task
 from utils.update import Update

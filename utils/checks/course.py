@@ -17,7 +17,8 @@ from utils.engine import epoch_ends
 from utils.errors import UserError
 from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import ANEW, FILE, Start, find_start
+from utils.resume import Start, find_start
+from utils.run_checkpoint import ANEW, FILE
 from utils.sharded import ShardedArcFace
 
 

@@ -10,7 +10,7 @@ from utils.dataset import EpochSampler, FaceDataset
 from utils.distributed import World
 from utils.images import SIZE
 from utils.loader import SLOTS
-from utils.resume import Position
+from utils.run_checkpoint import Position
 from utils.teacher import Teacher
 
 

@@ -1,0 +1,117 @@
+"""checkpoint.pth: all that a run needs to go on as if it had never stopped."""
+
+import re
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from utils.checkpoint import CheckpointError, read_file, reading, write_file
+from utils.files import is_there
+from utils.run_log import log
+
+FILE = "checkpoint.pth"
+VERSION = 2  # of the file
+PARTS = {
+    "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
+    "task", "ranks",
+}  # fmt: skip
+ANEW = "--resume 0 trains anew"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is."""
+
+    step: int = 0  # global steps done
+    ends: tuple[int, ...] = ()  # the step at the end of each epoch that is done
+    seen: int = 0  # images that all processes together have taken of the epoch now under way
+
+    @property
+    def epoch(self) -> int:
+        """The one now under way."""
+        return len(self.ends)
+
+    def is_last(self, config: EasyDict) -> bool:
+        """Whether a run by the config has nothing more to do."""
+        return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
+
+    def after_step(self, images: int) -> "Position":
+        """One step further; images: of all processes."""
+        return Position(self.step + 1, self.ends, self.seen + images)
+
+    def after_epoch(self) -> "Position":
+        """At the start of the next epoch."""
+        return Position(self.step, (*self.ends, self.step))
+
+
+BEGINNING = Position()
+
+
+def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
+    """Writes checkpoint.{step}.pth, makes checkpoint.pth another name of it, and keeps the last `keep` of them."""
+    path = folder / f"checkpoint.{state['position']['step']}.pth"
+    write_file(path, state)
+    temporary = folder / f".{FILE}.link.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    temporary.replace(folder / FILE)
+    for other in [other for other in kept_checkpoints(folder) if other != path][keep - 1 :]:
+        other.unlink(missing_ok=True)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """checkpoint.pth, or the newest of the kept ones that is whole; None where there has been none. Damaged ones are
+    told and passed over; raises CheckpointError where there is no other."""
+    damaged = None
+    for path in (folder / FILE, *kept_checkpoints(folder)):
+        if not is_there(path.is_file):
+            continue
+        try:
+            return _read(path)
+        except CheckpointError as error:
+            log.warning(str(error))
+            damaged = error
+    if damaged:
+        raise CheckpointError(f"{damaged}; no other is there: {ANEW}")
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    state = read_file(path)  # which refuses what would inflate
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch writes the CRC-32 of every part, and does not check it
+            wrong = archive.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a whole checkpoint ({error!s:.80})") from None
+    if wrong:
+        raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong!r:.60} is not right")
+    with reading(path):
+        if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= PARTS:
+            raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
+    return state
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """checkpoint.{step}.pth, the newest first."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint.*.pth")
+        if (match := re.fullmatch(r"checkpoint\.(\d+)\.pth", path.name))
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def position_of(state: dict[str, Any]) -> Position:
+    """Where it is. Raises ValueError where it holds something else than whole numbers."""
+    position = state["position"]
+    found = Position(position["step"], tuple(position["ends"]), position["seen"])
+    if not all(type(number) is int and number >= 0 for number in (found.step, *found.ends, found.seen)):
+        raise ValueError("a position is of whole numbers")
+    return found
