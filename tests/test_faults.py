@@ -105,6 +105,17 @@ def test_a_signal_to_all_of_its_processes_is_one_to_the_run(tiny_data, tmp_path)
         os.killpg(run.process.pid, 0)  # nobody is left
 
 
+def test_a_run_to_which_nobody_listens_any_more_still_leaves_its_checkpoint(tiny_data, tmp_path):
+    """Ctrl-C in `./train.sh 2>&1 | tee FILE` ends tee at once."""
+    run = Started(sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000")
+    assert run.until("Global Step: 8 "), run.said
+    run.process.stdout.close()
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(100) == 130
+    said = (tmp_path / "training.log").read_text()
+    assert step_of(tmp_path) == int(re.findall(r"Stopped by SIGINT after step (\d+)", said)[0])
+
+
 def test_two_processes_stop_at_the_same_step(tiny_data, tmp_path):
     """The signal reaches the second alone."""
     run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000", NPROC="2")

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 ENDED = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell utils.launch otherwise
 
@@ -41,7 +42,19 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 def tell(error: UserError) -> None:
     """Prints the one line."""
-    print(f"error: {error}", file=sys.stderr)
+    with heard(sys.stderr):
+        print(f"error: {error}", file=sys.stderr)
+
+
+@contextmanager
+def heard(stream: TextIO) -> Iterator[None]:
+    """Around what is written to the screen: Ctrl-C in `./train.sh | tee FILE` also ends tee, and a run to which nobody
+    listens any more still has a checkpoint to write."""
+    try:
+        yield
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def restarts() -> int:

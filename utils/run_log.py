@@ -10,6 +10,7 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from utils.board import Board
+from utils.errors import heard
 
 log = logging.getLogger("pocketnet")
 
@@ -18,7 +19,8 @@ class _BarSafeHandler(logging.StreamHandler):
     """Writes a line above the progress bar that may be on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        with heard(self.stream):
+            tqdm.write(self.format(record), file=self.stream)
 
 
 class _LogFile(logging.FileHandler):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from utils.distributed import World
+from utils.errors import heard
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,7 +46,8 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         if self._says:
-            print(f"{signal.Signals(number).name}: ends after this step, with a checkpoint", file=sys.stderr)
+            with heard(sys.stderr):
+                print(f"{signal.Signals(number).name}: ends after this step, with a checkpoint", file=sys.stderr)
         if number == signal.SIGINT:  # torchrun passes SIGTERM on to processes that may have had it already
             signal.signal(number, self._before[number])
 
