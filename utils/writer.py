@@ -37,13 +37,14 @@ class Writer:
         Waits for what is under way, so that no copies of the weights pile up but those that cannot be written.
         """
         self.wait()
-        for batch in batches:
+        for batch in filter(None, batches):  # the other processes have nothing to write
             for waiting in self._waiting:
                 for name in batch:
                     waiting.pop(name, None)
             self._waiting.append(batch)
-        self._thread = threading.Thread(target=self._write, name="writer")
-        self._thread.start()
+        if self._waiting:
+            self._thread = threading.Thread(target=self._write, name="writer")
+            self._thread.start()
 
     def wait(self) -> None:
         """Returns when nothing is being written."""
