@@ -27,24 +27,10 @@ from utils.distributed import World, mean_over, place, processes, wrap
 from utils.errors import UserError, run
 from utils.losses import ArcFace
 from utils.sharded import ShardedArcFace
+from utils.step_memory import header_bytes
 
 S, M = 64.0, 0.5
 GIB = 1 << 30
-
-
-def reckoned(way: str, classes: int, size: int, ranks: int, batch: int, rate: float) -> float:
-    """Bytes of a rank's float32 tensors at the peak of a step: kernel, momentum and the most that lives beside them.
-
-    The whole header keeps four tensors of its logits' shape and its kernel at length 1, or else five of the kernel's
-    shape, and DDP the gradients it sends. The split one keeps one of its logits' shape and two of its columns'.
-    """
-    if way == "whole":
-        kernel, logits = classes * size, batch * classes
-        return 4.0 * (2 * kernel + max(4 * logits + kernel, 5 * kernel) + (kernel if ranks > 1 else 0))
-    columns = -(-classes // ranks)
-    kernel, taken = columns * size, columns * rate * size
-    beside = max(batch * ranks * columns * rate + 2 * taken, 3 * taken)
-    return 4.0 * (2 * kernel + (beside if rate == 1 else max(beside, kernel + 3 * taken)))
 
 
 def seconds(way: str, args: argparse.Namespace, classes: int, world: World) -> list[float]:
@@ -108,7 +94,7 @@ def table() -> str:
         for size in (128, 256):
             for ranks in (1, 4, 8, 64):
                 ways = [("whole", 1.0), ("split", 1.0), ("split", 0.1)]
-                needed = [reckoned(way, classes, size, ranks, 128, rate) / GIB for way, rate in ways]
+                needed = [header_bytes(way, size, classes, ranks, 128, rate) / GIB for way, rate in ways]
                 lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>10.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
     return "\n".join(lines)
 
@@ -137,8 +123,9 @@ def main() -> None:
         results = mp.get_context("spawn").SimpleQueue()
         mp.spawn(measure, (way, args, free_port(), results), nprocs=args.ranks)
         rate, used = results.get()
-        sizes = (args.classes, args.embedding_size, args.ranks, args.batch, args.sample_rate)
-        print(f"{way:>8}{rate:>10.1f} img/s{used / GIB:>8.2f} GiB a rank, by formula {reckoned(way, *sizes) / GIB:.2f}")
+        sizes = (args.embedding_size, args.classes, args.ranks, args.batch, args.sample_rate)
+        needed = header_bytes(way, *sizes)
+        print(f"{way:>8}{rate:>10.1f} img/s{used / GIB:>8.2f} GiB a rank, by formula {needed / GIB:.2f}")
 
 
 if __name__ == "__main__":

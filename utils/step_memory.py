@@ -33,10 +33,17 @@ def kept_bytes(network: nn.Module, n: int, world: World, precision: str) -> int:
 
 
 def head_bytes(head: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0) -> float:
-    """Bytes of a process's ArcFace head at the peak of a step of SGD with momentum: see docs/scaling.md.
+    """Bytes of a process's ArcFace head at the peak of a step of SGD with momentum, the gathered embeddings included.
 
     head: whole or sharded; size: of an embedding; batch: images on each process.
     """
+    needed = header_bytes(head, size, classes, processes, batch, sample_rate)
+    # Of all processes; their gradient, and a copy of it that the processes add up.
+    return needed + (3 * 4.0 * processes * batch * size if head == "sharded" else 0)
+
+
+def header_bytes(head: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0) -> float:
+    """The same of the header's own tensors alone: the formula of docs/scaling.md."""
     if head == "whole":
         kernel, logits = 4.0 * size * classes, 4.0 * batch * classes
         of_ddp = kernel if processes > 1 else 0  # the gradients that it sends
@@ -46,8 +53,7 @@ def head_bytes(head: str, size: int, classes: int, processes: int, batch: int, s
     beside = max(logits + 2 * taken, 3 * taken)
     if sample_rate < 1:  # the gradient is of all columns again
         beside = max(beside, kernel + 3 * taken)
-    embeddings = 4.0 * images * size  # of all processes; their gradient, and a copy of it that the processes add up
-    return 2 * kernel + beside + 3 * embeddings
+    return 2 * kernel + beside
 
 
 def largest_output(network: nn.Module, world: World) -> int:
