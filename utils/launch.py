@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.distributed as dist
 
-from utils.distributed import World, on_main
+from utils.distributed import World, gather_rows, on_main
 from utils.errors import ENDED, PassingError, UserError, restarts, tell
 from utils.files import replace_text
 
@@ -64,18 +64,12 @@ def spread_over_gpus() -> None:
 def launchers(world: World) -> list[str]:
     """What names the run through all restarts: who started its processes, on every machine. Empty without torchrun."""
     mine = os.environ.get(ENDED) or os.environ.get("TORCHELASTIC_RUN_ID", "")
-    found: list[str] = [mine] * world.size
-    if world.size > 1:
-        dist.all_gather_object(found, mine)
-    return sorted({name for name in found if name})
+    return sorted({str(name) for name in gather_rows(np.array([mine]), world) if name})
 
 
 def restarted(world: World) -> bool:
     """Whether torchrun has started the processes again; each machine counts its own restarts."""
-    counts = [restarts()] * world.size
-    if world.size > 1:
-        dist.all_gather_object(counts, restarts())
-    return any(counts)
+    return bool(gather_rows(np.array([restarts()]), world).any())
 
 
 @contextmanager
