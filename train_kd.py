@@ -1,6 +1,6 @@
 """Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from easydict import EasyDict
 from torch import nn
@@ -8,32 +8,27 @@ from torch import nn
 from backbones import build_backbone
 from config import parse_command
 from train import run_training
-from utils.checkpoint import NETWORK_FIELDS, load_weights
 from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
-from utils.distributed import World, main_first, together, wrap
+from utils.distributed import World, main_first, wrap
 from utils.errors import run
 from utils.loader import Loader
-from utils.run_log import log
 from utils.task import Task
 from utils.teacher import check_folders, prepare_teacher
 
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Train a face-recognition backbone with ArcFace and a teacher.", switches=["multi_step"])
+    description = "Train a face-recognition backbone with ArcFace and a teacher."
+    config = parse_command(description, switches=["multi_step"], distills=True, resume=True)
     check_folders(config)
-    run_training(config, DistillTask, distillation)
+    run_training(config, "train_kd", DistillTask, distillation)
 
 
 def distillation(
-    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: list[int]
+    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: Sequence[int]
 ) -> Task:
     """Training with a teacher, every file of which has been tried when this returns."""
     teacher, files = prepare_teacher(config, world, ends, build_backbone)
-    if config.student_pth:
-        path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
-        together(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
-        log.info(f"Student: starts from {path}")
     lessons = Lessons(teacher, files)
     if config.teacher_cache:
         caches = main_first(world, lambda: open_caches(config, files, loader.dataset))

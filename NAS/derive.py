@@ -15,7 +15,7 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 
 from backbones.augment_cnn import AugmentCNN
 from backbones.genotypes import Genotype, parse, to_text
-from config import FOLDER, add_config_arguments, load_config
+from config import FOLDER, CommandParser, add_config_arguments, load_config
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run
@@ -25,7 +25,7 @@ from utils.flops import Cost, count
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make a config of a search's result.")
+    parser = CommandParser("Make a config of a search's result.")
     add_config_arguments(parser)
     parser.add_argument("--name", required=True, help="of the config: config/config_NAME.py")
     parser.add_argument("--epoch", type=int, help="whose genotype (default: the last)")
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--embedding-size", type=int, default=128, help="(%(default)s)")
     parser.add_argument("--rec", help="the data to train on (default: that of config/base.py)")
     parser.add_argument("--force", action="store_true", help="write it over one of that name")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", args.name):
         raise UserError(f"--name {args.name!r}: should be letters, digits and _")
     path = FOLDER / f"config_{args.name}.py"

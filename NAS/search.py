@@ -4,7 +4,6 @@ Leaves in config.output: search.log, genotypes.jsonl (a line an epoch), cells.pn
 every epoch), and {step}supernet.pth. NAS/derive.py makes a config of the result.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,7 +14,16 @@ import numpy as np
 import torch
 from easydict import EasyDict
 
-from config import add_config_arguments, load_config, make_folder, overrides_of, require_data
+from config import (
+    CommandParser,
+    add_config_arguments,
+    load_config,
+    log_unused,
+    make_folder,
+    overrides_of,
+    require_data,
+    save_config,
+)
 from NAS.data import Halves, SearchData, open_data, split
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
@@ -35,9 +43,9 @@ CONFIG = Path(__file__).with_name("config.py")
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Search for the cells of a network.")
-    add_config_arguments(parser)
-    args = parser.parse_intermixed_args()
+    parser = CommandParser("Search for the cells of a network.")
+    add_config_arguments(parser, resume=True)
+    args = parser.parse()
     config = load_config(args.config or CONFIG, overrides_of(args))
     check(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
@@ -46,8 +54,7 @@ def main() -> None:
         told(config), processes(timeout=config.timeout) as world, alone(output, world), ending(output, world)
     ):  # fmt: skip
         init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
-        if config.compile:
-            log.warning("config compile: True is not used: the search does not compile its supernet")
+        log_unused(config, "search")
         torch.manual_seed(config.seed)
         data = together(world, lambda: open_data(config))
         halves = split(data.labels, config.seed)
@@ -66,7 +73,7 @@ def main() -> None:
             log.info(nothing_to_do(config))
             return
         task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
-        step = train(task, loaders[0], config, world, start=start)
+        step = train(task, loaders[0], config, world, start=start, on_begin=lambda: save_config(config))
         log.info(f"Done: {step} steps; make a config of it with python NAS/derive.py --config … --name NAME")
 
 

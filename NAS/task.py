@@ -25,6 +25,8 @@ from utils.task import Batch, Task
 class SearchTask(Task):
     """Cross-entropy of the supernet on the training half; the alphas learn from the validation half."""
 
+    suffixes = ("supernet.pth",)
+
     def __init__(
         self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, Decoded], config: EasyDict, world: World
     ) -> None:

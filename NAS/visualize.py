@@ -3,7 +3,6 @@
 python NAS/visualize.py --config FILE [genotype=NAME] [--out cells.png]
 """
 
-import argparse
 import math
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as Curve
 
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
-from config import add_config_arguments, load_config
+from config import CommandParser, add_config_arguments, load_config
 from utils.errors import UserError, run
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
@@ -94,10 +93,10 @@ def draw_alphas(normal: list[np.ndarray], reduce: list[np.ndarray], operations: 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draw the cells of a config's genotype.")
+    parser = CommandParser("Draw the cells of a config's genotype.")
     add_config_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("cells.png"), help="the picture (%(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     config = load_config(args.config, args.overrides)
     figure = draw_cells(parse(config.genotypes[config.genotype]), config.genotype)
     try:

@@ -1,12 +1,16 @@
-"""Checks a config and its folders, prints every field: python -m config [--config FILE] [field=value …]"""
+"""Checks a config and its folders, prints every field: python -m config [--kd] [--config FILE] [field=value …]"""
 
-from config import make_folder, parse_command, require_data
+from config import CommandParser, add_config_arguments, load_config, make_folder, overrides_of, require_data
 from utils.errors import run
 
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Check a config, its data folder and its output folders.", switches=["multi_step"])
+    parser = CommandParser("Check a config, its data folder and its output folders.")
+    add_config_arguments(parser, switches=["multi_step"], resume=True)
+    parser.add_argument("--kd", action="store_true", help="check the fields of distillation as well")
+    args = parser.parse()
+    config = load_config(args.config, overrides_of(args), distills=args.kd)
     require_data(config)
     for field in ("output", "log_dir"):
         make_folder(config, field)

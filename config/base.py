@@ -1,6 +1,8 @@
 """Every field of a config: its default, and what it means. A config file holds only what differs from this.
 
-The type of a default is the type of the field. Fields of the published code keep their names and meaning.
+The type of a default is the type of the field. Fields of the published code keep their names and meaning. Relative
+paths in a config file count from the project's folder, those typed on the command line from the working folder; "~" is
+the home folder.
 """
 
 from easydict import EasyDict
@@ -19,7 +21,7 @@ config.on_bad_image = "error"  # of an image that cannot be read; or skip: anoth
 config.workers = 2  # loader worker processes for each training process; 0: load in the training process
 
 # --- backbone
-config.net_name = "PocketNet"  # PocketNet (size by the fields below), or iresnet18, 34, 50, 100
+config.net_name = "PocketNet"  # PocketNet (size by the fields below), or iresnet18, 34, 50, 100 (backbones/names.py)
 config.embedding_size = 128
 config.channel = 16  # PocketNet: channels of the first stage (S: 16, M: 32)
 config.n_layers = 18  # PocketNet: number of cells (S: 18, M: 9)
@@ -78,7 +80,7 @@ config.search_eval = 1000  # images of each half that accuracies are measured on
 
 # --- knowledge distillation
 config.w = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
-config.teacher_pth = ""  # folder of the teacher's checkpoints, or an ONNX file (RGB in [-1, 1] to embeddings)
+config.teacher_pth = ""  # folder of the teacher's checkpoints, one file of them, or ONNX (RGB in [-1, 1])
 config.teacher_global_step = 0  # which of them
 config.multi_step = False  # each epoch has the teacher's own checkpoint of it; or ./train_kd.sh --multi-step
 config.teacher_network = "iresnet100"  # as net_name; PocketNetS and PocketNetM stand for those sizes
@@ -87,5 +89,8 @@ config.teacher_n_layers = 0  # the same of n_layers
 config.teacher_genotype = ""  # the same of genotype; empty: the student's
 config.teacher_precision = "fp32"  # fp32, bf16 or fp16
 config.teacher_cache = ""  # folder that keeps the teacher's embeddings for later epochs and runs; empty: none are kept
-config.student_pth = ""  # folder of the checkpoint the student starts from; empty: a new one
+
+# --- start from weights: train.py and train_kd.py
+config.student_pth = ""  # folder of {student_global_step}backbone.pth, or a file of weights; empty: random weights
 config.student_global_step = 0
+config.student_header = False  # start the header from {student_global_step}header.pth too; its classes must be as many

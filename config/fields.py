@@ -4,35 +4,71 @@ import ast
 import copy
 import difflib
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 from easydict import EasyDict
 
 from backbones.genotypes import parse
+from backbones.names import parse_name
 from config.base import config as defaults
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 
 base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
-PRECISIONS = ("fp32", "bf16", "fp16")
-EVAL_RUNTIMES = ("auto", "torch", "openvino")
-NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
-# Spellings met in published configs: PocketNetS-128, PocketNetM256, resnet100. The size is in the fields.
-_NET_NAME = re.compile(r"pocketnet[-_]?[sm]?[-_]?(128|256|512)?|i?resnet[-_]?(18|34|50|100)", re.IGNORECASE)
+CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "teacher_precision": ("fp32", "bf16", "fp16"),
+    "search_data": ("faces", "cifar10"),
+    "alpha_gradient": ("validation", "published"),
+    "eval_runtime": ("auto", "torch", "openvino"),
+    "head": ("whole", "sharded"),
+    "resume": ("auto", "0", "1"),
+    "on_bad_image": ("error", "skip"),
+}
+PATHS = ("rec", "output", "log_dir", "test_output", "teacher_pth", "teacher_cache", "student_pth")
+DISTILLATION = (
+    "w", "teacher_pth", "teacher_global_step", "multi_step", "teacher_network", "teacher_channel", "teacher_n_layers",
+    "teacher_genotype", "teacher_precision", "teacher_cache",
+)  # fmt: skip
+SEARCH = (
+    "search_data", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
+    "cost_weight", "skip_limit", "search_eval",
+)  # fmt: skip
+# Set by published config files and read by nothing, there as here.
+PUBLISHED_UNUSED = ("scale", "network")
+_NEAR = 0.8  # similarity (difflib) from which an unknown name is taken for a misspelt field
+# What other projects call a field.
+_SYNONYMS = {
+    "epoch": "num_epoch", "epochs": "num_epoch", "num_epochs": "num_epoch", "max_epochs": "num_epoch",
+    "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "steps": "max_steps", "num_workers": "workers",
+    "data": "rec", "data_dir": "rec", "data_path": "rec", "dataset_path": "rec", "out": "output", "out_dir": "output",
+    "output_dir": "output", "save_dir": "output", "classes": "num_classes", "n_classes": "num_classes",
+    "layers": "n_layers", "channels": "channel", "embedding": "embedding_size", "emb_size": "embedding_size",
+    "backbone": "net_name", "margin": "m", "teacher": "teacher_pth", "amp": "precision", "val": "val_targets",
+    "pretrained": "student_pth", "weights": "student_pth", "num_images": "num_image", "random_seed": "seed",
+}  # fmt: skip
 
 
 class ConfigError(UserError):
-    """A config that cannot be used. The message names the field, the value and the mend."""
+    """A config that cannot be used. The message names the field, the value and the fix."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # errors and values quoted in it may have several lines
 
 
-def check_known(name: str, value: Any) -> None:
-    if name not in base:
-        near = difflib.get_close_matches(name.lower(), base, n=1, cutoff=0)[0]
-        raise ConfigError(f"config {name}: no such field (value {value!r}); the nearest is {near!r}")
+def similar_field(name: str) -> str | None:
+    """Returns the field that a misspelt or foreign name most likely means, None where no field is near."""
+    name = name.lower().strip().strip("-").replace("-", "_")
+    if name in _SYNONYMS:
+        return _SYNONYMS[name]
+    return next(iter(difflib.get_close_matches(name, base, n=1, cutoff=_NEAR)), None)
+
+
+def unknown_field(name: str, value: Any) -> ConfigError:
+    """The error for a name that is no field, with the field that may be meant."""
+    near = similar_field(name)
+    fix = f"the nearest is {near!r}" if near else "config/base.py lists the fields"
+    return ConfigError(f"config {shorten(name, quote=False)}: no such field (value {shorten(value)}); {fix}")
 
 
 def from_text(name: str, text: str) -> Any:
@@ -55,16 +91,19 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return text  # of the wrong type: typed says so
+        return text  # of the wrong type: check_type says so
 
 
-def typed(name: str, value: Any) -> Any:
-    """The value, checked against the type of the default; whole numbers are welcome as floats."""
+def check_type(name: str, value: Any) -> Any:
+    """Returns the value in the type of the field's default: an integer is welcome as a float, a tuple as a list.
+
+    Raises ConfigError for any other type.
+    """
     default = base[name]
     if default is None:
         if value is None or callable(value):
             return value
-        raise ConfigError(f"config {name}: should be a function of the epoch, is {value!r}")
+        raise ConfigError(f"config {name}: should be a function of the epoch, is {shorten(value)}")
     if isinstance(default, float) and type(value) is int:
         try:
             return float(value)
@@ -72,12 +111,24 @@ def typed(name: str, value: Any) -> Any:
             raise ConfigError(f"config {name}: should be finite, is an integer of {value.bit_length()} bits") from None
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
+    if name in CHOICES and type(value) is int:  # resume = 1, as published command lines have it
+        value = str(value)
     kind = dict if isinstance(default, dict) else type(default)
     if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
-        raise ConfigError(f"config {name}: should be {kind.__name__}, is {value!r}")
+        wanted = _listed(name) if name in CHOICES else "True or False (bool)" if kind is bool else kind.__name__
+        raise ConfigError(f"config {name}: should be {wanted}, is {shorten(value)}")
+    if kind is dict and not all(
+        isinstance(key, str) and not isinstance(item, dict | list) for key, item in value.items()
+    ):
+        raise ConfigError(f"config {name}: should be a dict of names and texts, is {shorten(value)}")
     if isinstance(default, list) and not all(type(item) is type(default[0]) for item in value):
-        raise ConfigError(f"config {name}: should be a list of {type(default[0]).__name__}, is {value!r}")
+        raise ConfigError(f"config {name}: should be a list of {type(default[0]).__name__}, is {shorten(value)}")
     return value
+
+
+def _listed(name: str) -> str:
+    *others, last = CHOICES[name]
+    return f"{', '.join(others)} or {last}"
 
 
 _AT_LEAST = {
@@ -88,22 +139,22 @@ _AT_LEAST = {
     "skip_limit": -1, "search_eval": 0, "save_step": 1, "keep": 1, "max_bad_steps": 1, "timeout": 1,
     "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
 }  # fmt: skip
+_MOST_INT = 10**15  # beyond any count of images or steps; below it, sums and products stay exact integers
+_AT_MOST = {
+    "num_epoch": 100_000,  # the learning rate of every epoch is checked; max_steps makes longer runs
+    "timeout": 10**6,  # seconds; torch's own limits are near 2**31 milliseconds
+    "workers": 1024, "n_layers": 1000, "teacher_n_layers": 1000, "n_nodes": 100, "stem_multiplier": 1000,
+    "channel": 65_536, "teacher_channel": 65_536, "embedding_size": 65_536, "batch_size": 10**6, "eval_batch": 10**6,
+    "warmup_epoch": 100_000,
+}  # fmt: skip
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "s": (lambda s: s > 0, "above 0"),
     "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
     "momentum": (lambda momentum: 0 <= momentum < 1, "from 0 to below 1"),
     "seed": (lambda seed: 0 <= seed < 2**63, "from 0 to below 2^63"),
-    "precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
-    "teacher_precision": (lambda precision: precision in PRECISIONS, "fp32, bf16 or fp16"),
-    "search_data": (lambda data: data in ("faces", "cifar10"), "faces or cifar10"),
-    "alpha_gradient": (lambda which: which in ("validation", "published"), "validation or published"),
     "alpha_betas": (lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas), "two numbers from 0 to below 1"),
-    "eval_runtime": (lambda runtime: runtime in EVAL_RUNTIMES, "auto, torch or openvino"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
-    "head": (lambda head: head in ("whole", "sharded"), "whole or sharded"),
     "sample_rate": (lambda rate: 0 < rate <= 1, "above 0 and at most 1"),
-    "resume": (lambda resume: resume in ("auto", "0", "1"), "auto, 0 or 1"),
-    "on_bad_image": (lambda what: what in ("error", "skip"), "error or skip"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
     "output": (bool, "a folder"),
@@ -111,32 +162,42 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_values(config: EasyDict) -> None:
-    for name, value in config.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"config {name}: should be finite, is {value!r}")
-    for name, least in _AT_LEAST.items():
-        if config[name] < least:
-            raise ConfigError(f"config {name}: should be at least {least}, is {config[name]!r}")
-    for name, (holds, wanted) in _RULES.items():
-        if not holds(config[name]):
-            raise ConfigError(f"config {name}: should be {wanted}, is {config[name]!r}")
+def check_value(name: str, value: Any) -> None:
+    """Raises ConfigError unless a value of the right type is one that the field can have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config {name}: should be finite, is {value!r}")
+    if name in _AT_LEAST and value < _AT_LEAST[name]:
+        raise ConfigError(f"config {name}: should be at least {_AT_LEAST[name]}, is {value!r}")
+    most = _AT_MOST.get(name, _MOST_INT)
+    if type(value) is int and name != "seed" and value > most:
+        raise ConfigError(f"config {name}: should be at most {most:,}, is {shorten(value)}")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ConfigError(f"config {name}: should be {_listed(name)}, is {shorten(value)}")
+    if name in PATHS and "\0" in value:
+        raise ConfigError(f"config {name}: should be a path, is {shorten(value)}")
+    if name in _RULES and not _RULES[name][0](value):
+        raise ConfigError(f"config {name}: should be {_RULES[name][1]}, is {shorten(value)}")
+    if name in ("net_name", "teacher_network"):
+        try:
+            parse_name(value)
+        except UserError as error:
+            raise ConfigError(f"config {name}: {error}") from None
+
+
+def check_together(config: EasyDict) -> None:
+    """Raises ConfigError where fields that are right by themselves do not fit each other."""
     if config.sample_rate < 1 and config.head != "sharded":
         raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
-    for name in ("net_name", "teacher_network"):
-        if not _NET_NAME.fullmatch(config[name]):
-            raise ConfigError(f"config {name}: {config[name]!r} is unknown; the nearest is {_nearest(config[name])!r}")
-    for name in ("genotype", *(["teacher_genotype"] if config.teacher_genotype else [])):
-        if config[name] not in config.genotypes:
-            known = ", ".join(config.genotypes)
-            raise ConfigError(f"config {name}: {config[name]!r} is none of the genotypes {known}")
     for name, text in config.genotypes.items():
         try:
             parse(text)
         except UserError as error:
-            raise ConfigError(f"config genotypes[{name!r}]: {error}") from None
+            raise ConfigError(f"config genotypes[{shorten(name)}]: {error}") from None
+    check_genotype(config, "genotype")
 
 
-def _nearest(name: str) -> str:
-    lower = {known.lower(): known for known in NET_NAMES}
-    return lower[difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0)[0]]
+def check_genotype(config: EasyDict, name: str) -> None:
+    """Raises ConfigError unless the field names one of config.genotypes."""
+    if config[name] not in config.genotypes:
+        known = shorten(", ".join(map(str, config.genotypes)), quote=False)
+        raise ConfigError(f"config {name}: {shorten(config[name])} is none of the genotypes {known}")

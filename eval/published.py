@@ -5,6 +5,8 @@ Boutros et al., IEEE Access 2022 (arXiv 2108.10710), comparison with compact mod
 
 from easydict import EasyDict
 
+from backbones.names import parse_name
+
 _SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "IJBB", "IJBC")
 _RESULTS = {  # by channel, n_layers, embedding_size
     (16, 18, 128): (99.58, 94.21, 96.10, 95.48, 89.63, 89.44, 91.62),
@@ -17,7 +19,7 @@ _RESULTS = {  # by channel, n_layers, embedding_size
 def published(config: EasyDict, name: str) -> float | None:
     """The published value of the config's network on a set, in %; None where there is none."""
     network = (config.channel, config.n_layers, config.embedding_size)
-    is_pocketnet = config.net_name.lower().startswith("pocketnet") and config.genotype == "softmax_casia"
+    is_pocketnet = not parse_name(config.net_name).depth and config.genotype == "softmax_casia"
     if not is_pocketnet or network not in _RESULTS or name not in _SETS:
         return None
     return _RESULTS[network][_SETS.index(name)]

@@ -26,18 +26,18 @@ def config_of(folder, data, *fields):
     return small_config(folder, data, "val_targets=tiny", *fields)
 
 
-def ask(config, *subjects: str) -> list[Check]:
-    """What the doctor says of the last of the subjects, the others having been asked before."""
-    plan = doctor.plan_run(config)
+def ask(config, *subjects: str, kd: bool = False) -> list[Check]:
+    """What the doctor says of the last of the subjects, the others having been asked before. kd: of a distillation."""
+    plan = doctor.plan_run(config, kd)
     told: list[Check] = []
     for subject in subjects:
         told = list(heard(subject, doctor.SUBJECTS[subject](plan)))
     return told
 
 
-def known(config) -> Run:
-    """The doctor's plan once the data and the steps are known."""
-    plan = doctor.plan_run(config)
+def known(config, kd: bool = False) -> Run:
+    """The doctor's plan once the data and the steps are known. kd: of a distillation."""
+    plan = doctor.plan_run(config, kd)
     assert all(check.state == PASS for subject in ("data", "steps") for check in doctor.SUBJECTS[subject](plan))
     return plan
 

@@ -8,9 +8,23 @@ import sys
 import pytest
 
 import config as config_package
-from config import ConfigError, load_config, require_data, shipped_configs
+from backbones.names import parse_name
+from config import (
+    CommandParser,
+    ConfigError,
+    add_config_arguments,
+    load_config,
+    log_unused,
+    overrides_of,
+    require_data,
+    save_config,
+    shipped_configs,
+)
 from config.base import config as base
+from config.usage import unused_fields
 from tests.conftest import GOLDEN, PUBLISHED_CONFIG, ROOT
+from tests.published import PUBLISHED, published_config
+from utils.errors import UserError
 
 S128 = ROOT / "config" / "config_PocketNetS128.py"
 SCHEDULE = json.loads((GOLDEN / "schedule.json").read_text())
@@ -66,6 +80,152 @@ def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch
     assert [config.lr_func(epoch) for epoch in range(26)] == SCHEDULE["PocketNetM256"]["lr_factor"]
     with pytest.raises(ConfigError, match="this config file defines lr_func"):
         load_config(overrides=["warmup_epoch=2"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_published_config_loads_unchanged(tmp_path, name):
+    """With every value that the published file sets, for training and for distillation."""
+    path = tmp_path / name
+    path.write_text(published_config(PUBLISHED[name]))
+    for distills in (False, True):
+        config = load_config(path, distills=distills)
+        fields = {**PUBLISHED[name]}
+        factors, unused = fields.pop("lr_func"), [field for field in ("scale", "network") if fields.pop(field, None)]
+        assert [config.lr_func(epoch) for epoch in range(26)] == factors
+        assert sorted(config.without_effect) == sorted(unused)
+        assert {field: config[field] for field in fields} == fields
+
+
+def test_published_spellings_name_networks():
+    assert parse_name("resnet") == parse_name("iresnet100") == (100, "")
+    assert parse_name("DartFaceNet") == parse_name("PocketNet") == (0, "")
+    assert [parse_name(name).size for name in ("PocketNetS-128", "pocketnetM256", "PocketNet-128")] == ["s", "m", ""]
+    for name in ("mobilefacenet", "m", "", "resnet101", "PocketNetXS"):
+        with pytest.raises(UserError, match="known are PocketNet, PocketNetS, PocketNetM, iresnet18"):
+            parse_name(name)
+
+
+def test_what_only_distillation_needs_never_stops_training(tmp_path):
+    path = written(tmp_path, "config.teacher_network = 'unheard of'\nconfig.teacher_pth = None\nconfig.w = 'much'")
+    config = load_config(path, ["teacher_precision=fp99", "teacher_global_step=late", "teacher_genotype=none"])
+    assert config.teacher_network == "unheard of"
+    messages = []
+    for field, fix in (("w", "w = 1"), ("teacher_pth", "teacher_pth = 'x'"), ("teacher_network", "")):
+        with pytest.raises(ConfigError, match=f"config {field}: ") as error:
+            load_config(path, distills=True)
+        messages.append(str(error.value))
+        path.write_text(path.read_text() + f"\nconfig.{fix}" * bool(fix))
+    assert "known are PocketNet" in messages[-1]
+
+
+def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, said):
+    path = written(tmp_path, "config.scale = 1.0\nconfig.fp16 = True\nconfig.frequent = 10\nconfig.multi_step = True")
+    config = load_config(path, ["cost_weight=1", "n_layers=9", "net_name=iresnet18", "seed=0"])
+    assert set(config) == set(base)
+    log_unused(config, "train")
+    assert [(record.levelname, record.getMessage()) for record in said.records] == [
+        ("INFO", "Config: scale: of the published config files, not used"),
+        ("WARNING", "Config: fp16, frequent: no such fields, without effect (config/base.py lists the fields)"),
+        (
+            "WARNING",
+            "Config: n_layers, cost_weight, multi_step: set, but not used by this command; ./train_kd.sh trains with a "
+            "teacher",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "unused"),
+    [
+        ("train", ["student_global_step=3", "student_header=1"], ["student_global_step", "student_header"]),
+        ("train", ["student_global_step=3", "student_header=1", "student_pth=x"], []),
+        ("train_kd", ["teacher_channel=3", "n_nodes=2"], ["n_nodes"]),
+        ("search", ["w=3", "m=0.3", "n_nodes=2", "eval_step=9"], ["m", "eval_step", "w"]),
+        ("eval", ["lr=3", "batch_size=9", "eval_batch=9", "channel=8"], ["batch_size", "lr"]),
+        ("train", ["w=100", "teacher_pth="], []),  # as the defaults: nobody is misled
+    ],
+)
+def test_settings_that_a_command_does_not_use(tmp_path, command, overrides, unused):
+    config = load_config(written(tmp_path, "config.seed = 8"), overrides)
+    assert sorted(unused_fields(config, command)) == sorted(unused)
+
+
+def test_relative_paths_count_from_the_project_in_a_file_and_from_the_working_folder_when_typed(tmp_path, monkeypatch):
+    path = written(tmp_path, "config.output = 'output/x'\nconfig.teacher_pth = '~/teacher'\nconfig.student_pth = '/s'")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(ROOT)
+    config = load_config(path, ["log_dir=curves", "test_output=~/t"])
+    assert (config.output, config.log_dir, config.test_output) == ("output/x", "curves", "/home/somebody/t")
+    assert (config.teacher_pth, config.student_pth, config.rec) == ("/home/somebody/teacher", "/s", "data/faces_emore")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("config_own.py", ["log_dir=curves", "teacher_cache="])
+    assert (config.output, config.log_dir) == (str(ROOT / "output/x"), "curves")
+    assert (config.rec, config.test_output, config.teacher_cache) == (str(ROOT / "data/faces_emore"), "", "")
+
+
+def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
+    own = written(tmp_path, "config.lr_func = lambda epoch: 1 / (1 + epoch)\nconfig.num_epoch = 3")
+    monkeypatch.chdir(ROOT)
+    for path, overrides in ((S128, ["channel=8", "lr_steps=2"]), (own, ["rec=tests"])):
+        config = load_config(path, [*overrides, f"output={tmp_path}", "log_dir=elsewhere"])
+        save_config(config)
+        for saved in (load_config(tmp_path), load_config(tmp_path / "config.json"), load_config(saved_in=tmp_path)):
+            fields = [name for name in base if name != "lr_func"]
+            assert [saved[name] for name in fields] == [config[name] for name in fields]
+            assert [saved.lr_func(epoch) for epoch in range(3)] == [config.lr_func(epoch) for epoch in range(3)]
+    assert json.loads((tmp_path / "config.json").read_text())["rec"] == "tests"
+    with pytest.raises(ConfigError, match="defines lr_func"):
+        load_config(tmp_path, ["lr_steps=2"])
+    monkeypatch.chdir(tmp_path)
+    assert load_config(".").rec == str(ROOT / "tests")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1]", "should be a JSON object"),
+        ('{"lr": "fast"}', "config lr: should be float, is 'fast'"),
+        ('{"lr_func": 3}', "lr_func should be a list of numbers"),
+        ('{"lr_func": [-1]}', "config lr_func: should give a factor for epoch 0, gives -1"),
+        ('{"embeding_size": 3}', "the nearest is 'embedding_size'"),
+        ('{"1": "1"}', None),
+    ],
+)
+def test_a_damaged_config_json_is_one_line(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    if message is None:
+        assert load_config(tmp_path).without_effect == ["1"]
+    else:
+        assert message in refused(path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "3"], "--epochs: no such option; set the field of the config: num_epoch=3"),
+        (["lr=1", "--batch-size=64"], "--batch-size: no such option; set the field of the config: batch_size=64"),
+        (["--learning_rate", "--config"], "--config: expected one argument; --help lists the options"),
+        (["--learning_rate"], "--learning_rate: no such option; set the field of the config: lr=VALUE"),
+        (["--frobnicate"], "--frobnicate: no such option; --help lists them"),
+        (["--resume", "1"], "--resume: no such option; set the field of the config: resume=1"),
+    ],
+)
+def test_a_wrong_option_names_the_field_that_is_meant(arguments, message):
+    parser = CommandParser("A command.")
+    add_config_arguments(parser)
+    with pytest.raises(ConfigError) as error:
+        parser.parse(arguments)
+    assert message in str(error.value)
+
+
+def test_only_commands_that_resume_take_resume():
+    parser = CommandParser("A command.")
+    add_config_arguments(parser, resume=True)
+    assert overrides_of(parser.parse(["lr=1", "--resume", "0"])) == ["lr=1", "resume=0"]
+    with pytest.raises(ConfigError, match="--resume: invalid choice: '2'"):
+        parser.parse(["--resume", "2"])
 
 
 def test_every_published_field_keeps_its_value(tmp_path):
@@ -155,7 +315,9 @@ def test_defaults_are_not_shared_between_configs():
         ("genotypes=x", ["genotypes", "dict", "'x'"]),
         ("lr_func=x", ["lr_func", "config file"]),
         ("lr", ["'lr'", "field=value"]),
-        ("=1", ["no such field", "'1'"]),
+        ("=1", ["no such field", "'1'", "config/base.py lists the fields"]),
+        ("fp16=1", ["fp16", "no such field", "config/base.py lists the fields"]),
+        ("optimizer=adam", ["optimizer", "no such field", "config/base.py lists the fields"]),
         ("embedding_size=0", ["embedding_size", "at least 1", "0"]),
         ("n_layers=3", ["n_layers", "at least 4", "3"]),
         ("num_epoch=0", ["num_epoch", "at least 1", "0"]),
@@ -170,9 +332,21 @@ def test_defaults_are_not_shared_between_configs():
         ("momentum=1", ["momentum", "below 1", "1.0"]),
         ("precision=fp8", ["precision", "fp32, bf16 or fp16", "'fp8'"]),
         ("output=", ["output", "a folder", "''"]),
-        ("net_name=PocketNetX", ["net_name", "'PocketNetX'", "'PocketNet'"]),
-        ("net_name=iresnet101", ["net_name", "'iresnet101'", "'iresnet100'"]),
-        ("teacher_network=resnet", ["teacher_network", "'resnet'", "iresnet"]),
+        ("net_name=PocketNetX", ["net_name", "'PocketNetX'", "known are PocketNet, PocketNetS"]),
+        ("net_name=iresnet101", ["net_name", "'iresnet101'", "iresnet100"]),
+        ("genotypes={1:2}", ["genotypes", "dict of names and texts", "{1: 2}"]),
+        ("genotypes={'a':{1:2}}", ["genotypes", "dict of names and texts"]),
+        ("genotypes={'a':[{1:2}]}", ["genotypes", "dict of names and texts"]),
+        ("max_steps=1000000000000000000000", ["max_steps", "at most 1,000,000,000,000,000"]),
+        ("max_steps=1e21", ["max_steps", "int", "1e+21"]),
+        ("timeout=10000000000", ["timeout", "at most 1,000,000", "10000000000"]),
+        ("num_epoch=100000000", ["num_epoch", "at most 100,000", "100000000"]),
+        ("resume=False", ["resume", "auto, 0 or 1", "'False'"]),
+        ("output=a\0b", ["output", "a path", "'a\\x00b'"]),
+        ("dataset", ["'dataset'", "field=value"]),
+        ("epochs=3", ["epochs", "'num_epoch'"]),
+        ("num_workers=3", ["num_workers", "'workers'"]),
+        ("precision=" + 300 * "long", ["precision", "fp32, bf16 or fp16", "longlong", "…"]),
         ("genotype=casia", ["genotype", "'casia'", "softmax_casia"]),
         ("rec=", ["rec", "a folder", "''"]),
         ("rec=" + 300 * "long", ["rec", "no folder", "longlong"]),
@@ -197,7 +371,10 @@ def test_a_wrong_override_names_field_value_and_mend(override, parts):
         ("config.lr = = 1", ["config_own.py", "SyntaxError"]),
         ("config.lr = float('nan')", ["lr", "finite", "nan"]),
         ("config.val_targets = ['lfw', '']", ["val_targets", "names", "['lfw', '']"]),
-        ("config.teacher_pth = None", ["teacher_pth", "str", "None"]),
+        ("config.student_pth = None", ["student_pth", "str", "None"]),
+        ("config.resume = False", ["resume", "auto, 0 or 1", "False"]),
+        ("config.compile = 'yes'", ["compile", "True or False", "'yes'"]),
+        ("config.epochs = 3", ["epochs", "3", "'num_epoch'"]),
         ("import numpy\nconfig.lr = numpy.eye(2)", ["lr", "float", "array"]),
         ("import numpy\nconfig.lrs = numpy.eye(2)", ["lrs", "array", "'lr'"]),
         ("config.genotypes = {'softmax_casia': 3}", ["genotypes['softmax_casia']", "text", "3"]),

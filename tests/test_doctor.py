@@ -42,7 +42,12 @@ def test_a_healthy_run_passes(demo):
     assert "pass  data       48 images of 6 identities in data/faces_demo" in lines
     assert "pass  steps      12, 6 an epoch; 1 process with 8 images each" in lines
     assert lines[-1].endswith(" pass, 0 warn, 0 fail") and "mend:" not in done.stdout
-    assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {"precision", "head", "teacher"}  # not asked for
+    assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {
+        "precision",
+        "head",
+        "student",
+        "teacher",
+    }  # not asked for
     assert not list((demo / "output" / "well").iterdir())
 
 
@@ -56,6 +61,36 @@ def test_a_warning_is_no_failure_and_a_failure_is_exit_code_1(demo):
     assert "\npass  memory " in failed.stdout and failed.stdout.endswith(", 1 fail\n")
 
 
+def test_the_kind_of_run_that_is_checked(demo, tmp_path):
+    """Plain training though the config names a teacher, as every shipped one does; or what --kd or the folder says."""
+    teacher = ["teacher_network=PocketNet", "teacher_pth=output/demo", "teacher_global_step=12", f"output={tmp_path}"]
+    command = [sys.executable, "-m", "utils.doctor"]
+
+    def ask_doctor(*arguments):
+        done = run_command(demo, *command, *arguments)
+        kind = [line.split("checked for ")[1] for line in done.stdout.splitlines() if "checked for" in line]
+        return done.returncode, kind[0].split(" (")[0], done.stdout
+
+    code, kind, _ = ask_doctor(*DEMO, f"output={tmp_path}", "teacher_pth=nowhere", "teacher_network=unheard-of")
+    assert (code, kind) == (0, "plain training")
+    code, kind, stdout = ask_doctor(*DEMO, f"output={tmp_path}", "teacher_pth=nowhere", "--kd")
+    assert (code, kind) == (1, "distillation") and "fail  teacher" in stdout
+    refused = run_command(demo, *command, *DEMO, "teacher_network=unheard-of", "--kd")
+    assert refused.returncode == 2 and "config teacher_network: 'unheard-of' is not a known network" in refused.stderr
+    trained = run_command(demo, sys.executable, "train_kd.py", *DEMO, *teacher, "max_steps=2", f"log_dir={tmp_path}")
+    assert trained.returncode == 0, trained.stderr
+    code, kind, stdout = ask_doctor(f"output={tmp_path}", "max_steps=3")  # by the config.json of the run
+    assert (code, kind) == (0, "distillation") and "goes on from step 2" in stdout
+    assert ask_doctor(f"output={demo / 'output' / 'demo'}", "num_epoch=3")[:2] == (0, "plain training")
+
+
+def test_sizes_that_fit_no_memory_are_a_line(demo, tmp_path):
+    for field in ("batch_size=1000000", "embedding_size=65536", "channel=65536"):
+        done = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, f"output={tmp_path}", field)
+        assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+        assert "memory" in done.stdout + done.stderr
+
+
 def test_a_wrong_config_is_exit_code_2(demo):
     for fields, environment in ((["lr=-1"], {}), ([], {"NPROC": "none"})):
         done = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, *fields, **environment)
@@ -66,7 +101,7 @@ def test_one_failure_hides_no_other(tmp_path, data):
     (data / "train.rec").unlink()
     (data / "tiny.bin").write_bytes(b"no pickle")
     config = config_of(tmp_path, data, "eval_step=1", "teacher_pth=nowhere")
-    told = list(doctor.examine(doctor.plan_run(config)))
+    told = list(doctor.examine(doctor.plan_run(config, distils=True)))
     assert {check.subject for check in told if check.state == FAIL} == {"data", "sets", "teacher"}
     unknown = [check.subject for check in told if "takes the data" in check.found]
     assert unknown == ["steps", "resume", "disk", "memory"]
@@ -89,12 +124,12 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
 
 def test_the_schedule_is_said():
     plan = doctor.plan_run(load_config(ROOT / "config" / "config_PocketNetS128.py"))
-    network, schedule = SUBJECTS["config"](plan)
+    network, schedule, _ = SUBJECTS["config"](plan)
     assert network.found == "PocketNetS, 16 channels, 18 cells, embedding 128, fp32"
     rates = "0.025 from 0, 0.0025 from 7, 0.00025 from 13, 2.5e-05 from 19, 2.5e-06 from 24"
     assert schedule.found == f"26 epochs; learning rate by epoch {rates}"
     plan.config.lr_func = lambda epoch: 1 - epoch / 26
-    _, schedule = SUBJECTS["config"](plan)
+    _, schedule, _ = SUBJECTS["config"](plan)
     assert schedule.found == "26 epochs; learning rate by epoch 0.025 to 0.000962"
 
 

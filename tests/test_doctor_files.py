@@ -27,7 +27,7 @@ from utils.doctor import SUBJECTS
 def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
     (tmp_path / "file").write_text("")
     fields = [f"output={tmp_path / 'file' / 'out'}", f"teacher_pth={tmp_path}", f"teacher_cache={tmp_path / 'file'}"]
-    told = ask(config_of(tmp_path, tiny_data, *fields), "output")
+    told = ask(config_of(tmp_path, tiny_data, *fields), "output", kd=True)
     assert states(told) == [FAIL, PASS, FAIL]
     assert [check.mend for check in told] == [
         "name another with output=FOLDER",
@@ -66,11 +66,11 @@ def test_what_a_teacher_cache_takes(tmp_path, tiny_data, monkeypatch):
     size = 40 * (4 * 16 + 8)
     config.teacher_cache = str(tmp_path / "cache" / "of" / "teachers")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert ill(ask(config, *subjects)).mend.endswith("teacher_cache=FOLDER")
+    assert ill(ask(config, *subjects, kd=True)).mend.endswith("teacher_cache=FOLDER")
     Path(config.teacher_cache).mkdir(parents=True)
     (Path(config.teacher_cache) / "5backbone-0123456789ab.f16").write_bytes(bytes(40 * 4 * 16))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert only(ask(config, *subjects)).state == PASS
+    assert only(ask(config, *subjects, kd=True)).state == PASS
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
@@ -91,8 +91,8 @@ def going_on(begun, tmp_path) -> Path:
     return tmp_path
 
 
-def ask_resume(folder, data, *fields):
-    return ask(config_of(folder, data, *fields), "data", "steps", "resume")
+def ask_resume(folder, data, *fields, kd=False):
+    return ask(config_of(folder, data, *fields), "data", "steps", "resume", kd=kd)
 
 
 def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
@@ -105,7 +105,11 @@ def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
     # 40 images are two steps of two processes
     told = ask_resume(going_on, tiny_data, *published)
     assert told[0].found == "goes on from step 5, in epoch 2" and all(check.mend for check in told[1:])
-    assert only(ask_resume(going_on, tiny_data)).found == "begins anew"
+    out = going_on / "out"
+    assert (
+        only(ask_resume(going_on, tiny_data)).found
+        == f"begins anew; 4 files of the earlier run will be moved to {out}/old-N"
+    )
 
 
 def test_what_remains_of_the_run_is_what_takes_space(going_on, tiny_data):
@@ -144,13 +148,16 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
     [
         (["n_layers=5"], "is of another network"),
         (["seed=1"], "config seed"),
-        (["teacher_pth=elsewhere"], "another kind of run"),
+        (["teacher_pth=elsewhere", "--kd"], "another kind of run"),
         (["resume=1", "global_step=11"], "11header.pth: no such checkpoint"),
     ],
 )
 def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
-    check = ask_resume(going_on, tiny_data, *fields)[0]
+    kd = "--kd" in fields
+    check = ask_resume(going_on, tiny_data, *[field for field in fields if field != "--kd"], kd=kd)[0]
     assert check.state == FAIL and found in check.found and check.mend
+    assert "--resume 0" not in check.mend or "moves the files there" in check.mend
+    assert not kd or check.mend == "go on with ./train.sh, or name another output"
     assert ("global_step=STEP" in check.mend) == ("header.pth" in found)
 
 
@@ -159,7 +166,8 @@ def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
     check = ill(ask_resume(going_on, tiny_data, "num_epoch=2"))
     assert check.state == WARN and "the whole run" in check.found
     check = only(ask_resume(going_on, tiny_data, "resume=0"))
-    assert check == Check("resume", PASS, "begins anew; 3 checkpoint files will be put aside")
+    moved = f"begins anew; 7 files of the earlier run will be moved to {going_on / 'out'}/old-N"
+    assert check == Check("resume", PASS, moved)
     assert ask_resume(going_on / "none", tiny_data, "resume=0")[0].found == "begins anew"
     assert sorted((going_on / "out").iterdir()) == before
 
@@ -169,34 +177,40 @@ def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
 
 def ask_teacher(folder, data, *fields):
     fields = [f"teacher_pth={folder / 'teachers'}", "teacher_network=PocketNet", *fields]
-    return ask(config_of(folder, data, *fields), "data", "steps", "teacher")
+    return ask(config_of(folder, data, *fields), "data", "steps", "teacher", kd=True)
 
 
 def test_a_teacher_that_serves(tmp_path, tiny_data):
     teachers = teachers_of(tmp_path, tiny_data, 3)
     found = f"files in {teachers} whole"
     assert only(ask_teacher(tmp_path, tiny_data, "multi_step=1")) == Check("teacher", PASS, f"3 of 3 {found}")
-    told = ask_teacher(
-        tmp_path, tiny_data, "teacher_global_step=10", f"student_pth={teachers}", "student_global_step=5"
-    )
-    assert states(told) == [PASS, PASS]
-    assert [told[0].found, told[1].found] == [
-        f"1 of 1 {found}",
-        f"the student starts from {teachers / '5backbone.pth'}",
-    ]
+    assert only(ask_teacher(tmp_path, tiny_data, "teacher_global_step=10")) == Check("teacher", PASS, f"1 of 1 {found}")
+
+
+def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
+    weights = teachers_of(tmp_path, tiny_data, 1)
+    fields = [f"student_pth={weights}", "student_global_step=5"]
+
+    def ask_student(*more):
+        return only(ask(config_of(tmp_path, tiny_data, *fields, *more), "data", "steps", "resume", "student"))
+
+    found = f"starts from {weights / '5backbone.pth'}, with a new header"
+    assert ask_student() == Check("student", PASS, found)
+    assert "5header.pth: no such checkpoint" in ask_student("student_header=1").found
+    assert "0backbone.pth: no such checkpoint" in ask_student("student_global_step=0").found
+    assert "is of another network" in ask_student("n_layers=5").found
+    assert "is the output folder" in ask_student(f"output={weights}").found
 
 
 def test_teacher_files_that_are_missing(tmp_path, tiny_data):
     teachers = teachers_of(tmp_path, tiny_data, 3)
     check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=11"))
-    assert check.state == FAIL and "no trained" in check.found and "teacher_pth=)" in check.mend
+    assert check.state == FAIL and "no trained" in check.found and "needs no teacher)" in check.mend
     (teachers / "10backbone.pth").unlink()
     check = ill(ask_teacher(tmp_path, tiny_data, "multi_step=1"))
     assert check.state == WARN and check.found.startswith("2 checkpoints of a teacher for 3 epochs")
-    check = ill(ask(config_of(tmp_path, tiny_data, "multi_step=1"), "data", "steps", "teacher"))
+    check = ill(ask(config_of(tmp_path, tiny_data, "multi_step=1"), "data", "steps", "teacher", kd=True))
     assert check.state == FAIL and check.found == "config teacher_pth: is empty"
-    check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=5", f"student_pth={teachers}"))
-    assert check.state == FAIL and check.found == f"{teachers / '0backbone.pth'}: no such checkpoint"
 
 
 def test_teacher_files_that_are_damaged_are_all_named(tmp_path, tiny_data):

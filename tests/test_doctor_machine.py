@@ -58,7 +58,7 @@ def test_half_precision(tmp_path, tiny_data, monkeypatch):
     config = config_of(tmp_path, tiny_data, "precision=bf16", "teacher_precision=fp16")
     assert ill(ask(config, "precision")).mend == "precision=fp32"
     config.teacher_pth = "somewhere"
-    assert [check.mend for check in ask(config, "precision")] == ["precision=fp32", "teacher_precision=fp32"]
+    assert [check.mend for check in ask(config, "precision", kd=True)] == ["precision=fp32", "teacher_precision=fp32"]
     plan = replace(doctor.plan_run(config), world=World(0, 1, torch.device("cuda", 0)))
     for has, wanted in ((True, [PASS, PASS]), (False, [WARN, PASS])):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
@@ -167,7 +167,7 @@ def test_a_teacher_and_half_precision_change_what_a_step_takes(tmp_path, tiny_da
     plan.config.precision = "bf16"
     assert memory.backbone_bytes(plan)[1] == pytest.approx(by_image / 2)
     fields = [f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1"]
-    taught = known(config_of(tmp_path, tiny_data, *fields))
+    taught = known(config_of(tmp_path, tiny_data, *fields), kd=True)
     list(SUBJECTS["teacher"](taught))
     more, for_image = memory.backbone_bytes(taught)
     assert more - fixed == sum(parameter.nbytes for parameter in taught.backbone.parameters())

@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,15 @@ from tests.training import CPU, run, small_config, small_task, spawn
 from train import make_header
 from utils.checkpoint import snapshot
 from utils.dataset import EpochSampler, load_training_data
-from utils.engine import epoch_ends, train
+from utils.engine import train
+from utils.epochs import epoch_ends
 from utils.errors import UserError
 from utils.faults import told
 from utils.losses import ArcFaceTask
 from utils.resume import Start, find_start
 from utils.run_checkpoint import PARTS, VERSION, Position, read_checkpoint, write_checkpoint
 from utils.stopping import Stop
+from utils.teacher import teacher_files
 
 
 def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
@@ -100,17 +103,43 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
     assert sorted(images) == list(range(96))
 
 
+def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
+    ends = epoch_ends(config, EpochSampler(40, 8), Position(7, (5,), 16))
+    assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
+    assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
+    with pytest.raises(IndexError):
+        ends[2 * 10**11]
+    config.max_steps = 0
+    config.num_epoch = 10**9
+    assert epoch_ends(config, EpochSampler(40, 8))[-1] == 5 * 10**9
+    config.update(teacher_pth=str(tmp_path), max_steps=10**9)
+    with pytest.raises(UserError, match="config max_steps: 200,000,000 epochs are too many"):
+        teacher_files(config, epoch_ends(config, EpochSampler(40, 8)))
+
+
+def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "resume=1", "global_step=1000000000")
+    loader, _ = load_training_data(config, CPU)
+    (tmp_path / "out").mkdir()
+    for part in ("header", "backbone"):
+        with pytest.raises(UserError, match=f"1000000000{part}.pth: no such checkpoint"):
+            find_start(config, ArcFaceTask, loader, CPU)
+        (tmp_path / "out" / f"1000000000{part}.pth").touch()
+    assert find_start(config, ArcFaceTask, loader, CPU).position.is_last(config)
+
+
 def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "num_epoch=3")
     alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
-    assert epoch_ends(config, alone) == [10, 20, 30]
+    assert list(epoch_ends(config, alone)) == [10, 20, 30]
     half_way = Position(13, (10,), 12)  # alone until now
-    assert epoch_ends(config, alone, half_way) == [10, 20, 30]
-    assert epoch_ends(config, pair, half_way) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
-    assert epoch_ends(config, pair, Position(21, (10, 16, 21))) == [10, 16, 21]
+    assert list(epoch_ends(config, alone, half_way)) == [10, 20, 30]
+    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
+    assert list(epoch_ends(config, pair, Position(21, (10, 16, 21)))) == [10, 16, 21]
     config.max_steps = 18
-    assert epoch_ends(config, pair, half_way) == [10, 16, 18]
-    assert epoch_ends(config, alone) == [10, 18]
+    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 18]
+    assert list(epoch_ends(config, alone)) == [10, 18]
 
 
 class Recording(ArcFaceTask):
@@ -201,7 +230,10 @@ def test_resume_1_goes_back_once(tmp_path, tiny_data, said):
     step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), way=Recording)
     assert step == 8 and len(task.seen) == 3 and "Resumes from the files of step 5" in said.text
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 8
-    assert torch.load(tmp_path / "out" / "old-checkpoint.pth")["position"]["step"] == 7
+    assert torch.load(tmp_path / "out" / "old-1" / "checkpoint.pth")["position"]["step"] == 7
+    # What is left is of this run: the step it began with, and its own.
+    assert {path.name for path in (tmp_path / "out").glob("*backbone.pth")} == {"5backbone.pth", "8backbone.pth"}
+    assert (tmp_path / "out" / "old-1" / "7backbone.pth").is_file()
     step, task = run(small_config(tmp_path, tiny_data, *back), way=Recording)
     assert step == 10 and len(task.seen) == 2 and "Resumes at step 8" in said.text
 
@@ -238,9 +270,33 @@ def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
 def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):
     run(small_config(tmp_path, tiny_data, "max_steps=2"))
     _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
-    assert len(task.seen) == 3 and "is now old-checkpoint.pth" in said.text
-    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 3
-    assert torch.load(tmp_path / "out" / "old-checkpoint.pth")["position"]["step"] == 2
+    out = tmp_path / "out"
+    assert len(task.seen) == 3 and f"are now in {out / 'old-1'}" in said.text
+    assert read_checkpoint(out)["position"]["step"] == 3
+    assert torch.load(out / "old-1" / "checkpoint.pth")["position"]["step"] == 2
+
+
+def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_data):
+    """eval.py and multi-step distillation take every {step}backbone.pth in the folder for this run's."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for steps in (4, 3, 2):
+        config = small_config(tmp_path, tiny_data, f"max_steps={steps}", "resume=0")
+        loader, num_classes = load_training_data(config, CPU)
+        start = find_start(config, ArcFaceTask, loader, CPU)
+        begin = partial((out / "config.json").write_text, str(steps))
+        train(small_task(config, num_classes), loader, config, CPU, start=start, on_begin=begin)
+        (out / "results.json").write_text(str(steps))
+    published = {folder.name: {path.name for path in folder.glob("*backbone.pth")} for folder in (out, *out.glob("o*"))}
+    assert published == {"out": {"2backbone.pth"}, "old-1": {"4backbone.pth"}, "old-2": {"3backbone.pth"}}
+    for folder, steps in ((out, "2"), (out / "old-1", "4"), (out / "old-2", "3")):
+        assert (folder / "config.json").read_text() == (folder / "results.json").read_text() == steps
+    # Published files alone, as a person copies them into a folder, are not taken for a new run's either.
+    for path in out.glob("checkpoint*"):
+        path.unlink()
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    assert {path.name for path in out.glob("*backbone.pth")} == {"1backbone.pth"}
+    assert (out / "old-3" / "2backbone.pth").is_file()
 
 
 @pytest.mark.parametrize(("run_id", "steps"), [("ours", 1), ("another", 3)])
@@ -258,7 +314,8 @@ def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, 
     ("overrides", "message"),
     [
         (["resume=1"], "config resume: .* holds no checkpoint.pth; name a step"),
-        (["resume=1", "global_step=4"], "4header.pth: no such checkpoint"),
+        (["resume=1", "global_step=4"], "4header.pth: no such checkpoint; .*there is none"),
+        (["resume=1", "global_step=1000000000"], "1000000000header.pth: no such checkpoint"),
     ],
 )
 def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):

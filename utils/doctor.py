@@ -1,7 +1,8 @@
-"""Checks in seconds what would end a training hours later: python -m utils.doctor [--multi-step] [--config FILE] …
+"""Checks in seconds what would end a training hours later: python -m utils.doctor [--kd] [--config FILE] …
 
-It asks the code that the training asks, so that both say the same. Like the start of a training it makes the output
-folders; nothing else changes. Exit code 1 where a check fails.
+It checks plain training (./train.sh), with --kd or --multi-step distillation (./train_kd.sh), and without these the
+kind of run whose checkpoint lies in config.output. It asks the code that the training asks, so that both say the same.
+Like the start of a training it makes the output folders; nothing else changes. Exit code 1 where a check fails.
 """
 
 import os
@@ -19,7 +20,15 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from backbones import build_backbone
-from config import make_folder, parse_command, require_data
+from config import (
+    CommandParser,
+    add_config_arguments,
+    load_config,
+    make_folder,
+    overrides_of,
+    require_data,
+    typed_output,
+)
 from eval.sets import config_sets
 from utils.checks.course import head, resume, settings, steps
 from utils.checks.data import data, images, sets, workers
@@ -28,9 +37,11 @@ from utils.checks.machine import device, precision
 from utils.checks.memory import memory
 from utils.checks.plan import Run
 from utils.checks.table import FAIL, PASS, WARN, Check, heard
-from utils.checks.teacher import teacher
+from utils.checks.teacher import student, teacher
+from utils.distill import DistillTask
 from utils.distributed import World
 from utils.errors import UserError, run
+from utils.run_checkpoint import task_of
 
 # In this order, for some need what others find out. Partial: utils/checks, as the rest of utils, knows neither config
 # nor backbones nor eval, and is handed what it needs of them.
@@ -46,6 +57,7 @@ SUBJECTS: dict[str, Callable[[Run], Iterator[Check]]] = {
     "workers": workers,
     "output": partial(output, make_folder),
     "resume": resume,
+    "student": student,
     "teacher": partial(teacher, build_backbone),
     "disk": disk,
     "memory": memory,
@@ -54,10 +66,10 @@ SUBJECTS: dict[str, Callable[[Run], Iterator[Check]]] = {
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Check what a training by a config needs.", switches=["multi_step"])
+    config, distils = parse_arguments()
     counts = dict.fromkeys((PASS, WARN, FAIL), 0)
     width = max(map(len, SUBJECTS))
-    for check in examine(plan_run(config)):
+    for check in examine(plan_run(config, distils)):
         counts[check.state] += 1
         lines = [f"{check.state}  {check.subject:{width}}  {check.found}"]
         lines += [f"{'':{width + 8}}mend: {check.mend}"] if check.mend else []
@@ -67,14 +79,26 @@ def main() -> None:
         raise SystemExit(1)
 
 
+def parse_arguments() -> tuple[EasyDict, bool]:
+    """Returns the config that the command line names, and whether a distillation is to be checked."""
+    parser = CommandParser("Check what a training by a config needs.")
+    add_config_arguments(parser, switches=["multi_step"], resume=True)
+    parser.add_argument("--kd", action="store_true", help="check a distillation: what ./train_kd.sh needs")
+    args = parser.parse()
+    overrides = overrides_of(args)
+    load = partial(load_config, args.config, overrides, saved_in=typed_output(overrides))
+    distils = args.kd or bool(args.on) or task_of(Path(load().output)) == DistillTask.__name__
+    return load(distills=distils), distils
+
+
 def examine(plan: Run) -> Iterator[Check]:
     """Every check in turn; one that fails stops only those that need what it should have found."""
     for subject, checks in SUBJECTS.items():
         yield from heard(subject, checks(plan))
 
 
-def plan_run(config: EasyDict) -> Run:
-    """The run that ./train.sh or ./train_kd.sh would start here; torchrun's environment counts as well.
+def plan_run(config: EasyDict, distils: bool = False) -> Run:
+    """The run that ./train.sh, or ./train_kd.sh if it distils, would start here; torchrun's environment counts as well.
 
     Raises UserError over a number of processes that is none.
     """
@@ -83,7 +107,9 @@ def plan_run(config: EasyDict) -> Run:
     processes = _count("WORLD_SIZE", local * _count("NNODES", 1))
     world = World(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
     ends = list(range(1, config.num_epoch + 1))  # a step each, until the data say how many
-    return Run(config, local, processes, world, build_backbone(config), config.num_image, config.num_classes, ends)
+    return Run(
+        config, local, processes, world, build_backbone(config), config.num_image, config.num_classes, ends, distils
+    )
 
 
 def _count(name: str, default: int) -> int:

@@ -12,13 +12,14 @@ from easydict import EasyDict
 from torch import Tensor
 
 from utils.checkpoint import write_file
-from utils.dataset import BatchSampler, Loader
+from utils.dataset import Loader
 from utils.distributed import World, mean_over, to_device
+from utils.epochs import epoch_ends
 from utils.faults import again
 from utils.images import mirror, normalise
 from utils.loader import Decoded
-from utils.resume import Start, make_way
-from utils.run_checkpoint import BEGINNING, FILE, Position, write_checkpoint
+from utils.resume import Start, archive_earlier_run
+from utils.run_checkpoint import FILE, Position, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
 from utils.stopping import Stop
@@ -30,27 +31,21 @@ Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each ve
 ANEW = Start()
 
 
-def epoch_ends(config: EasyDict, sampler: BatchSampler, position: Position = BEGINNING) -> list[int]:
-    """The global step at the end of each epoch that a run has by the config, the last perhaps not whole.
-
-    position: where the run is. The steps of an epoch depend on the number of processes, which may have been another.
-    """
-    whole, first = sampler.steps(), position.step + sampler.steps(position.seen)
-    left = config.num_epoch - position.epoch  # epochs, with the one under way
-    total_steps = config.max_steps or (first + (left - 1) * whole if left > 0 else position.step)
-    if position.is_last(config):
-        return list(position.ends) or [position.step]
-    return [*position.ends, *range(first, total_steps, whole), total_steps]
-
-
 def train(
-    task: Task, loader: Loader, config: EasyDict, world: World, verify: Verify | None = None, start: Start = ANEW
+    task: Task,
+    loader: Loader,
+    config: EasyDict,
+    world: World,
+    verify: Verify | None = None,
+    start: Start = ANEW,
+    on_begin: Callable[[], None] | None = None,
 ) -> int:
     """Trains task.backbone and task.header by the config and returns the last global step.
 
     What the task has learned is written to config.output at the end of every epoch, and checkpoint.pth there, by which
     a run goes on, then and every config.save_step steps. `verify` is called on every process each config.eval_step
-    steps. Ctrl-C and SIGTERM end it by SystemExit, after a checkpoint.
+    steps. `on_begin` is called on the main process once the files of an earlier run are set aside. Ctrl-C and SIGTERM
+    end it by SystemExit, after a checkpoint.
     """
     position = start.position
     total_steps = epoch_ends(config, loader.sampler, position)[-1]
@@ -62,7 +57,9 @@ def train(
     state = RunState(task, update, losses, loader, config, world)
     state.restore(start)
     if world.is_main:
-        make_way(Path(config.output), start)
+        archive_earlier_run(Path(config.output), start, task.suffixes)
+        if on_begin:
+            on_begin()
     task.backbone.train()
     writer = Writer()
     due = False  # a checkpoint, which is put off while steps are bad

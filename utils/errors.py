@@ -1,6 +1,7 @@
 """The errors of this project that a person can mend, and how entry scripts tell them."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +19,50 @@ class UserError(ValueError):
     """
 
 
+def one_line(text: str) -> str:
+    """Returns the text with control characters, as a file's name may have them, written as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
+    """Returns a value as messages show it: in one printable line, cut after `limit` characters.
+
+    quote: False shows a text without quotation marks.
+    """
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    try:
+        text = one_line(value) if isinstance(value, str) and not quote else one_line(repr(value))
+    except ValueError:  # in it is an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= limit + 2 else text[:limit] + "…"
+
+
 class PassingError(UserError):
     """What may go well when it is done again: a process that died or hung."""
 
 
+# What torch says of sizes that fit no memory, or no integer.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|size calculation overflowed|integer multiplication overflow|"
+    "overflow when unpacking long|array is too big",
+    re.IGNORECASE,
+)
+
+
+def out_of_memory(error: Exception) -> UserError | None:
+    """Returns the one-line error for an exception that says that something does not fit in memory, None for others."""
+    if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+        return None
+    reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 160, quote=False)
+    return UserError(
+        f"out of memory ({reason}); lower batch_size, workers, or the size of the network (channel, embedding_size, "
+        "num_classes)"
+    )
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Runs an entry script: exit code 0; 2 and the one line for a UserError; 130 for Ctrl-C."""
+    """Runs an entry script: exit code 0; 2 and the one line for a UserError or a lack of memory; 130 for Ctrl-C."""
     ended = Path(os.environ.get(ENDED, os.devnull))
     if restarts() and ended.is_file():  # by bad input, before the processes had met: it is so still
         sys.exit(0)
@@ -35,6 +74,11 @@ def run(main: Callable[[], None]) -> NoReturn:
         if not isinstance(error, PassingError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
             ended.write_text("2")
         sys.exit(2)
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if (problem := out_of_memory(error)) is None:
+            raise
+        tell(problem)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
@@ -43,7 +87,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 def tell(error: UserError) -> None:
     """Prints the one line."""
     with heard(sys.stderr):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
 @contextmanager

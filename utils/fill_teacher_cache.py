@@ -14,7 +14,7 @@ from config import make_folder, parse_command, require_data
 from utils.dataset import EpochSampler, FaceDataset
 from utils.distill import open_caches
 from utils.distributed import main_first, processes
-from utils.engine import epoch_ends
+from utils.epochs import epoch_ends
 from utils.errors import UserError, run
 from utils.faults import told
 from utils.run_log import init_logging, log

@@ -1,6 +1,9 @@
 """Where a run begins: with its checkpoint.pth, with published files, or anew."""
 
+import itertools
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from easydict import EasyDict
 from utils.checkpoint import reading, remove_remains
 from utils.distributed import World, on_main
 from utils.errors import UserError
+from utils.files import is_there
 from utils.launch import launchers, restarted
 from utils.loader import Loader
 from utils.run_checkpoint import ANEW, BEGINNING, FILE, Position, kept_checkpoints, position_of, read_checkpoint
@@ -50,9 +54,10 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
         return Start(position_of(state), state)
     if config.resume != "1":
         return Start()
+    on_main(world, lambda: _require_published(config, way.suffixes))
     steps = len(loader)
     whole, rest = divmod(config.global_step, steps)
-    ends = tuple(steps * (epoch + 1) for epoch in range(whole))
+    ends = range(steps, config.global_step + 1, steps)
     position = Position(config.global_step, ends, rest * config.batch_size * world.size)
     if world.is_main:
         log.info(
@@ -99,16 +104,60 @@ def nothing_to_do(config: EasyDict) -> str:
     return f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}"
 
 
-def make_way(folder: Path, start: Start) -> None:
-    """Clears the folder of the remains of a killed process, and renames the checkpoints of an earlier run where another
-    begins: to train anew is no reason to lose them."""
+# By the task that a checkpoint names.
+_COMMANDS = {"ArcFaceTask": "./train.sh", "DistillTask": "./train_kd.sh", "SearchTask": "NAS/search.sh"}
+# What else a run and its evaluation leave, of the same checkpoints.
+_BESIDE = ("config.json", "results.json", "results.txt", "thresholds.json", "roc.png")
+
+
+def archive_earlier_run(folder: Path, start: Start, suffixes: Sequence[str]) -> None:
+    """Moves the files of an earlier run to a folder old-N of their own, so that none is taken for this run's: all where
+    it trains anew, those of later steps where it begins with published files. Removes the remains of killed processes.
+
+    suffixes: of the published files' names, behind the step.
+    """
     remove_remains(folder)
-    if start.state is not None:
+    files = earlier_files(folder, start, suffixes)
+    if not files:
         return
-    for path in (folder / FILE, *kept_checkpoints(folder)):
-        if path.is_file():
-            path.replace(path.with_name(f"old-{path.name}"))
-            log.info(f"{path} of the run before is now old-{path.name}")
+    number = next(n for n in itertools.count(1) if not (folder / f"old-{n}").exists())
+    archive = folder / f"old-{number}"
+    archive.mkdir()
+    for path in files:
+        path.replace(archive / path.name)
+    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive}")
+
+
+def earlier_files(folder: Path, start: Start, suffixes: Sequence[str]) -> list[Path]:
+    """Returns the files of an earlier run that a run which begins at `start` would set aside."""
+    if start.state is not None:
+        return []
+    last = start.position.step if start.published else -1
+    files = [folder / FILE, *kept_checkpoints(folder), *published_files(folder, suffixes, last)]
+    files = [path for path in files if path.is_file()]
+    if not files or start.published:
+        return files
+    return files + [path for path in (folder / name for name in _BESIDE) if path.is_file()]
+
+
+def published_files(folder: Path, suffixes: Sequence[str], after: int = -1) -> list[Path]:
+    """Returns the published files of the folder that are of a later step than `after`."""
+    name = re.compile(rf"(\d+)({'|'.join(map(re.escape, suffixes))})")
+    matches = ((name.fullmatch(path.name), path) for path in folder.glob("*.pth"))
+    return sorted(path for match, path in matches if match and int(match[1]) > after)
+
+
+def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
+    """Raises UserError unless the files of config.global_step are there."""
+    folder = Path(config.output)
+    for suffix in suffixes:
+        path = folder / f"{config.global_step}{suffix}"
+        if not is_there(path.is_file):
+            steps = {int(re.match(r"\d+", file.name)[0]) for file in published_files(folder, suffixes)}  # type: ignore[index]
+            known = ", ".join(map(str, sorted(steps))) or "there is none"
+            raise UserError(
+                f"config global_step: {path}: no such checkpoint; name another step with global_step=STEP ({known})"
+            )
 
 
 def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loader) -> None:
@@ -116,7 +165,8 @@ def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loa
     where = f"{config.output}/{FILE}"
     if state["way"] != way.__name__:
         of = state["way"] if str(state["way"]).isidentifier() else "unknown"
-        raise UserError(f"config output: {where} is of another kind of run ({of:.40}); name another, or {ANEW}")
+        fix = f"go on with {_COMMANDS[of]}, or name another output" if of in _COMMANDS else f"name another, or {ANEW}"
+        raise UserError(f"config output: {where} is of another kind of run ({of:.40}); {fix}")
     if state["images"] != loader.sampler.n_images:
         raise UserError(
             f"config rec: the run in {config.output} was on {state['images']!r:.20} images, here are "

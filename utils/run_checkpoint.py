@@ -3,6 +3,7 @@
 import re
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ PARTS = {
     "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
     "task", "ranks",
 }  # fmt: skip
-ANEW = "--resume 0 trains anew"
+ANEW = "--resume 0 trains anew and moves the files there to a folder old-N"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Position:
     """How far a run is."""
 
     step: int = 0  # global steps done
-    ends: tuple[int, ...] = ()  # the step at the end of each epoch that is done
+    ends: Sequence[int] = ()  # the step at the end of each epoch that is done
     seen: int = 0  # images that all processes together have taken of the epoch now under way
 
     @property
@@ -81,6 +82,15 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     if damaged:
         raise CheckpointError(f"{damaged}; no other is there: {ANEW}")
     return None
+
+
+def task_of(folder: Path) -> str | None:
+    """Returns the name of the task that the run in a folder trains by; None where no checkpoint says so."""
+    try:
+        state = read_checkpoint(folder)
+    except CheckpointError:
+        return None
+    return None if state is None else str(state["way"])
 
 
 def _read(path: Path) -> dict[str, Any]:

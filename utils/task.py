@@ -22,6 +22,8 @@ class Batch:
 class Task:
     """Turns a batch into named losses; the one named "Loss" is minimised. Whatever else is called may do nothing."""
 
+    suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")  # of the published files' names, behind the step
+
     def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
         """Both are trained; the backbone's gradient is clipped."""
         self.backbone = backbone

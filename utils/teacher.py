@@ -1,7 +1,6 @@
 """Teachers: networks whose embeddings a student learns. They are run, never trained."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +11,15 @@ from easydict import EasyDict
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from backbones.names import parse_name
 from utils.checkpoint import CheckpointError, list_backbones, load_weights
 from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
+from utils.files import is_there
 from utils.onnx_teacher import OnnxTeacher
 from utils.run_log import log
+
+_MOST_EPOCHS = 1_000_000  # of a distillation: each has its teacher in a list
 
 
 class Teacher(Protocol):
@@ -58,8 +61,8 @@ def teacher_network(config: EasyDict) -> EasyDict:
     A PocketNetS or PocketNetM has the sizes of that name; a PocketNet of no size has the student's, unless the fields
     teacher_channel, teacher_n_layers and teacher_genotype say otherwise.
     """
-    name = config.teacher_network.lower().removeprefix("pocketnet").lstrip("-_")
-    channel, n_layers = {"s": (16, 18), "m": (32, 9)}.get(name[:1], (config.channel, config.n_layers))
+    size = parse_name(config.teacher_network).size
+    channel, n_layers = {"s": (16, 18), "m": (32, 9)}.get(size, (config.channel, config.n_layers))
     genotype = config.teacher_genotype or config.genotype
     return EasyDict(
         net_name=config.teacher_network,
@@ -72,7 +75,7 @@ def teacher_network(config: EasyDict) -> EasyDict:
     )
 
 
-def teacher_files(config: EasyDict, ends: list[int]) -> list[Path]:
+def teacher_files(config: EasyDict, ends: Sequence[int]) -> list[Path]:
     """The teacher's file for each of the student's epochs. Raises UserError where there is none.
 
     Template: one file for all. Multi-step: the teacher's own checkpoint of the epoch (paper, Section III-C), or, of
@@ -84,8 +87,10 @@ def teacher_files(config: EasyDict, ends: list[int]) -> list[Path]:
         ends: the student's global step at the end of each of its epochs.
     """
     check_folders(config)
+    if len(ends) > _MOST_EPOCHS:
+        raise UserError(f"config max_steps: {len(ends):,} epochs are too many to plan teachers for; lower max_steps")
     place = Path(config.teacher_pth)
-    if is_onnx(config):
+    if is_onnx(config) or is_there(place.is_file):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
         return [place] * len(ends)
@@ -110,10 +115,10 @@ def check_folders(config: EasyDict) -> None:
         raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 
 
-def steps_of_epochs(ends: list[int], steps: list[int]) -> list[int]:
+def steps_of_epochs(ends: Sequence[int], steps: list[int]) -> list[int]:
     """Which of the teacher's steps (ascending) is as far in its training as the student is at each of its ends."""
     if len(ends) == len(steps):
-        return steps
+        return list(steps)
     return [next(step for step in steps if step * ends[-1] >= end * steps[-1]) for end in ends]
 
 
@@ -146,8 +151,8 @@ def describe(config: EasyDict) -> str:
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
     net = teacher_network(config)
-    if match := re.search(r"resnet[-_]?(\d+)", net.net_name, re.IGNORECASE):
-        network = f"IResNet {match[1]}"
+    if depth := parse_name(net.net_name).depth:
+        network = f"IResNet {depth}"
     else:
         genotype = net.genotypes[net.genotype]
         network = f"PocketNet {net.channel}, {net.n_layers} cells, stem {net.stem_multiplier}, {genotype}"
@@ -165,7 +170,7 @@ def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyD
 
 
 def prepare_teacher(
-    config: EasyDict, world: World, ends: list[int], build_backbone: Callable[[EasyDict], nn.Module]
+    config: EasyDict, world: World, ends: Sequence[int], build_backbone: Callable[[EasyDict], nn.Module]
 ) -> tuple[Teacher, list[Path]]:
     """The config's teacher and its file for each epoch, every one tried, and said. `ends` as in teacher_files."""
     files = on_main(world, lambda: teacher_files(config, ends))

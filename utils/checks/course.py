@@ -7,31 +7,35 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
+from backbones.names import parse_name
 from utils.checkpoint import check_state, read_weights
 from utils.checks.plan import Run
 from utils.checks.table import PASS, WARN, Check, processes, unknown
 from utils.dataset import EpochSampler
 from utils.distill import DistillTask
 from utils.distributed import World
-from utils.engine import epoch_ends
+from utils.epochs import epoch_ends
 from utils.errors import UserError
 from utils.loader import Loader
 from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import Start, find_start
+from utils.resume import Start, earlier_files, find_start
 from utils.run_checkpoint import ANEW, FILE
 from utils.sharded import ShardedArcFace
+from utils.task import Task
 
 
 def settings(plan: Run) -> Iterator[Check]:
     """The network, and the schedule."""
     config = plan.config
-    size = "" if "resnet" in config.net_name.lower() else f", {config.channel} channels, {config.n_layers} cells"
+    size = "" if parse_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
     rate = config.lr * config.batch_size * plan.processes / 512
     rates = [(rate * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
     parts = [f"{lr:.3g} from {next(group)[1]}" for lr, group in itertools.groupby(rates, lambda pair: pair[0])]
     told = ", ".join(parts) if len(parts) <= 8 else f"{rates[0][0]:.3g} to {rates[-1][0]:.3g}"
     yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {told}")
+    kind = "distillation (./train_kd.sh)" if plan.distils else "plain training (./train.sh; --kd: for ./train_kd.sh)"
+    yield Check("config", PASS, f"checked for {kind}")
 
 
 def steps(plan: Run) -> Iterator[Check]:
@@ -72,8 +76,7 @@ def resume(plan: Run) -> Iterator[Check]:
     """Where the run begins, and whether what is there fits the network."""
     config, folder = plan.config, Path(plan.config.output)
     if config.resume == "0":
-        old = len(list(folder.glob("checkpoint*.pth")))
-        yield Check("resume", PASS, f"begins anew; {old} checkpoint files will be put aside" if old else "begins anew")
+        yield _begins_anew(folder, plan)
         return
     if plan.dataset is None or plan.sampler is None:
         yield unknown("resume")
@@ -87,11 +90,17 @@ def resume(plan: Run) -> Iterator[Check]:
     if start.state:  # else those that are there are put aside
         plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
     if not start.position.step:
-        yield Check("resume", PASS, "begins anew")
+        yield _begins_anew(folder, plan)
     elif not start.position.is_last(config):
         yield Check("resume", PASS, f"goes on from step {start.position.step:,}, in epoch {start.position.epoch}")
     else:
-        yield Check("resume", WARN, f"{folder} holds the whole run: nothing to do", "another output, or --resume 0")
+        yield Check("resume", WARN, f"{folder} holds the whole run: nothing to do", f"name another output, or {ANEW}")
+
+
+def _begins_anew(folder: Path, plan: Run) -> Check:
+    earlier = len(earlier_files(folder, Start(), Task.suffixes))
+    moved = f"; {earlier} files of the earlier run will be moved to {folder}/old-N" if earlier else ""
+    return Check("resume", PASS, f"begins anew{moved}")
 
 
 def _load(plan: Run, start: Start) -> None:

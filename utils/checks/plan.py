@@ -1,5 +1,6 @@
 """The run that the doctor checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Run:
     backbone: nn.Module
     n_images: int  # 0: not known
     num_classes: int  # 0: not known
-    ends: list[int]  # see epoch_ends
+    ends: Sequence[int]  # see epoch_ends
+    distils: bool  # whether it has a teacher: ./train_kd.sh
     dataset: FaceDataset | None = None
     sampler: EpochSampler | None = None
     position: Position = field(default_factory=Position)  # where it begins
@@ -33,11 +35,6 @@ class Run:
     teacher: Teacher | None = None
     teacher_files: list[Path] = field(default_factory=list)  # of each epoch
     set_bytes: int = 0  # of the verification sets, decoded
-
-    @property
-    def distils(self) -> bool:
-        """Whether it has a teacher."""
-        return bool(self.config.teacher_pth) or self.config.multi_step
 
     @property
     def header_bytes(self) -> int:

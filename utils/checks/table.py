@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from utils.errors import UserError
+from utils.errors import UserError, out_of_memory
+from utils.run_checkpoint import ANEW
 from utils.run_log import log
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -16,7 +17,8 @@ _MENDS = {
     "data": "copy the files again, or make them anew (data/README.md)",
     "images": "copy the files again, or make them anew (data/README.md); on_bad_image=skip trains without such images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
-    "resume": "if that is not meant, another output, or --resume 0; what is damaged delete, and see to the disk",
+    "resume": f"name another output, or {ANEW}; see to the disk where a file is damaged",
+    "student": "name other weights with student_pth and student_global_step",
     "teacher": "copy it again, or name another",
 }
 
@@ -37,6 +39,10 @@ def heard(subject: str, checks: Iterable[Check], wrong: str = FAIL) -> Iterator[
             yield from checks
         except (UserError, OSError) as error:
             yield Check(subject, wrong, *parted(subject, str(error)))
+        except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+            if (problem := out_of_memory(error)) is None:
+                raise
+            yield Check(subject, FAIL, *parted(subject, str(problem)))
     yield from (Check(subject, WARN, *parted(subject, message)) for message in messages)
 
 

@@ -1,4 +1,4 @@
-"""The teacher's files, and the student's."""
+"""The teacher's files, and the weights that a run starts from."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,22 +7,24 @@ from easydict import EasyDict
 from torch import nn
 from tqdm import tqdm
 
-from utils.checkpoint import NETWORK_FIELDS, list_backbones, load_weights
+from utils.checkpoint import list_backbones
 from utils.checks.plan import Run
-from utils.checks.table import FAIL, PASS, WARN, Check, heard
+from utils.checks.table import FAIL, PASS, WARN, Check, heard, unknown
 from utils.errors import UserError
+from utils.losses import ArcFace
+from utils.student import check_student, load_student_files
 from utils.teacher import Teacher, make_teacher, teacher_files
 
 
 def teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: Run) -> Iterator[Check]:
-    """The teacher's file for each epoch, and the student's, whole and of their networks."""
+    """The teacher's file for each epoch, whole and of its network."""
     config = plan.config
     if not plan.distils:
         return
     try:
         plan.teacher_files = teacher_files(config, plan.ends)
     except UserError as error:
-        raise UserError(f"{error} (./train.sh needs no teacher: teacher_pth=)") from None
+        raise UserError(f"{error} (plain training, ./train.sh, needs no teacher)") from None
     if config.multi_step:
         there = len([step for step in list_backbones(config.teacher_pth) if step])
         if there != len(plan.ends):
@@ -34,10 +36,22 @@ def teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: Run) -> Itera
         yield from heard("teacher", _load(plan.teacher, path, whole))
     found = f"{len(whole)} of {len(files)} files in {config.teacher_pth} whole"
     yield Check("teacher", PASS, found) if whole else Check("teacher", FAIL, found, "mend those, or name another")
-    if config.student_pth:
-        path = Path(config.student_pth, f"{config.student_global_step}backbone.pth")
-        load_weights(plan.backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}")
-        yield Check("teacher", PASS, f"the student starts from {path}")
+
+
+def student(plan: Run) -> Iterator[Check]:
+    """The weights that the run starts from, whole and of its networks."""
+    config = plan.config
+    if not config.student_pth or plan.position.step:
+        return
+    check_student(config)
+    header = None
+    if config.student_header:
+        if not plan.num_classes:
+            yield unknown("student")
+            return
+        header = ArcFace(config.embedding_size, plan.num_classes)
+    path = load_student_files(config, plan.backbone, header, plan.world)
+    yield Check("student", PASS, f"starts from {path}, with {'its' if header else 'a new'} header")
 
 
 def _load(teacher: Teacher, path: Path, whole: list[Path]) -> Iterator[Check]:

@@ -1,0 +1,28 @@
+"""Names of networks: how net_name and teacher_network are read."""
+
+import re
+from typing import NamedTuple
+
+from utils.errors import UserError
+
+NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
+# Also met in published configs: PocketNetS-128, PocketNetM256, resnet100; "DartFaceNet", an older name of PocketNet;
+# "resnet", the published command line's name of its default teacher, an IResNet-100.
+_POCKETNET = re.compile(r"pocketnet[-_]?([sm]?)[-_]?(128|256|512)?|dartfacenet", re.IGNORECASE)
+_IRESNET = re.compile(r"i?resnet[-_]?(18|34|50|100)?", re.IGNORECASE)
+
+
+class NetworkName(NamedTuple):
+    """The network that a name stands for."""
+
+    depth: int  # layers of an IResNet; 0: a PocketNet
+    size: str  # "s" or "m" where the name of a PocketNet says so, else empty
+
+
+def parse_name(name: str) -> NetworkName:
+    """Reads a network's name. Raises UserError that lists the known names for any other."""
+    if match := _IRESNET.fullmatch(name):
+        return NetworkName(int(match[1] or 100), "")
+    if match := _POCKETNET.fullmatch(name):
+        return NetworkName(0, (match[1] or "").lower())
+    raise UserError(f"{name!a:.80} is not a known network; known are {', '.join(NET_NAMES)}")

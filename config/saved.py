@@ -1,0 +1,65 @@
+"""config.json: the config that a run used, kept in its output folder, so that every later command knows the network.
+
+It holds data alone: reading it runs no code.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from config.fields import PATHS, ConfigError
+from config.paths import to_project
+from utils.files import is_there, replace_text
+
+FILE = "config.json"
+
+
+def save_config(config: EasyDict) -> None:
+    """Writes the config to {output}/config.json; paths as a config file has them. Raises ConfigError."""
+    fields: dict[str, Any] = {name: to_project(value) if name in PATHS else value for name, value in config.items()}
+    fields["lr_func"] = None
+    if "lr_func" in config.set_by:  # a function of the file's own: its values; else lr_steps make it again
+        fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
+    path = Path(config.output, FILE)
+    try:
+        replace_text(path, json.dumps(fields, indent=1, default=str) + "\n")
+    except OSError as error:
+        raise ConfigError(f"config output: {path} cannot be written ({error.strerror}); make room") from None
+
+
+def saved_config(folder: str | Path) -> Path | None:
+    """Returns the config.json of a folder, or of a checkpoint's folder; None where there is none."""
+    path = Path(folder)
+    path = (path if is_there(path.is_dir) else path.parent) / FILE
+    return path if is_there(path.is_file) else None
+
+
+def read_saved(path: Path) -> EasyDict:
+    """Reads a config.json. Raises ConfigError where it holds no config."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"config {path}: is not JSON ({error!s:.60}); name a config with --config FILE") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"config {path}: should be a JSON object of fields; name a config with --config FILE")
+    factors = fields.pop("lr_func", None)
+    config = EasyDict(fields)
+    if factors is not None:
+        config.lr_func = _from_values(path, factors)
+    return config
+
+
+def _from_values(path: Path, factors: Any) -> Callable[[int], float]:
+    """A learning-rate schedule by its values; epochs beyond them keep the last."""
+    if not isinstance(factors, list) or not factors or not all(isinstance(f, int | float) for f in factors):
+        raise ConfigError(f"config {path}: lr_func should be a list of numbers")
+
+    def lr_factor(epoch: int) -> float:
+        return factors[min(epoch, len(factors) - 1)]
+
+    return lr_factor

@@ -1,0 +1,59 @@
+"""Says which settings of a person have no effect on the command at hand."""
+
+import logging
+
+from easydict import EasyDict
+
+from backbones.names import parse_name
+from config.fields import DISTILLATION, PUBLISHED_UNUSED, SEARCH, base
+from utils.errors import shorten
+
+log = logging.getLogger("pocketnet")  # that of utils.run_log
+
+_STUDENT = ("student_pth", "student_global_step", "student_header")
+_POCKETNET = ("channel", "n_layers", "stem_multiplier", "genotype")
+_NETWORK = ("net_name", "embedding_size", *_POCKETNET, "genotypes")
+_EVALUATION = ("val_targets", "eval_step", "eval_batch", "eval_runtime", "test_output")
+# The training commands: which fields they do not use, in whatever way they are set.
+_UNUSED_BY = {
+    "train": (*DISTILLATION, *SEARCH),
+    "train_kd": SEARCH,
+    "search": (
+        *DISTILLATION, *_STUDENT, *_EVALUATION, "s", "m", "head", "sample_rate", "net_name", "genotype", "num_classes",
+        "num_image", "compile",
+    ),
+}  # fmt: skip
+# Evaluation takes the config of a training: only what is typed for it is worth a warning.
+_USED_IN_EVALUATION = (
+    *_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image",
+)  # fmt: skip
+
+
+def log_unused(config: EasyDict, command: str) -> None:
+    """Logs one warning with the fields that a person set and this command does not use, and what the file has beside
+    fields: published names that nothing reads as a note, others as a warning.
+
+    command: train, train_kd, search or eval.
+    """
+    known = [name for name in config.without_effect if name in PUBLISHED_UNUSED]
+    unknown = [shorten(name, quote=False) for name in config.without_effect if name not in PUBLISHED_UNUSED]
+    if known:
+        log.info(f"Config: {', '.join(known)}: of the published config files, not used")
+    if unknown:
+        log.warning(f"Config: {', '.join(unknown)}: no such fields, without effect (config/base.py lists the fields)")
+    if unused := unused_fields(config, command):
+        hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
+        log.warning(f"Config: {', '.join(unused)}: set, but not used by this command{hint}")
+
+
+def unused_fields(config: EasyDict, command: str) -> list[str]:
+    """Returns the fields that a person set to other values than the defaults and that the command does not use."""
+    if command == "eval":
+        unused = {name for name, where in config.set_by.items() if where == "command line"} - {*_USED_IN_EVALUATION}
+    else:
+        unused = {*_UNUSED_BY[command]}
+        if command != "search" and not config.student_pth:
+            unused |= {"student_global_step", "student_header"}
+        if command != "search" and parse_name(config.net_name).depth:
+            unused |= {*_POCKETNET}
+    return [name for name in base if name in unused and name in config.set_by and config[name] != base[name]]
