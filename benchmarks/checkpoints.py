@@ -24,7 +24,7 @@ import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from config import add_config_arguments, load_config, overrides_of
+from config import CommandParser, add_config_arguments, load_config, overrides_of
 from utils.distributed import World, place, processes
 from utils.engine import RunningMean
 from utils.errors import UserError, run
@@ -65,10 +65,10 @@ class Bench:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=6, help="measured, between two saves (%(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: should be at least 2")
     config = load_config(args.config, overrides_of(args))

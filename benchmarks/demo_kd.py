@@ -6,7 +6,6 @@ Every run is a command of this project, with its log in its folder. Runs share t
 Interrupted, it goes on with the runs that are missing. Leaves results.txt and results.json in --out.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -19,6 +18,7 @@ if not __package__:  # run as a script: the modules are found from the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.runs import Run, finish
+from config import CommandParser
 from utils.errors import UserError, run
 
 STUDENT = "config/config_demo_kd.py"
@@ -60,11 +60,11 @@ def _mean_and_spread(values: Sequence[float], form: str) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="runs of each way (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("output/demo_kd"), help="folder of all runs (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of every student's config")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: should be at least 1")
     started = time.perf_counter()

@@ -7,7 +7,6 @@ random ones on all 200: the same steps, and channels chosen so that multiply-add
 command of this project. Interrupted, it goes on with what is missing. Leaves results.txt in --out.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 from backbones.augment_cnn import AugmentCNN
 from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse, to_text
 from benchmarks.runs import ROOT, Run, command, finish
+from config import CommandParser
 from NAS.derive import found_genotype
 from NAS.search import CONFIG
 from NAS.supernet import NONE, PRIMITIVES
@@ -124,11 +124,11 @@ def search(out: Path, changes: Iterable[str], seed: int, threads: int) -> Genoty
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("output/demo_search"), help="folder of all runs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of the search's config")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: should be at least 0")
     started = time.perf_counter()

@@ -7,7 +7,6 @@ full, as it is from the second epoch on, and as large as the data in rec. Weight
 them.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from config import load_config
+from config import CommandParser, load_config
 from utils.dataset import FaceDataset
 from utils.distill import CachedLessons, DistillTask, Lessons
 from utils.distributed import World, autocast, place, processes
@@ -89,11 +88,11 @@ def rates(steps: list[Callable[[], None]], images: int, turns: int, world: World
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(__doc__.split("\n")[0])
     parser.add_argument("--config", default="config/config_PocketNetS128.py", help="the student (%(default)s)")
     parser.add_argument("--turns", type=int, default=7, help="steps of each that count (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of the config")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     config = load_config(args.config, ["rec=data/faces_demo", *args.changes])
     with processes() as world, tempfile.TemporaryDirectory() as folder:
         backbone = place(build_backbone(config), world).train()

@@ -20,7 +20,7 @@ if not __package__:  # run as a script: the modules are found from the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import add_config_arguments, load_config
+from config import CommandParser, add_config_arguments, load_config
 from eval.embedding import embed, make_runtime
 from eval.scoring import measure
 from eval.sets import bin_set
@@ -42,12 +42,12 @@ def eager(backbone: nn.Module, images: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--bin", type=Path, required=True, help="a verification set, such as lfw.bin")
     parser.add_argument("--weights", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--sample", type=int, default=600, help="images of PyTorch's turn (%(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     config = load_config(args.config, args.overrides)
     with processes(device="cpu") as world:
         plain = build_backbone(config).eval()

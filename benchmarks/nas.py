@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from config import add_config_arguments, load_config
+from config import CommandParser, add_config_arguments, load_config
 from NAS.architect import EPSILON, Architect
 from NAS.search import CONFIG
 from NAS.supernet import MixedOp, Supernet
@@ -109,10 +109,10 @@ def _with_none(self: MixedOp, x: Tensor, weights: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.rounds < 1:
         raise UserError(f"--rounds {args.rounds}: should be at least 1")
     config = load_config(args.config or CONFIG, args.overrides)

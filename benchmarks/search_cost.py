@@ -6,7 +6,6 @@ The search of benchmarks/demo_search.py with smaller cells and more steps, sever
 cost_weight alone. Interrupted, it goes on with the searches that are missing. Leaves results.txt in --out.
 """
 
-import argparse
 import json
 import math
 import os
@@ -22,6 +21,7 @@ if not __package__:  # run as a script: the modules are found from the project's
 from backbones.genotypes import parse
 from benchmarks.demo_search import CELLS, CHANNEL, FACES, PEOPLE, cost, search
 from benchmarks.runs import command
+from config import CommandParser
 from utils.errors import UserError, run
 
 # First order and two nodes a cell, or four searches would take half an hour; a rate at which 75 steps learn.
@@ -54,12 +54,12 @@ def weights_of(text: str) -> list[float]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(__doc__.split("\n")[0])
     parser.add_argument("--weights", default="0,0.1,0.3,1", help="the values of cost_weight (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("output/search_cost"), help="folder of all runs (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of every search (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of every search's config")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     weights = weights_of(args.weights)
     started = time.perf_counter()
     out, cores = args.out.absolute(), os.cpu_count() or 1

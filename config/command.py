@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from config.fields import ConfigError, similar_field
 from utils.errors import shorten
@@ -12,8 +12,9 @@ from utils.errors import shorten
 class CommandParser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and name the config's field where a person typed it as an option."""
 
-    def __init__(self, description: str) -> None:
-        super().__init__(description=description)
+    def __init__(self, description: str | None, **options: Any) -> None:
+        """options: those of argparse.ArgumentParser."""
+        super().__init__(description=description, **options)
         self._typed: Sequence[str] = ()
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
