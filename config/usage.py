@@ -38,7 +38,7 @@ def log_unused(config: EasyDict, command: str) -> None:
     known = [name for name in config.without_effect if name in PUBLISHED_UNUSED]
     unknown = [shorten(name, quote=False) for name in config.without_effect if name not in PUBLISHED_UNUSED]
     if known:
-        log.info(f"Config: {', '.join(known)}: of the published config files, not used")
+        log.info(f"Config: {', '.join(known)}: fields of the published config files that nothing uses")
     if unknown:
         log.warning(f"Config: {', '.join(unknown)}: no such fields, without effect (config/base.py lists the fields)")
     if unused := unused_fields(config, command):

@@ -124,7 +124,7 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, said):
     assert set(config) == set(base)
     log_unused(config, "train")
     assert [(record.levelname, record.getMessage()) for record in said.records] == [
-        ("INFO", "Config: scale: of the published config files, not used"),
+        ("INFO", "Config: scale: fields of the published config files that nothing uses"),
         ("WARNING", "Config: fp16, frequent: no such fields, without effect (config/base.py lists the fields)"),
         (
             "WARNING",
