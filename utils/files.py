@@ -41,7 +41,7 @@ def make_writable(folder: Path) -> Path:
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a regular file for reading in binary. Never waits for the writer of a pipe. Raises UserError where the path
     is a pipe, a device, a folder or a socket, and OSError where it cannot be opened."""
-    kind = stat.S_IFMT(os.stat(path).st_mode)  # before it is opened: a socket cannot be, and a device may react to it
+    kind = stat.S_IFMT(Path(path).stat().st_mode)  # before it is opened: a device may react to that
     if kind == stat.S_IFREG:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)  # the path may name another file by now
