@@ -68,10 +68,10 @@ def test_the_one_state_dict_inside_is_taken_and_said(tmp_path, said, name):
 def test_none_inside_and_no_state_dict_at_all(tmp_path):
     path = tmp_path / "1backbone.pth"
     for content, message in (
-        ({"epoch": 7, "model": {}}, "should hold a state dict of tensors; epoch is a int"),
+        ({"epoch": 7, "model": {}}, "should hold a state dict of tensors by their names, but has epoch: int"),
         ([torch.zeros(2)], "should hold a state dict of tensors, not a list"),
-        ({1: torch.zeros(2)}, "should hold a state dict of tensors; 1 is a Tensor"),
-        ({"a\x1b[2J": 1}, r"tensors; 'a\\x1b\[2J' is a int"),
+        ({1: torch.zeros(2)}, "should hold a state dict of tensors .* has 1: Tensor"),
+        ({"a\x1b[2J": 1}, r"tensors .* has 'a\\x1b\[2J': int"),
     ):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=message):
@@ -113,7 +113,7 @@ def test_shapes_of_many_dimensions_and_long_names_are_cut(tmp_path):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("key", ["stem.0.weight", "tail.1.running_var"])
+@pytest.mark.parametrize("key", ["stem.0.weight", "tail.7.running_var"])
 def test_one_number_that_is_not_finite_names_file_and_tensor(tmp_path, key, value):
     weights = network().state_dict()
     weights[key].view(-1)[-1] = value

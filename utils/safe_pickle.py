@@ -65,9 +65,7 @@ def _check_zip(file: BinaryIO) -> None:
         found = _dry_run(io.BytesIO(zipped.read(f"{root}/data.pkl")))
     for storage in found.storages.values():
         if sizes.get(f"{root}/data/{storage.key}") != storage.n_bytes:
-            raise UnsupportedContent(
-                f"damaged, its record {storage.key!a:.60} has not the {storage.n_bytes} bytes it should"
-            )
+            raise UnsupportedContent(f"damaged, its record {storage.key!a:.60} is not of {storage.n_bytes} bytes")
 
 
 def _check_legacy(file: BinaryIO) -> None:

@@ -49,9 +49,8 @@ def _require_tensors(weights: object, where: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{where}: should hold a state dict of tensors, not a {type(weights).__name__}")
     for key, value in weights.items():
         if type(key) is not str or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"{where}: should hold a state dict of tensors; {_shown(key)} is a {type(value).__name__}"
-            )
+            pair = f"{_shown(key)}: {type(value).__name__}"
+            raise CheckpointError(f"{where}: should hold a state dict of tensors by their names, but has {pair}")
     return dict(weights)
 
 
@@ -60,7 +59,7 @@ def is_finite(value: Tensor, dtype: torch.dtype | None = None) -> bool:
     if not value.is_floating_point() or not value.numel():
         return True
     most = torch.finfo(dtype or value.dtype).max
-    lowest, highest = map(float, value.aminmax())
+    lowest, highest = map(float, value.detach().aminmax())
     return -most <= lowest <= highest <= most  # False of NaN
 
 
