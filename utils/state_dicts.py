@@ -25,7 +25,7 @@ def take_state_dict(content: object, where: str) -> dict[str, Tensor]:
     from all names what DataParallel and torch.compile put before them. Raises CheckpointError; `where` names the file.
     """
     if isinstance(content, dict) and not _is_state_dict(content):
-        inside = [key for key, value in content.items() if value and _is_state_dict(value)]
+        inside = [key for key, value in content.items() if _is_state_dict(value) and value]
         if len(inside) > 1:
             names = ", ".join(map(_shown, inside))
             raise CheckpointError(
