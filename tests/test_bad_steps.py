@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.training import run, small_config, small_task, spawn
-from utils.checkpoint import snapshot
+from train import make_header
+from utils.checkpoint import load_weights, snapshot
 from utils.dataset import load_training_data
 from utils.distributed import gather_rows
 from utils.engine import train
@@ -71,9 +72,54 @@ def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path
     assert len(third_epoch) == 32  # of its 40 images, each once
 
 
-def test_no_checkpoint_is_written_while_the_last_step_is_bad(tmp_path, tiny_data):
-    run(small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=8", "save_step=1"), way=failing([7, 8]))
+def test_a_run_whose_last_step_is_bad_ends_so_and_keeps_the_checkpoint_before(tmp_path, tiny_data):
+    fields = ["num_epoch=2", "max_steps=8", "save_step=1"]
+    with pytest.raises(UserError, match=r"not finite in 2 steps in a row, 7 to 8 \(learning rate .*; lower lr"):
+        run(small_config(tmp_path, tiny_data, *fields), way=failing([7, 8]))
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
+    load_weights(
+        small_task(small_config(tmp_path, tiny_data), 4).backbone, tmp_path / "out" / "8backbone.pth"
+    )  # finite
+    assert run(small_config(tmp_path, tiny_data, *fields))[0] == 8
+
+
+HUGE_RATE = ["num_epoch=2", "lr=1e308", "lr_steps="]
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_weights_that_are_not_finite_are_not_published(tmp_path, tiny_data, steps):
+    """After one step its loss and gradient were finite, and only the weights that it made are not."""
+    with pytest.raises(UserError, match=rf"^{steps}header\.pth/kernel is not finite after step {steps}: .*lower lr"):
+        run(small_config(tmp_path, tiny_data, *HUGE_RATE, f"max_steps={steps}"))
+    assert [path.name for path in (tmp_path / "out").glob("*.pth")] == []
+
+
+def test_a_state_that_is_not_finite_is_not_written_and_the_last_good_one_stays(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=3"))
+    with pytest.raises(UserError, match=r"^backbone/stem.* is not finite after step 4: "):
+        run(small_config(tmp_path, tiny_data, *HUGE_RATE, "save_step=1"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.pth")) == [
+        "3backbone.pth", "3header.pth", "checkpoint.3.pth", "checkpoint.pth",
+    ]  # fmt: skip
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 3
+
+
+def _publishes(world, folder, data, head):
+    """Two processes whose weights one step makes infinite: both end, told once."""
+    config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"head={head}")
+    loader, num_classes = load_training_data(config, world)
+    header = make_header(config, num_classes, world) if head == "sharded" else None
+    task = small_task(config, num_classes, world, header)
+    with pytest.raises(
+        UserError if world.is_main else SystemExit, match="1header.pth/kernel" if world.is_main else "2"
+    ):
+        train(task, loader, config, world)
+
+
+@pytest.mark.parametrize("head", ["whole", "sharded"])
+def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_data, head):
+    spawn(_publishes, tmp_path, tiny_data, head)
+    assert list((tmp_path / "out").glob("*.pth")) == []
 
 
 def _one_is_bad(world, folder, data):

@@ -75,7 +75,10 @@ def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
         (lambda w: {k: v for k, v in w.items() if k != "tail.7.bias"}, r"has nothing else and lacks tail\.7\.bias \("),
         (lambda w: w | {"more": torch.zeros(1)}, r"another network: it has more \(1,\) and lacks nothing else"),
         (lambda w: w | {"stem.0.weight": "text"}, "should hold a state dict of tensors"),
-        (lambda w: {"state_dict": w}, "should hold a state dict of tensors"),
+        (
+            lambda w: {"state_dict": w, "ema": w},
+            r"holds 2 state dicts \(state_dict, ema\); save",
+        ),
         (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to_sparse()}, "tensors, dense and real"),
         (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to("meta")}, "tensors, dense and real"),
         (lambda w: w | {"stem.0.weight": w["stem.0.weight"] + 1j}, "tensors, dense and real"),

@@ -394,6 +394,34 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said
     assert read_checkpoint(tmp_path / "nowhere") is None
 
 
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("backbone", "stem.0.weight"), torch.nan),
+        (("header", "kernel"), torch.inf),
+        (("momentum", "header", "kernel"), -torch.inf),
+        (("ranks", 1, "buffers", "torch.float32"), torch.nan),
+        (("task", "weights"), torch.nan),
+    ],
+)
+def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, said, names, value):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    found = read_checkpoint(tmp_path / "out") | {"task": {"weights": torch.ones(3)}}
+    found["ranks"] = [found["ranks"][0], snapshot(found["ranks"][0])]
+    write_checkpoint(tmp_path, 2, found)
+    part = found
+    for name in names:
+        part = part[name]
+    part.view(-1)[-1] = value
+    found["position"]["step"] = 2
+    write_checkpoint(tmp_path, 2, found)
+    assert read_checkpoint(tmp_path)["position"]["step"] == 1
+    assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in said.text
+    (tmp_path / "checkpoint.1.pth").unlink()
+    with pytest.raises(UserError, match=r"is not finite; no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+
+
 def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
     """The weights that are read are those that were written, or none are."""
     sound = state(3, size=20)

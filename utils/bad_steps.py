@@ -16,6 +16,15 @@ from utils.run_log import log
 FILE = "bad_steps.json"
 
 
+def require_finite(name: str | None, step: int, output: str) -> None:
+    """Raises UserError where a tensor that is to be written is not finite. name: the first such tensor's, or None."""
+    if name:
+        raise UserError(
+            f"{name} is not finite after step {step}: it is not written, what {output} holds stays as it is; lower lr, "
+            "or try precision=fp32"
+        )
+
+
 class BadSteps:
     """Leaves bad steps out without the host waiting for the device: it judges there, and reads the verdicts when the
     log is written.
@@ -87,6 +96,11 @@ class BadSteps:
         """Whether the last step was bad, the same on every process."""
         self.check()
         return bool(self.in_a_row)
+
+    def check_end(self) -> None:
+        """Raises UserError if the last step of a run was bad; every process takes part."""
+        if self.is_last():
+            on_main(self.world, self._end)
 
     @torch.no_grad()
     def _flat(self) -> Tensor:

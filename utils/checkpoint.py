@@ -1,33 +1,28 @@
 """Checkpoints: {global_step}backbone.pth and {global_step}header.pth, state dicts with the published keys."""
 
-import io
 import os
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import open_regular
+from utils.safe_pickle import UnsupportedContent, check_file
+from utils.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, take_state_dict
 
-NETWORK_FIELDS = "net_name, channel, n_layers"  # of the config, which decide on the network
 # What torch raises over a file that is no checkpoint, or half of one.
 _DAMAGED = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
     MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-_MOST_TUPLES = 50_000  # in a pickle: five a tensor. The hash of a tuple in a million others overflows the stack
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or is of another network."""
 
 
 def snapshot(content: Any) -> Any:
@@ -102,47 +97,26 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
 
 
 def read_file(path: str | Path) -> Any:
-    """What `write_file` wrote, on the CPU. Only tensors and plain values are unpickled, nothing of it runs."""
+    """What `write_file` wrote, on the CPU. The checksum of every part is right; only dense tensors of real numbers and
+    plain values are unpickled, and nothing of it runs. Raises CheckpointError."""
     try:
-        _check_pickles(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            check_file(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error.strerror or error})") from None
+    except UnsupportedContent as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except UserError as error:  # not a regular file
+        raise CheckpointError(str(error)) from None
     except _DAMAGED as error:
         # Not in torch's words: over a file with code in it they advise to load it without the protection.
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"
         ) from None
-
-
-def _check_pickles(path: str | Path) -> None:
-    """Raises UnpicklingError over what torch would not survive: a record that inflates to a thousand times its size, a
-    dict's key of tuples in tuples without end."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        pickles = [io.BytesIO(content) for content in _zipped_pickles(file)] if _is_zip(file) else [file] * 5
-        for stream in pickles:  # the old layout has five pickles in a row
-            names = (opcode.name for opcode, _, _ in pickletools.genops(stream))
-            if sum(name.startswith("TUPLE") for name in names) > _MOST_TUPLES:
-                raise pickle.UnpicklingError("too many tuples")
-
-
-def _is_zip(file: BinaryIO) -> bool:
-    head = file.read(4)
-    file.seek(0)
-    return head == b"PK\x03\x04"  # what torch goes by
-
-
-def _zipped_pickles(file: BinaryIO) -> list[bytes]:
-    with zipfile.ZipFile(file) as zipped:
-        entries = zipped.infolist()
-        # header_offset: of another directory than the one that torch reads, the first would not be 0
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or entries[0].header_offset != 0:
-            raise pickle.UnpicklingError("a compressed record")
-        if any(entry.external_attr & 0x10 for entry in entries):  # a folder, of which torch leaves the memory as it was
-            raise pickle.UnpicklingError("a folder for a record")
-        return [zipped.read(entry) for entry in entries if entry.filename.endswith("/data.pkl")]
 
 
 @contextmanager
@@ -159,24 +133,9 @@ def reading(where: str | Path) -> Iterator[None]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file, on the CPU wherever it was saved."""
-    weights = read_file(path)
-    _require_plain(weights, str(path))
-    return weights
-
-
-def _require_plain(weights: object, where: str) -> None:
-    if not isinstance(weights, dict) or not all(
-        type(key) is str and _is_plain(value) for key, value in weights.items()
-    ):
-        raise CheckpointError(f"{where}: should hold a state dict of tensors, dense and real")
-
-
-def _is_plain(value: object) -> bool:
-    """A tensor that load_state_dict can copy, whole."""
-    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.device.type != "cpu":
-        return False
-    return not (value.is_quantized or value.is_complex())
+    """The state dict of a file, on the CPU wherever it was saved, with the keys of the network itself. Raises
+    CheckpointError."""
+    return take_state_dict(read_file(path), str(path))
 
 
 def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIELDS) -> None:
@@ -189,33 +148,3 @@ def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields
     """The same of weights that have been read; `where` names them in errors."""
     check_state(module.state_dict(), weights, where, fields)
     module.load_state_dict(weights)
-
-
-def check_state(expected: dict[str, Tensor], weights: Any, where: str, fields: str = NETWORK_FIELDS) -> None:
-    """Raises CheckpointError unless the weights have the names and shapes of those expected, which may be on the meta
-    device."""
-    _require_plain(weights, where)
-    missing = [key for key in expected if key not in weights]
-    unknown = [key for key in weights if key not in expected]
-    if missing or unknown:
-        has, lacks = _first(unknown, weights), _first(missing, expected)
-        raise CheckpointError(f"{where}: is of another network: it has {has} and lacks {lacks}; check {fields}")
-    for key, value in weights.items():
-        if value.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{where}: {_shown(key)} is {tuple(value.shape)} there and {tuple(expected[key].shape)} by the config; "
-                f"check {fields}, embedding_size"
-            )
-
-
-def _first(keys: list[str], weights: dict[str, Tensor]) -> str:
-    """The first key and its shape, in words."""
-    if not keys:
-        return "nothing else"
-    more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    return f"{_shown(keys[0])} {tuple(weights[keys[0]].shape)}{more}"
-
-
-def _shown(key: str) -> str:
-    """A key in a message, in one line whatever the file holds."""
-    return key if key.isprintable() and len(key) <= 100 else f"{key!a:.100}"

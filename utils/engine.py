@@ -11,17 +11,19 @@ import torch
 from easydict import EasyDict
 from torch import Tensor
 
+from utils.bad_steps import require_finite
 from utils.checkpoint import write_file
 from utils.dataset import Loader
-from utils.distributed import World, mean_over, to_device
+from utils.distributed import World, mean_over, on_main, to_device
 from utils.epochs import epoch_ends
 from utils.faults import again
 from utils.images import mirror, normalise
 from utils.loader import Decoded
 from utils.resume import Start, archive_earlier_run
-from utils.run_checkpoint import FILE, Position, write_checkpoint
+from utils.run_checkpoint import FILE, Position, not_finite, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
+from utils.state_dicts import first_not_finite
 from utils.stopping import Stop
 from utils.task import Batch, Task
 from utils.update import Update
@@ -45,7 +47,8 @@ def train(
     What the task has learned is written to config.output at the end of every epoch, and checkpoint.pth there, by which
     a run goes on, then and every config.save_step steps. `verify` is called on every process each config.eval_step
     steps. `on_begin` is called on the main process once the files of an earlier run are set aside. Ctrl-C and SIGTERM
-    end it by SystemExit, after a checkpoint.
+    end it by SystemExit, after a checkpoint. Raises UserError where its last step is bad, or what it has learned is not
+    finite, which is not written.
     """
     position = start.position
     total_steps = epoch_ends(config, loader.sampler, position)[-1]
@@ -104,6 +107,7 @@ def train(
             task.end_epoch(epoch, position.step)
             due = update.bad_steps.is_last()
             writer.submit(published, {} if due else _checkpoint(state, position, config))
+    update.bad_steps.check_end()
     return position.step
 
 
@@ -125,6 +129,7 @@ def _generator(config: EasyDict, position: Position, world: World) -> torch.Gene
 def _published(task: Task, step: int, config: EasyDict, world: World) -> Files:
     """What writes the published files; every process takes part."""
     weights = {name: whole(module, dict(module.state_dict()), world) for name, module in task.files(step).items()}
+    on_main(world, lambda: require_finite(first_not_finite(weights), step, config.output))
     if not world.is_main:
         return {}
     log.info(f"Saved step {step} in {config.output}")
@@ -134,6 +139,8 @@ def _published(task: Task, step: int, config: EasyDict, world: World) -> Files:
 def _checkpoint(state: RunState, position: Position, config: EasyDict) -> Files:
     """What writes checkpoint.pth; every process takes part."""
     content = state.take(position)
+    found = not_finite(content) if content is not None else None
+    on_main(state.world, lambda: require_finite(found, position.step, config.output))
     return {} if content is None else {FILE: partial(write_checkpoint, Path(config.output), config.keep, content)}
 
 

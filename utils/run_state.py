@@ -125,14 +125,24 @@ class RunState:
 
     def _load_shards(self, header: ShardedArcFace, start: Start) -> None:
         """Deals the columns, which the main process has, to all."""
-        kernel = momentum = None
-        if start.published:
-            path = start.published / f"{start.position.step}header.pth"
-            read: list[Tensor | None] = []  # not the result, which goes to all processes
-            on_main(self.world, lambda: read.append(read_weights(path).get("kernel")))
-            kernel = read[0] if read else None
-        elif start.state and self.world.is_main:
-            kernel, momentum = (part["header"]["kernel"] for part in (start.state, start.state["momentum"]))
+        expected = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
+        found: list[Tensor] = []  # kernel, momentum: not the result of `read`, which would go to all processes
+
+        def take_kernel(weights: Any, where: str) -> None:
+            check_state(expected, weights, where)
+            found.append(weights["kernel"])
+
+        def read() -> None:
+            where = f"{self.config.output}/{FILE}"
+            if start.published:
+                path = start.published / f"{start.position.step}header.pth"
+                take_kernel(read_weights(path), str(path))
+            elif start.state:
+                take_kernel(start.state["header"], f"{where} (header)")
+                take_kernel(start.state["momentum"]["header"], f"{where} (momentum)")
+
+        on_main(self.world, read)
+        kernel, momentum = (*found, None, None)[:2]
         load_full(header, kernel)
         if start.state:
             scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
@@ -149,6 +159,8 @@ class RunState:
 
     def _load_of_this_process(self, state: dict[str, Any]) -> None:
         for kind, same in self._buffers().items():
+            if str(state["buffers"][kind].dtype) != kind:
+                raise ValueError(f"running statistics of {state['buffers'][kind].dtype}, not {kind}")
             parts = state["buffers"][kind].split([buffer.numel() for buffer in same])
             for buffer, part in zip(same, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))

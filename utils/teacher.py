@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from backbones.names import parse_name
-from utils.checkpoint import CheckpointError, list_backbones, load_weights
+from utils.checkpoint import list_backbones, load_weights
 from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
 from utils.files import is_there
@@ -44,9 +44,6 @@ class NetworkTeacher:
     def load(self, path: Path) -> None:
         """Takes the weights of a file into the memory that is there, so that a change of teacher costs none."""
         load_weights(self.network, path, "teacher_network, teacher_channel, teacher_n_layers, teacher_genotype")
-        for key, value in self.network.state_dict().items():
-            if not torch.isfinite(value).all():
-                raise CheckpointError(f"{path}: {key} is not finite: its training failed; name another teacher")
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
