@@ -22,7 +22,7 @@ def listened(run: Started) -> set[str]:
     found: set[str] = set()
     while run.process.poll() is None:
         found |= listening_addresses(run.process.pid)
-        time.sleep(0.01)
+        time.sleep(0.03)
     return found
 
 
@@ -46,11 +46,11 @@ def test_two_training_processes(tiny_data, tmp_path, environment):
 
 
 def test_two_training_processes_that_are_started_again(tiny_data, tmp_path):
-    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=16", NPROC="2", MAX_RESTARTS="1")
+    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=6", NPROC="2", MAX_RESTARTS="1")
     while not (tmp_path / "checkpoint.pth").is_file():
         assert run.process.poll() is None, run.end() and run.said
         assert all(map(is_loopback, listening_addresses(run.process.pid)))
-        time.sleep(0.01)
+        time.sleep(0.03)
     os.kill(children(run.process.pid)[-1], signal.SIGKILL)
     assert_loopback_alone(listened(run))
     assert run.end() == 0 and "Resumes at step" in run.said, run.said

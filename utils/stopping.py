@@ -82,6 +82,8 @@ class Stop:
             agreed = Requests(*self._sent.tolist())
             if agreed.signal:
                 return agreed
+        if agreed.report:  # the line comes with the next step
+            mine = mine._replace(report=0)
         self._sent.copy_(torch.tensor(mine))
         self._answer = dist.all_reduce(self._sent, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
