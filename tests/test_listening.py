@@ -56,13 +56,20 @@ def test_two_training_processes_that_are_started_again(tiny_data, tmp_path):
     assert run.end() == 0 and "Resumes at step" in run.said, run.said
 
 
-def test_two_processes_of_eval(demo, tmp_path):
-    shutil.copytree(demo / "output" / "demo", tmp_path / "out")
-    run = Started(
-        "env", f"--chdir={demo}", sys.executable, "eval/eval.py", *DEMO, f"output={tmp_path / 'out'}", NPROC="2"
-    )
-    assert_loopback_alone(listened(run))
-    assert run.end() == 0 and "Accuracy-Flip" in run.said, run.said
+def test_two_processes_of_eval_whose_terminal_is_closed(demo, tmp_path):
+    """Under nohup, that ends none of them."""
+    out = Path(shutil.copytree(demo / "output" / "demo", tmp_path / "out"))
+    command = [sys.executable, "eval/eval.py", *DEMO, f"output={out}"]
+    run = Started("env", f"--chdir={demo}", "nohup", *command, NPROC="2")
+    found: set[str] = set()
+    while not (out / "test.log").is_file():
+        assert run.process.poll() is None, run.end() and run.said
+        found |= listening_addresses(run.process.pid)
+        time.sleep(0.03)
+    for pid in (run.process.pid, *children(run.process.pid)):
+        os.kill(pid, signal.SIGHUP)
+    assert_loopback_alone(found | listened(run))
+    assert run.end() == 0 and run.said.count("Accuracy-Flip") == 3, run.said
 
 
 def test_two_processes_of_the_search(tiny_data, tmp_path):

@@ -20,6 +20,9 @@ from utils.errors import ENDED, UserError, restarts
 from utils.signals import SAVING, handled
 
 T = TypeVar("T")
+_DEVICE = "lo0" if sys.platform == "darwin" else "lo"
+# The environment in which gloo and NCCL listen on the loopback's address alone. NCCL takes = for that very name.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.distributed import World, gather_rows, on_main
+from utils.distributed import LOOPBACK, World, gather_rows, on_main
 from utils.errors import ENDED, PassingError, UserError, restarts, tell
 from utils.files import replace_text
 from utils.signals import SAVING, is_ignored
@@ -69,9 +69,8 @@ def _ask_for_checkpoint(folder: Path) -> None:
 
 
 def _meet_on_loopback(file: Path) -> list[str]:
-    """torchrun's options by which the launcher meets in the file; its processes get the loopback's name as well."""
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=f"={loopback}")  # =: that very name
+    """torchrun's options by which the launcher meets in the file; its processes exchange data by the loopback."""
+    os.environ.update(LOOPBACK)
     # A heartbeat, which a single machine does not need, makes the file longer each time.
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(file), "--rdzv-conf"]
     return [*meet, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
