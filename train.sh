@@ -5,7 +5,7 @@
 #   NNODES       machines (default 1); then on each of them also
 #   NODE_RANK    which one this is, from 0
 #   MASTER_ADDR  the first machine, as the others reach it
-#   MASTER_PORT  a free port there (default 29500; on one machine any that is free)
+#   MASTER_PORT  a free port there (default 29500; one machine needs none)
 #   MAX_RESTARTS how often all processes are started again, from the last checkpoint, when one of them ends (default 0)
 #   PYTHON       the interpreter (default: .venv/bin/python where there is one)
 #

@@ -10,8 +10,8 @@ peak grows by from before the header is built; beside it what the formula says. 
 import argparse
 import os
 import resource
-import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -23,8 +23,8 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from utils.distributed import World, mean_over, place, processes, wrap
-from utils.errors import UserError, run
+from utils.distributed import LOOPBACK, World, mean_over, place, processes, wrap
+from utils.errors import ENDED, UserError, run
 from utils.losses import ArcFace
 from utils.sharded import ShardedArcFace
 from utils.step_memory import header_bytes
@@ -58,11 +58,11 @@ def seconds(way: str, args: argparse.Namespace, classes: int, world: World) -> l
     return taken[2:]  # the first two warm up
 
 
-def measure(rank: int, way: str, args: argparse.Namespace, port: int, results: mp.SimpleQueue) -> None:
+def measure(rank: int, way: str, args: argparse.Namespace, folder: Path, results: mp.SimpleQueue) -> None:
     """In a process of its own: puts (images a second, peak bytes), means over the ranks, in the queue."""
-    of_process = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks}
+    of_process = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "GROUP_WORLD_SIZE": 1}
     os.environ.update({name: str(value) for name, value in of_process.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(LOOPBACK | {ENDED: str(folder / "code")})
     torch.set_num_threads(1)
     with processes() as world:
         seconds(way, args, args.ranks, world)  # what libraries load and reserve at their first use is not the header's
@@ -78,13 +78,6 @@ def peak(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def free_port() -> int:
-    """A port for the processes to meet at."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def table() -> str:
@@ -121,7 +114,8 @@ def main() -> None:
     print(f"{args.classes:,} classes, embeddings of {args.embedding_size}, {args.ranks} × {args.batch} images, {name}")
     for way in args.ways:
         results = mp.get_context("spawn").SimpleQueue()
-        mp.spawn(measure, (way, args, free_port(), results), nprocs=args.ranks)
+        with tempfile.TemporaryDirectory() as folder:
+            mp.spawn(measure, (way, args, Path(folder), results), nprocs=args.ranks)
         rate, used = results.get()
         sizes = (args.embedding_size, args.classes, args.ranks, args.batch, args.sample_rate)
         needed = header_bytes(way, *sizes)

@@ -1,18 +1,17 @@
 """Embeddings of images and of their mirror images."""
 
-import sys
 from typing import Protocol
 
 import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
-from tqdm import tqdm
 
 from eval.openvino_runtime import OpenVinoRuntime, is_installed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.images import normalise
+from utils.progress import Progress
 
 _WORTH_CONVERTING = 1000  # images to embed: below, PyTorch is done before OpenVINO has the network (some two seconds)
 
@@ -64,13 +63,12 @@ def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: 
 def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
     """(N, 112, 112, 3) uint8 RGB -> embeddings (N, D) of the images and (N, D) of their mirror images, float32.
 
-    N may be 0: there may be more processes than images. `progress` names a bar on a terminal.
+    N may be 0: there may be more processes than images. `progress` names a bar on a terminal, or lines of the log.
     """
     parts = []
-    shown = bool(progress) and sys.stderr.isatty()
-    with tqdm(total=len(images), desc=progress, unit="img", leave=False, disable=not shown) as bar:
+    with Progress(len(images), progress, "images", bool(progress)) as shown:
         for start in range(0, max(1, len(images)), runtime.batch):  # an empty batch where there is no image
             parts.append(runtime(images[start : start + runtime.batch]))
-            bar.update(len(parts[-1][0]))
+            shown.update(len(parts[-1][0]))
     direct, mirrored = zip(*parts, strict=True)
     return np.concatenate(direct), np.concatenate(mirrored)

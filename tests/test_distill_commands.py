@@ -34,7 +34,8 @@ def test_template_distillation_trains_logs_and_is_scored(demo, tmp_path):
         assert float(total) == pytest.approx(float(arc) + 50 * float(mse), abs=1e-3) and float(mse) > 0
     plan = done.stdout.index("Teacher of epochs 0 to 1: output/demo/12backbone.pth")
     assert plan < done.stdout.index("Speed")
-    board = EventAccumulator(str(tmp_path / "logs" / "student")).Reload()
+    (curves,) = (tmp_path / "logs").glob("*/student-*")
+    board = EventAccumulator(str(curves)).Reload()
     assert {"train/Loss", "train/ArcLoss", "train/MSE", "verification/demo"} <= set(board.Tags()["scalars"])
     assert sorted(path.name for path in (tmp_path / "student").glob("*.pth")) == [
         "12backbone.pth", "12header.pth", "6backbone.pth", "6header.pth", "checkpoint.12.pth", "checkpoint.6.pth",

@@ -21,6 +21,7 @@ from utils.distributed import gather_rows, place, processes, share_of, unwrap, w
 from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFaceTask
+from utils.run_log import curves_folder
 from utils.task import Batch
 
 
@@ -48,7 +49,7 @@ def test_every_epoch_leaves_both_files_and_tensorboard_has_the_curves(tmp_path, 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     published = [f"{step}{part}.pth" for step in (0, 10, 5) for part in ("backbone", "header")]
     assert names == [*published, "checkpoint.10.pth", "checkpoint.5.pth", "checkpoint.pth"]
-    board = EventAccumulator(str(tmp_path / "logs" / "out")).Reload()
+    board = EventAccumulator(str(curves_folder(config))).Reload()
     assert {"train/Loss", "train/lr", "train/speed", "verification/tiny"} <= set(board.Tags()["scalars"])
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("verification/tiny")] == [(5, 0.05), (10, 0.1)]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,9 +16,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import UserError
+from utils.errors import ENDED, UserError, restarts
+from utils.signals import SAVING, handled
 
 T = TypeVar("T")
+_DEVICE = "lo0" if sys.platform == "darwin" else "lo"
+# The environment in which gloo and NCCL listen on the loopback's address alone. NCCL takes = for that very name.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class World:
 def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
     """Joins the other processes for the time of the block.
 
+    A request for a checkpoint does not end the process in the meantime; utils.stopping acts on it.
+
     device: default a GPU where there is one. timeout: seconds that they may keep each other waiting.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -51,12 +58,22 @@ def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]
     else:
         _keep_freed_memory()
     if size > 1:
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+        limit, store = timedelta(seconds=timeout), None  # without a store torch meets at MASTER_ADDR
+        if (folder := launcher_folder()) and os.environ.get("GROUP_WORLD_SIZE") == "1":
+            store = dist.FileStore(str(folder / f"store-{restarts()}"), size)  # a file opens no port
+            store.set_timeout(limit)
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
     try:
-        yield World(rank, size, place)
+        with handled(SAVING, lambda *_: None):
+            yield World(rank, size, place)
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def launcher_folder() -> Path | None:
+    """The folder that utils.launch shares with the processes it starts, for this user alone; None without it."""
+    return Path(os.environ[ENDED]).parent if ENDED in os.environ else None
 
 
 def _keep_freed_memory() -> None:

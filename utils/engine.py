@@ -24,7 +24,7 @@ from utils.run_checkpoint import FILE, Position, not_finite, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
 from utils.state_dicts import first_not_finite
-from utils.stopping import Stop
+from utils.stopping import Requests, Stop
 from utils.task import Batch, Task
 from utils.update import Update
 from utils.writer import Files, Writer
@@ -46,9 +46,9 @@ def train(
 
     What the task has learned is written to config.output at the end of every epoch, and checkpoint.pth there, by which
     a run goes on, then and every config.save_step steps. `verify` is called on every process each config.eval_step
-    steps. `on_begin` is called on the main process once the files of an earlier run are set aside. Ctrl-C and SIGTERM
-    end it by SystemExit, after a checkpoint. Raises UserError where its last step is bad, or what it has learned is not
-    finite, which is not written.
+    steps. `on_begin` is called on the main process once the files of an earlier run are set aside. Ctrl-C, SIGTERM and
+    SIGHUP end it by SystemExit, after a checkpoint; SIGUSR1 and SIGUSR2 leave one. Raises UserError where its last step
+    is bad, or what it has learned is not finite, which is not written.
     """
     position = start.position
     total_steps = epoch_ends(config, loader.sampler, position)[-1]
@@ -66,6 +66,7 @@ def train(
     task.backbone.train()
     writer = Writer()
     due = False  # a checkpoint, which is put off while steps are bad
+    asked = Requests()
     if config.save_initial and not position.step:
         writer.submit(_published(task, 0, config, world))
 
@@ -84,7 +85,8 @@ def train(
 
                 losses.add(named, bad)
                 run_log.tick()
-                if step % config.log_step == 0 or step == total_steps:
+                left = loader.sampler.steps(position.seen)  # of the epoch
+                if step % config.log_step == 0 or asked.report or not left or step == total_steps:
                     update.bad_steps.check()
                     run_log.report(step, epoch, losses.take(), lr)
                 if verify and config.eval_step and step % config.eval_step == 0:
@@ -92,13 +94,16 @@ def train(
                     run_log.resume_clock(step)
                 if step == total_steps:
                     break
-                if (number := stop.asked()) and not update.bad_steps.is_last():
+                asked = stop.asked(run_log.is_due(step))
+                if asked.signal and not update.bad_steps.is_last():
                     writer.submit(_checkpoint(state, position, config))
                     writer.close()
-                    log.warning(f"Stopped by {Signals(number).name} after step {step}: {again(config)}")
-                    raise SystemExit(128 + number)
-                due |= step % config.save_step == 0
-                if due and loader.sampler.steps(position.seen) and not update.bad_steps.is_last():
+                    log.warning(f"Stopped by {Signals(asked.signal).name} after step {step}: {again(config)}")
+                    raise SystemExit(128 + asked.signal)
+                if asked.save:
+                    log.info(f"Asked for a checkpoint after step {step}: it is written, and the run goes on")
+                due |= bool(asked.save) or step % config.save_step == 0
+                if due and left and not update.bad_steps.is_last():
                     writer.submit(_checkpoint(state, position, config))
                     due = False
             if not loader.sampler.steps(position.seen):
@@ -132,8 +137,15 @@ def _published(task: Task, step: int, config: EasyDict, world: World) -> Files:
     on_main(world, lambda: require_finite(first_not_finite(weights), step, config.output))
     if not world.is_main:
         return {}
-    log.info(f"Saved step {step} in {config.output}")
-    return {name: partial(write_file, Path(config.output) / name, content) for name, content in weights.items()}
+    folder = Path(config.output)
+    files: Files = {name: partial(write_file, folder / name, content) for name, content in weights.items()}
+    *_, (last, write) = files.items()
+
+    def write_last() -> None:
+        write()
+        log.info(f"Saved step {step} in {config.output}")
+
+    return files | {last: write_last}
 
 
 def _checkpoint(state: RunState, position: Position, config: EasyDict) -> Files:

@@ -1,5 +1,6 @@
 """The errors of this project that a person can mend, and how entry scripts tell them."""
 
+import errno
 import os
 import re
 import sys
@@ -92,12 +93,14 @@ def tell(error: UserError) -> None:
 
 @contextmanager
 def heard(stream: TextIO) -> Iterator[None]:
-    """Around what is written to the screen: Ctrl-C in `./train.sh | tee FILE` also ends tee, and a run to which nobody
-    listens any more still has a checkpoint to write."""
+    """Around what is written to the screen: Ctrl-C in `./train.sh | tee FILE` also ends tee, a terminal may be closed,
+    and a run to which nobody listens any more still has a checkpoint to write."""
     try:
         yield
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -6,33 +6,50 @@ leave in a file; started again they find it and end well, which torchrun takes f
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils.distributed import World, gather_rows, on_main
+from utils.distributed import LOOPBACK, World, gather_rows, on_main
 from utils.errors import ENDED, PassingError, UserError, restarts, tell
 from utils.files import replace_text
+from utils.signals import SAVING, is_ignored
+from utils.stopping import SAVE
 
 NOTE = ".ended"  # in the run's folder: exit code, launcher
 
 
 def launch(arguments: list[str]) -> int:
-    """Runs torchrun and returns the exit code of the process that ended the run; 128 + its number for a signal."""
+    """Runs torchrun and returns the exit code of the process that ended the run; 128 + its number for a signal.
+
+    arguments: torchrun's. After a first --standalone, all processes meet in files that only this user can reach, and
+    listen on no address but the loopback's; torchrun's own --standalone would listen on every address.
+    """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if "--max-restarts" not in arguments or arguments[arguments.index("--max-restarts") + 1] == "0":
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder, "code")
+    # Else the launcher listens as well, and processes that are started again wait for the addresses of the dead.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    handled = (s for s in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if not is_ignored(getattr(signal, s)))
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(handled)  # torchrun's --signals-to-handle; an old one has none
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        told = folder / "code"
         os.environ[ENDED] = str(told)
+        for number in SAVING:
+            if not is_ignored(number):  # the processes look for the file; the signal itself could end those that start
+                signal.signal(number, lambda *_: _ask_for_checkpoint(folder))
+        if arguments[0] == "--standalone":
+            arguments = [*_meet_on_loopback(folder / "rendezvous"), *arguments[1:]]
         try:
             run.main(arguments)
         except SignalException as error:
@@ -44,6 +61,19 @@ def launch(arguments: list[str]) -> int:
                 return 128 - failure.exitcode
             return failure.exitcode
         return int(told.read_text()) if told.is_file() else 0
+
+
+def _ask_for_checkpoint(folder: Path) -> None:
+    with suppress(FileNotFoundError):  # the run has ended
+        (folder / SAVE).touch()
+
+
+def _meet_on_loopback(file: Path) -> list[str]:
+    """torchrun's options by which the launcher meets in the file; its processes exchange data by the loopback."""
+    os.environ.update(LOOPBACK)
+    # A heartbeat, which a single machine does not need, makes the file longer each time.
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(file), "--rdzv-conf"]
+    return [*meet, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
 
 
 def spread_over_gpus() -> None:

@@ -38,10 +38,9 @@ if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ] && [ "$MAX_RESTARTS" = 0 ]; then
   exec "$PYTHON" "$@"
 fi
 
-if [ "$NNODES" = 1 ] && [ -z "${MASTER_PORT:-}" ]; then
-  meet=(--standalone) # on any free port, so that two runs on a machine do not collide
+if [ "$NNODES" = 1 ]; then
+  meet=(--standalone) # utils/launch.py lets nothing listen beyond this machine
 else
-  if [ "$NNODES" = 1 ]; then NODE_RANK=0 MASTER_ADDR=127.0.0.1; fi
   NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
   count NODE_RANK 0
   [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK: should be below NNODES=$NNODES, is '$NODE_RANK'"
@@ -58,8 +57,6 @@ else
 fi
 # A wrong config ends here in its one line, not in that of every process and torchrun's report on them.
 "$PYTHON" -m config "${@:2}" >/dev/null
-# Else processes that are started again meet in the store of those before, and wait for the addresses of the dead.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # Asked to end in a verification, a run finishes that before its checkpoint: seconds, of which torchrun would give 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 cores=$(nproc)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from utils.errors import PassingError, UserError
 from utils.images import SIZE
 from utils.run_log import log
+from utils.signals import ENDING, SAVING
 
 if TYPE_CHECKING:
     from utils.dataset import BatchSampler
@@ -184,9 +185,11 @@ def _check_shared_memory(size: int) -> None:
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C at a terminal and a scheduler's SIGTERM reach workers too; but it is the training process that ends, after
+    """Ctrl-C at a terminal and a scheduler's signals reach workers too; but it is the training process that ends, after
     its step and a checkpoint, and them: a worker heeds its SIGTERM alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (*ENDING, *SAVING):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # It inherits the connections to other processes, which would see them open for as long as it outlives its own.
         pr_set_pdeathsig = 1  # linux/prctl.h

@@ -53,6 +53,8 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     if state is not None:
         return Start(position_of(state), state)
     if config.resume != "1":
+        if world.is_main and (again or config.resume == "auto"):
+            log.info(f"{config.output} holds no {FILE} of this run: starts from the beginning")
         return Start()
     on_main(world, lambda: _require_published(config, way.suffixes))
     steps = len(loader)

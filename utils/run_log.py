@@ -1,6 +1,8 @@
 """What a run says: the published log lines on the screen and in a file, TensorBoard, a progress bar."""
 
+import hashlib
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from utils.board import Board
 from utils.errors import heard
 
 log = logging.getLogger("pocketnet")
+OUTPUT = Path(__file__).resolve().parents[1] / "output"
 
 
 class _BarSafeHandler(logging.StreamHandler):
@@ -51,6 +54,19 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
         log.addHandler(handler)
 
 
+def curves_folder(config: EasyDict) -> Path:
+    """Where the TensorBoard files of the run in config.output are, for no two outputs the same.
+
+    Of the project's output/A/run that is {log_dir}/A/run; of any other …/A/run it is {log_dir}/A/run-{hash}, the hash
+    that of its absolute path.
+    """
+    output = Path(config.output).resolve()
+    if OUTPUT in output.parents:
+        return Path(config.log_dir, output.relative_to(OUTPUT))
+    digest = hashlib.sha256(os.fsencode(output)).hexdigest()[:8]
+    return Path(config.log_dir, output.parent.name, f"{output.name}-{digest}")
+
+
 class RunLog:
     """The voice of a training run. Silent on every process but the main one."""
 
@@ -58,10 +74,10 @@ class RunLog:
         """step: where the run begins. What TensorBoard has of later steps is of a run that was cut off: it goes."""
         self.total_steps = total_steps
         self.images_a_step = images_a_step
-        self._board = Board(Path(config.log_dir) / Path(config.output).name, step + 1, is_main)
+        self._board = Board(curves_folder(config), step + 1, is_main)
         self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
-        self._started = time.perf_counter()
-        self._reported_step = step
+        self._started = self._last_line = time.perf_counter()
+        self._reported_step = self._last_line_step = step
 
     def resume_clock(self, step: int) -> None:
         """Starts the measured time anew, so that verification and saving do not count as slow training."""
@@ -71,20 +87,30 @@ class RunLog:
         """One more step is done."""
         self._bar.update()
 
+    def is_due(self, step: int) -> bool:
+        """Whether the next line is to come now, for the log not to be silent for a minute.
+
+        Of several processes each asks the others for it, so it comes two steps later: that is reckoned in.
+        """
+        silent = time.perf_counter() - self._last_line
+        return silent * (1 + 2 / max(1, step - self._last_line_step)) >= 60
+
     def report(self, step: int, epoch: int, losses: dict[str, float], lr: float) -> None:
         """The published line: speed in images a second over all processes, mean losses since the last line, position
-        and the hours still to go."""
+        and the hours still to go; in minutes as well where they are few."""
         seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # a step
         speed = self.images_a_step / seconds
         hours = (self.total_steps - step) * seconds / 3600
+        minutes = f" ({hours * 60:.1f} minutes)" if 0.05 <= hours * 60 < 6 else ""
         # Four decimals as published; six of the MSE, which is below 4 / embedding_size for unit vectors.
         named = "   ".join(f"{name} {value:.{6 if name == 'MSE' else 4}f}" for name, value in losses.items())
         log.info(
             f"Speed {speed:.2f} samples/sec   {named}   Epoch: {epoch}   "
-            f"Global Step: {step}   Required: {hours:.2f} hours"
+            f"Global Step: {step}   Required: {hours:.2f} hours{minutes}"
         )
         self._scalars("train", {**losses, "lr": lr, "speed": speed}, step)
         self.resume_clock(step)
+        self._last_line, self._last_line_step = self._started, step
 
     def verified(self, step: int, accuracies: dict[str, float]) -> None:
         """Keeps the accuracy of each verification set in TensorBoard."""

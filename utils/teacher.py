@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from backbones.names import parse_name
 from utils.checkpoint import list_backbones, load_weights
@@ -17,6 +16,7 @@ from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
 from utils.files import is_there
 from utils.onnx_teacher import OnnxTeacher
+from utils.progress import Progress
 from utils.run_log import log
 
 _MOST_EPOCHS = 1_000_000  # of a distillation: each has its teacher in a list
@@ -137,8 +137,11 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
     """Loads every file once, so that one that will not serve is known, and told once, before the first step."""
 
     def load_all() -> None:
-        for path in tqdm(dict.fromkeys(files), desc="Checking", unit="teacher", leave=False, disable=None):
-            teacher.load(path)
+        different = list(dict.fromkeys(files))
+        with Progress(len(different), "Checking", "teachers", world.is_main) as progress:
+            for path in different:
+                teacher.load(path)
+                progress.update()
 
     together(world, load_all)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.dataset import FaceDataset, ListSampler
 from utils.distributed import World, share_of
@@ -17,6 +16,7 @@ from utils.errors import UserError
 from utils.files import replace_text, sha256
 from utils.images import normalise
 from utils.loader import Loader
+from utils.progress import Progress
 from utils.run_log import log
 from utils.teacher import Teacher
 
@@ -102,13 +102,13 @@ def fill(
     missing = cache.missing(share_of(len(data), world))
     if not len(missing):
         return 0
-    with tqdm(total=len(missing), unit="img", desc="Teacher", disable=None if world.is_main else True) as bar:
+    with Progress(len(missing), "Teacher", "images", world.is_main) as progress:
         try:
             loader = Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
             for decoded in loader.epoch(0):
                 images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
                 ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
-                bar.update(len(indices))
+                progress.update(len(indices))
         except UserError as error:
             if not skip_bad:
                 raise
