@@ -9,5 +9,5 @@
 #   MAX_RESTARTS how often all processes are started again, from the last checkpoint, when one of them ends (default 0)
 #   PYTHON       the interpreter (default: .venv/bin/python where there is one)
 #
-# Paths count from the project's folder.
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && exec bash utils/launch.sh train.py "$@"
+# Paths that are typed here count from the working folder, those in a config file from the project's.
+exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/launch.sh" train.py "$@"

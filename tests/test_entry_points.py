@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 
@@ -113,10 +114,39 @@ def test_a_wrong_start_is_one_line(demo, environment, message):
     assert re.fullmatch(f"error: {message}\n", failed.stderr), failed.stderr
 
 
-def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path):
+@pytest.mark.parametrize("nproc", ["1", "2"])
+def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, nproc):
+    """Typed paths count from the working folder, those of the config from the project; nothing there is imported."""
     (tmp_path / "start").symlink_to(demo / "train.sh")
-    started = run_command(tmp_path, "./start", *DEMO, "max_steps=1", f"output={tmp_path / 'out'}")
+    for name in ("config.py", "utils.py", "train.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported from the working folder')")
+    (tmp_path / "mine.py").write_text((demo / "config" / "config_demo.py").read_text())
+    fields = ["max_steps=1", "output=out", "log_dir=curves", "save_initial=0"]
+    started = run_command(tmp_path, "./start", "--config", "mine.py", *SMALL, *fields, NPROC=nproc)
     assert started.returncode == 0, started.stderr
+    assert (tmp_path / "out" / "1backbone.pth").is_file() and list((tmp_path / "curves").rglob("events*"))
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (saved["rec"], saved["output"]) == ("data/faces_demo", str(tmp_path / "out"))
+    # The command that the run names works from where the person stands, with no more to type.
+    told = shlex.split(re.search(r"score the checkpoints with python (.*)", started.stdout)[1])
+    scored = run_command(tmp_path, sys.executable, *told)
+    assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
+
+
+def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
+    """Without overrides, by the config.json in its folder: eval.py, compare.py and the doctor know the network."""
+    out = f"output={tmp_path / 'run'}"
+    fields = ["max_steps=2", "channel=6", "embedding_size=48", f"log_dir={tmp_path}", "save_initial=0"]
+    trained = run_command(demo, sys.executable, "train.py", *DEMO, *fields, out)
+    assert trained.returncode == 0, trained.stderr
+    for command in (["eval/eval.py", out], ["eval/eval.py", "--config", tmp_path / "run", out]):
+        done = run_command(demo, sys.executable, *command)
+        assert done.returncode == 0 and "[demo][2]Accuracy-Flip" in done.stdout, done.stderr
+    examined = run_command(demo, sys.executable, "-m", "utils.doctor", out)
+    assert examined.returncode == 0 and "6 channels, 4 cells, embedding 48" in examined.stdout, examined.stdout
+    pair = [tmp_path / "run", demo / "output" / "demo"]  # two networks, each by its own config
+    compared = run_command(demo, sys.executable, "eval/compare.py", *pair, "--out", tmp_path / "compared")
+    assert compared.returncode == 0 and "McNemar" in compared.stdout, compared.stderr
 
 
 def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts an entry script in one process, or in several by torchrun: bash utils/launch.sh train.py [argument ...]
-# The environment variables are those of train.sh.
+# The script's path counts from the project, paths among its arguments from the working folder. The environment variables
+# are those of train.sh.
 set -euo pipefail
 
 fail() {
@@ -22,9 +23,14 @@ with socket.socket(family, kind, protocol) as way:
     print(way.getsockname()[0])
 '
 
+project=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+script=$1
+shift
+# The project's modules come first, and none is taken from the working folder.
+export PYTHONSAFEPATH=1 PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
-  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
+  if [ -x "$project/.venv/bin/python" ]; then PYTHON=$project/.venv/bin/python; fi
 fi
 if [ -z "${NPROC:-}" ]; then
   NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) ||
@@ -35,7 +41,7 @@ count NPROC 1
 count NNODES 1
 count MAX_RESTARTS 0
 if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ] && [ "$MAX_RESTARTS" = 0 ]; then
-  exec "$PYTHON" "$@"
+  exec "$PYTHON" "$project/$script" "$@"
 fi
 
 if [ "$NNODES" = 1 ]; then
@@ -56,9 +62,10 @@ else
   fi
 fi
 # A wrong config ends here in its one line, not in that of every process and torchrun's report on them.
-"$PYTHON" -m config "${@:2}" >/dev/null
+"$PYTHON" -m config $([ "$script" = train_kd.py ] && echo --kd) "$@" >/dev/null
 # Asked to end in a verification, a run finishes that before its checkpoint: seconds, of which torchrun would give 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
-exec "$PYTHON" -m utils.launch "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" "$@"
+exec "$PYTHON" -m utils.launch "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" \
+  "$project/$script" "$@"

@@ -6,12 +6,12 @@
 #
 # DIR holds loose_crop/ and meta/. What is not given comes from the environment (IJB_TARGET, IJB_IMAGE_PATH,
 # IJB_MODEL_PREFIX, IJB_CONFIG, IJB_RESULT_DIR, IJB_JOB), the network from the config. --help lists the rest.
-# On several GPUs it uses all (NPROC=1 keeps it to one). PYTHON names another Python. Paths count from the project's
-# folder.
+# On several GPUs it uses all (NPROC=1 keeps it to one). PYTHON names another Python. Paths that are typed here count
+# from the working folder, those in a config file from the project's.
 set -euo pipefail
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
+project=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
-  if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
+  if [ -x "$project/.venv/bin/python" ]; then PYTHON=$project/.venv/bin/python; fi
 fi
-exec "$PYTHON" eval/IJB/evaluate.py "$@"
+exec "$PYTHON" "$project/eval/IJB/evaluate.py" "$@"
