@@ -2,14 +2,25 @@
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from utils.errors import UserError
+
 _CHUNK = 1 << 20  # bytes
 _SAMPLES = 256  # chunks
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def is_there(check: Callable[[], bool]) -> bool:
@@ -25,6 +36,23 @@ def make_writable(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file for reading in binary. Never waits for the writer of a pipe. Raises UserError where the path
+    is a pipe, a device, a folder or a socket, and OSError where it cannot be opened."""
+    kind = stat.S_IFMT(os.stat(path).st_mode)  # before it is opened: a socket cannot be, and a device may react to it
+    if kind == stat.S_IFREG:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)  # the path may name another file by now
+        if kind == stat.S_IFREG:
+            os.set_blocking(descriptor, True)
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    raise UserError(
+        f"{os.fspath(path)}: is not a regular file ({_KINDS.get(kind, 'of another kind')}); name a file, or copy its "
+        "content into one"
+    )
 
 
 def replace_text(path: Path, text: str) -> None:
