@@ -10,7 +10,7 @@ from torch import nn
 from backbones import build_backbone
 from config import make_folder, parse_command, require_data
 from eval.scoring import Scorer
-from utils.dataset import load_training_data
+from utils.dataset import check_batch_size, load_training_data
 from utils.distributed import World, place, processes, wrap
 from utils.engine import epoch_ends, train
 from utils.errors import run
@@ -51,6 +51,7 @@ def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
 def run_training(config: EasyDict, way: type[Task], make_task: MakeTask) -> None:
     """Trains by the config: train.py and train_kd.py differ in the task alone."""
     require_data(config)
+    check_batch_size(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 
     with (

