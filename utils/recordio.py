@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from utils.record_index import PART_HEAD, RecordError, naming_file, open_record_file, read_index
 from utils.record_scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART, check_indexed_ends
 
-_IMAGE = struct.Struct("<IfQQ")
+IMAGE_HEADER = struct.Struct("<IfQQ")
 _LABELS_AT_ONCE = 1 << 16
 _SAMPLES, _SAMPLE = 256, 4096  # of a file's content: how many, and the bytes of each
 _RECOPY = "the file is cut short or damaged: copy it again"
@@ -56,7 +56,7 @@ def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
             raise RecordError("an image header needs at least one label: an empty array reads back as the number 0")
         flag, number, labels = array.size, 0.0, array.tobytes()
     try:
-        return _IMAGE.pack(flag, number, header.id, header.id2) + labels + payload
+        return IMAGE_HEADER.pack(flag, number, header.id, header.id2) + labels + payload
     except (struct.error, OverflowError) as error:
         raise RecordError(f"image header (label {label}, id {header.id}, id2 {header.id2}): {error}") from error
 
@@ -67,14 +67,14 @@ def unpack(record: bytes, where: str = "image record") -> tuple[Header, bytes]:
     An array of labels is float32. `where` names the record in errors; `IndexedRecordReader.read_image` gives file, key
     and offset. Raises RecordError where the header or its labels do not fit into the record.
     """
-    if len(record) < _IMAGE.size:
-        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {_IMAGE.size}")
-    flag, label, id_, id2 = _IMAGE.unpack_from(record)
-    start = _IMAGE.size + 4 * flag
+    if len(record) < IMAGE_HEADER.size:
+        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {IMAGE_HEADER.size}")
+    flag, label, id_, id2 = IMAGE_HEADER.unpack_from(record)
+    start = IMAGE_HEADER.size + 4 * flag
     if start > len(record):
         raise RecordError(f"{where}: the image header announces {flag} labels, the record has only {len(record)} bytes")
     if flag:
-        label = np.frombuffer(record, "<f4", flag, _IMAGE.size).copy()  # a view would keep the whole record alive
+        label = np.frombuffer(record, "<f4", flag, IMAGE_HEADER.size).copy()  # a view would keep the whole record alive
     return Header(flag, label, id_, id2), record[start:]
 
 
@@ -203,7 +203,7 @@ class IndexedRecordReader:
         # the words of a part and of its image header: magic, length, flag, label, id (2), id2 (2), labels
         magic, length, flag, label, first = (words.take(at + i, mode="clip") for i in (0, 1, 2, 3, 8))
         labels = np.where(flag == 0, label, first).view(np.float32)
-        fits = (_IMAGE.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
+        fits = (IMAGE_HEADER.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
         return labels, (magic == MAGIC) & (length < LENGTH_LIMIT) & fits
 
     def _position(self, key: int) -> int:
