@@ -13,7 +13,7 @@ from torch import nn
 from backbones import build_backbone
 from config import log_unused, make_folder, parse_command, require_data, save_config
 from eval.scoring import Scorer
-from utils.dataset import load_training_data
+from utils.dataset import check_batch_size, load_training_data
 from utils.distributed import World, place, processes, wrap
 from utils.engine import train
 from utils.epochs import epoch_ends
@@ -60,6 +60,7 @@ def run_training(config: EasyDict, command: str, way: type[Task], make_task: Mak
     command: train or train_kd, whose unused settings are logged.
     """
     require_data(config)
+    check_batch_size(config)
     check_student(config)
     output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
 

@@ -40,7 +40,8 @@ class SearchFaces(FaceDataset):
         super().__init__(folder)
         self.num_classes = self.count_classes()
         self.check_labels(self.num_classes)
-        self.labels = self.reader.labels(self.keys).astype(np.int64)
+        self.check_identities(self.num_classes)
+        self.labels = self.label_values.astype(np.int64)
 
 
 class Cifar10:

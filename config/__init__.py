@@ -121,7 +121,10 @@ def typed_output(overrides: Iterable[str]) -> str | None:
 
 def require_data(config: EasyDict) -> None:
     """Raises ConfigError unless the data folder is there."""
-    if not is_there(Path(config.rec).is_dir):
+    folder = Path(config.rec)
+    if not is_there(folder.is_dir):
+        if is_there(folder.exists):
+            raise ConfigError(f"config rec: {config.rec!r} is a file; name the folder it is in: rec={folder.parent}")
         raise ConfigError(
             f"config rec: no folder {shorten(config.rec)}; put train.rec, train.idx, property and the *.bin sets "
             "there, or name another with rec=FOLDER (data/README.md)"

@@ -1,27 +1,24 @@
 """Verification sets: the `.bin` files of pairs of faces (lfw.bin, cfp_fp.bin, agedb_30.bin, ...).
 
-A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. People
-download these files from strangers, and a pickle is a program, so nothing here runs one: `_DataUnpickler` knows only
-the opcodes that build data, and no global of the file is ever imported. It accepts what Python 2 and Python 3 write at
-every protocol, with images as bytes or as uint8 arrays and flags as bools, as numpy bools or as one array.
+A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. It is
+read as Python 2 and Python 3 write it at every protocol, by `eval.bin_pickle`, which builds nothing but data: images
+as bytes or uint8 arrays, in a list or in an array of objects; flags as bools or numbers that are 0 or 1.
 """
 
-import math
 import mmap
 import os
-import pickle
-import pickletools
-import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.bin_pickle import CORRUPT, DataUnpickler, RefusedError, StoredArray
 from utils.errors import UserError
+from utils.files import open_regular
 from utils.image_size import image_size
 
 SIDE = 112  # pixels, of the square faces that the networks take
@@ -29,197 +26,66 @@ MOST_PIXELS = 1 << 25  # of an image: 100 MB once decoded
 _MOST_OBLONG = 64  # times as long as wide: resized, an image one pixel wide would take gigabytes
 _CHUNK = 64  # images a thread decodes at a time: enough to hide the cost of handing over
 
-# The opcodes of data. INST and REDUCE call, but only what find_class gave out; BUILD and BYTEARRAY8 are ours, below.
-# Absent are OBJ, NEWOBJ, EXT and PERSID, and all of dicts, sets and floats.
-_OPCODES = """
-    PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL INST REDUCE
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 EMPTY_LIST LIST APPEND APPENDS
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
-    UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-"""
-
-# All integers, for images and flags. A bool is read as its byte, so that a byte that is neither 0 nor 1 shows.
-_DTYPES = {"b1": "u1"} | {code: code for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")}
-
-# What the unpickler raises on bytes that are no pickle, or half of one.
-_CORRUPT = (
-    pickle.UnpicklingError,
-    ValueError,  # with UnicodeError
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-)
-
-
-class _RefusedError(Exception):
-    """The pickle asks for something other than data; the message names it."""
-
-
-def _shown(value: object) -> str:
-    """A text of the pickle in a message. Not so an object: to hash or to print tuples in tuples can end the process."""
-    return f"{value!a:.40}" if type(value) is str else f"of type {type(value).__name__}"
-
-
-class _DType:
-    """Stands for a numpy dtype while unpickling."""
-
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        name = code.decode("latin1") if isinstance(code, bytes) else code
-        if type(name) is not str or name not in _DTYPES:
-            raise _RefusedError(f"a numpy array of dtype {_shown(name)}")
-        self.dtype: np.dtype[Any] = np.dtype(_DTYPES[name])
-
-    def build(self, state: tuple[Any, ...]) -> None:
-        order: Any = state[1]
-        order = order.decode("latin1") if isinstance(order, bytes) else order
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-    """Stands for a numpy array while unpickling: its bytes, which are shared with the pickle's memo, not copied."""
-
-    dtype = np.dtype("u1")
-    data = b""
-
-    def build(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, _, data = state
-        self.fill(shape, dtype, data)
-
-    def fill(self, shape: tuple[int, ...], dtype: _DType, data: bytes) -> None:
-        if type(dtype) is not _DType or type(data) is not bytes or type(shape) is not tuple or len(shape) > 4:
-            raise ValueError("not an array")
-        # each by itself first: to multiply numbers of a million digits takes forever
-        sound = all(type(n) is int and 0 <= n <= len(data) for n in shape)
-        if not sound or math.prod(shape) * dtype.dtype.itemsize != len(data):
-            raise ValueError("the array's shape and its bytes disagree")
-        self.dtype, self.data = dtype.dtype, data
-
-    def values(self) -> list[int]:
-        return np.frombuffer(self.data, self.dtype).tolist()
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()  # BUILD fills it
-
-
-def _frombuffer(data: bytes, dtype: _DType, shape: tuple[int, ...], _order: str) -> _Array:
-    array = _Array()
-    array.fill(shape, dtype, data)
-    return array
-
-
-def _scalar(dtype: _DType, data: bytes) -> int:
-    return _frombuffer(data, dtype, (), "C").values()[0]
-
-
-class _Opcodes(dict[int, Callable[[Any], None]]):
-    """The table of opcodes, which refuses those it lacks."""
-
-    def __missing__(self, code: int) -> NoReturn:
-        names = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
-        if not names:
-            raise pickle.UnpicklingError(f"byte {code} is no opcode")
-        raise _RefusedError(f"opcode {names[0]}")
-
-
-class _DataUnpickler(pickle._Unpickler):
-    """Python's own unpickler in Python, cut down to data.
-
-    The one in C cannot be cut down: it keeps BUILD and EXT, and grows its memo to any index that a file of ten bytes
-    names. This one is as fast here, where the work is a few long strings. It reads from `file` no more than is there.
-    """
-
-    def __init__(self, file: mmap.mmap) -> None:
-        super().__init__(file, encoding="bytes")
-        self._budget = len(file)
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return our stand-in for a global of the pickle. Nothing is imported."""
-        home = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")  # as Python 3, numpy 1
-        stand_ins: dict[tuple[str, str], Any] = {
-            ("_codecs", "encode"): self._encode,
-            ("builtins", "bytes"): self._bytes,
-            ("builtins", "bytearray"): self._bytes,
-            ("numpy", "ndarray"): None,  # only ever the first argument of _reconstruct
-            ("numpy", "dtype"): _DType,
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy.core.multiarray", "scalar"): _scalar,
-            ("numpy.core.numeric", "_frombuffer"): _frombuffer,
-        }
-        if (home, name) not in stand_ins:
-            raise _RefusedError(f"{module + '.' + name!a:.80}")
-        return stand_ins[home, name]
-
-    def _encode(self, text: str, codec: str) -> bytes:
-        """Bytes as Python 3 writes them at protocols 0 to 2.
-
-        A file pays for every character once, so a total longer than the file means one string encoded again and again.
-        """
-        if type(text) is not str or codec not in ("latin1", "latin-1"):
-            raise _RefusedError(f"the bytes of an object of type {type(text).__name__} in codec {_shown(codec)}")
-        self._budget -= len(text)
-        if self._budget < 0:
-            raise _RefusedError("more bytes than the file holds")
-        return text.encode("latin1")
-
-    def _bytes(self, value: bytes | str = b"", codec: str = "") -> bytes:
-        """The empty bytes of protocols 0 to 2, and bytearrays, which are read as bytes."""
-        if type(value) is bytes and not codec:
-            return value
-        return self._encode(value, codec)  # type: ignore[arg-type]  # it checks
-
-    def _build(self) -> None:
-        state = self.stack.pop()  # type: ignore[attr-defined]
-        target = self.stack[-1]  # type: ignore[attr-defined]
-        if type(target) not in (_Array, _DType):
-            raise _RefusedError(f"opcode BUILD on a {type(target).__name__}")
-        target.build(state)
-
-    def _bytearray8(self) -> None:
-        (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
-        self.append(self.read(size))  # type: ignore[attr-defined]
-
-    dispatch = _Opcodes(
-        {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()}
-        | {pickle.BUILD[0]: _build, pickle.BYTEARRAY8[0]: _bytearray8}
-    )
-
 
 def _unpickle(path: Path) -> object:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _DataUnpickler(data).load()
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return DataUnpickler(data).load()
+    except UserError:  # a ValueError, as is what the unpickler raises
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except _RefusedError as error:
+    except RefusedError as error:
         raise UserError(
-            f"{path}: refused: the pickle asks for {error}, a verification set needs no such thing"
+            f"{path}: refused: it holds {error}; a verification set is a pickled pair of a list of images, each the "
+            "bytes of a JPEG or PNG file, and a list of flags, true or false"
         ) from error
-    except _CORRUPT as error:
+    except CORRUPT as error:
         reason = f"{error!s:.80}".splitlines() or [type(error).__name__]
         raise UserError(f"{path}: not a verification set, or cut short ({reason[0]})") from error
 
 
+def _listed(stored: object) -> Sequence[Any] | None:
+    """The elements of a list, a tuple or an array; None for anything else."""
+    if isinstance(stored, StoredArray):
+        return stored.values() if stored.dtype.kind == "O" or len(stored.shape) == 1 else None
+    return stored if isinstance(stored, list | tuple) else None
+
+
 def _encoded_images(stored: object) -> list[bytes]:
-    if not isinstance(stored, list | tuple):
-        raise UserError("the images are not a list")
-    images = [item.data if isinstance(item, _Array) else item for item in stored]
-    for index, image in enumerate(images):
-        if not isinstance(image, bytes):
-            raise UserError(f"image {index} is of type {type(image).__name__}, not the bytes of an image file")
+    items = _listed(stored)
+    if items is None:
+        raise UserError("the images are not a list of the bytes of image files")
+    images = []
+    for index, item in enumerate(items):
+        if isinstance(item, StoredArray):
+            if item.dtype.kind == "O" or item.dtype.itemsize != 1 or max(item.shape, default=0) != len(item.data):
+                shape = "×".join(map(str, item.shape))
+                raise UserError(
+                    f"image {index} is an array of {item.dtype.name} {shape}, not the bytes of an image file; encode "
+                    "it as JPEG or PNG"
+                )
+            item = item.data
+        if not isinstance(item, bytes):
+            raise UserError(f"image {index} is of type {type(item).__name__}, not the bytes of an image file")
+        images.append(item)
     return images
 
 
 def _flags(stored: object) -> NDArray[np.bool_]:
-    values = stored.values() if isinstance(stored, _Array) else stored
-    if not isinstance(values, list | tuple) or not all(type(v) in (bool, int) and v in (0, 1) for v in values):
-        raise UserError("the flags are not a list of true and false")
+    values = _listed(stored)
+    if values is None:
+        raise UserError("the flags are not a list; they should be true or false, one a pair")
+    for index, value in enumerate(values):
+        if type(value) not in (bool, int, float) or value not in (0, 1):
+            raise UserError(f"flag {index} is {_shown_flag(value)}; flags should be true or false")
     return np.array(values, dtype=bool)
+
+
+def _shown_flag(value: object) -> str:
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 64):
+        return repr(value)
+    return f"of type {type(value).__name__}"  # a number of a million digits cannot be printed
 
 
 def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool_]]:

@@ -77,6 +77,12 @@ def arrays(encoded):
     return [np.frombuffer(image, np.uint8) for image in encoded]
 
 
+def object_array(items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
 FLAVOURS = {
     "bytes": lambda images: (images, FLAGS),
     "lists": lambda images: [images, FLAGS],
@@ -90,6 +96,13 @@ FLAVOURS = {
     "ints": lambda images: (images, [int(flag) for flag in FLAGS]),
     "array of bools": lambda images: (arrays(images), np.array(FLAGS)),
     "array of ints": lambda images: (arrays(images), np.array(FLAGS, dtype="<i8")),
+    "floats": lambda images: (images, [float(flag) for flag in FLAGS]),
+    "numpy floats": lambda images: (images, [np.float64(flag) for flag in FLAGS]),
+    "array of floats": lambda images: (images, np.array(FLAGS, np.float32)),
+    "array of halves": lambda images: (images, np.array(FLAGS, ">f2")),
+    "array of objects": lambda images: (np.array(images, object), np.array(FLAGS, object)),
+    "array of objects, floats": lambda images: (np.array(images, object), np.array([1.0, 0, 1], object)),
+    "array of array objects": lambda images: (object_array(arrays(images)), FLAGS),
     "array of big-endian ints": lambda images: (arrays(images), np.array(FLAGS, dtype=">i4")),
 }
 
@@ -189,10 +202,22 @@ def test_grey_and_jpeg():
     [
         (([b"a"] * 3, [True, False]), "3 images for 2 pairs"),
         (([], []), "the set is empty"),
-        (([b"a"] * 2, [2]), "flags are not"),
-        (([b"a"] * 2, [None]), "flags are not"),
-        (([b"a"] * 2, True), "flags are not"),
-        (([b"a"] * 2, np.array([3])), "flags are not"),
+        (([b"a"] * 2, [2]), "flag 0 is 2; flags should be true or false"),
+        (([b"a"] * 4, [1.0, 0.5]), "flag 1 is 0.5; flags should be true or false"),
+        (([b"a"] * 2, [float("nan")]), "flag 0 is nan; flags should be true or false"),
+        (([b"a"] * 2, [None]), "flag 0 is of type NoneType; flags should be true or false"),
+        (([b"a"] * 2, ["true"]), "flag 0 is of type str; flags should be true or false"),
+        (([b"a"] * 2, [10**4000]), "flag 0 is of type int; flags should be true or false"),
+        (([b"a"] * 2, True), "the flags are not a list; they should be true or false"),
+        (([b"a"] * 2, np.array([[True]])), "the flags are not a list; they should be true or false"),
+        (([b"a"] * 2, np.array([3])), "flag 0 is 3; flags should be true or false"),
+        (([b"a"] * 2, np.array([0.25])), "flag 0 is 0.25; flags should be true or false"),
+        (([b"a", np.zeros((4, 5, 3), np.uint8)], [1]), "image 1 is an array of uint8 4×5×3, not the bytes of an image"),
+        (([b"a", np.zeros(9, np.float32)], [1]), "image 1 is an array of float32 9, not the bytes of an image"),
+        (([b"a", np.array([None])], [1]), "image 1 is an array of object 1, not the bytes of an image"),
+        (([{"image": b"a"}] * 2, [True]), "refused: it holds a dict; a verification set is a pickled pair"),
+        (({1, 2}, [True]), "refused: it holds (a set|'(__builtin__|builtins).set'); a verification set is a"),
+        (([Path("a.jpg")] * 2, [True]), "refused: it holds .*Path.*; a verification set is a pickled pair"),
         (([b"a", "a"], [True]), "image 1 is of type str"),
         (([b"a", 7], [True]), "image 1 is of type int"),
         ((b"aa", [True]), "the images are not a list"),
@@ -230,8 +255,11 @@ def test_undecodable_image_is_named(write, encoded):
 def test_missing(tmp_path):
     with pytest.raises(UserError, match=r"lfw\.bin: cannot be read: No such file"):
         load_bin(tmp_path / "lfw.bin")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r"is not a regular file \(a folder\)"):
         load_bin(tmp_path)
+    os.mkfifo(tmp_path / "pipe.bin")
+    with pytest.raises(UserError, match=r"pipe\.bin: is not a regular file \(a pipe\)"):
+        load_bin(tmp_path / "pipe.bin")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"hello\n", b"\x89PNG\r\n\x1a\n", b"\xff" * 100, b"\x80\x7f.", b"."])
@@ -310,8 +338,7 @@ def test_calls_are_refused(write, encoded, canary, place, protocol):
             "array": ([np.array([evil], dtype=object), *encoded[1:]], FLAGS),
             "flag array": (encoded, np.array([evil, evil, evil])),
         }[place]
-        asked = f"{name}|array of dtype 'O" if "array" in place else name
-        assert_refused(write(pickle.dumps(content, protocol)), canary, asked)
+        assert_refused(write(pickle.dumps(content, protocol)), canary, name)
 
 
 def global_(module, name):
@@ -328,18 +355,18 @@ def test_opcodes_are_refused(write, canary):
             (b"\x80\x04\x8c\x05posix\x8c\x06system\x93" + touch + b"\x85R.", "'posix.system'"),
             (b"(S'touch " + str(canary).encode() + b"'\nios\nsystem\n.", "'os.system'"),  # INST
             (b"(" + global_(b"os", b"system") + touch + b"o.", "'os.system'"),  # OBJ
-            (b"(" + encode + touch + b"o.", "opcode OBJ"),
-            (b"\x80\x02\x82\x4d" + touch + b"\x85R.", "opcode EXT1"),
-            (b"\x80\x02\x83\x4d\x00" + touch + b"\x85R.", "opcode EXT2"),
-            (b"\x80\x02\x84\x4d\x00\x00\x00" + touch + b"\x85R.", "opcode EXT4"),
-            (b"Pcanary\n.", "opcode PERSID"),
-            (touch + b"Q.", "opcode BINPERSID"),
-            (global_(b"numpy", b"dtype") + b")\x81.", "opcode NEWOBJ"),
-            (global_(b"numpy", b"dtype") + b")}\x92.", "opcode EMPTY_DICT"),
-            (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
-            (encode + b"(tb.", "opcode BUILD on a method"),
-            (global_(b"numpy", b"dtype") + b"(tb.", "opcode BUILD on a type"),
-            (b"](tb.", "opcode BUILD on a list"),
+            (b"(" + encode + touch + b"o.", "it holds an object of a Python class"),
+            (b"\x80\x02\x82\x4d" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
+            (b"\x80\x02\x83\x4d\x00" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
+            (b"\x80\x02\x84\x4d\x00\x00\x00" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
+            (b"Pcanary\n.", "it holds an object that is kept elsewhere"),
+            (touch + b"Q.", "it holds an object that is kept elsewhere"),
+            (global_(b"numpy", b"dtype") + b")\x81.", "it holds an object of a Python class"),
+            (global_(b"numpy", b"dtype") + b")}\x92.", "it holds a dict"),
+            (b"\x80\x05\x97.", "it holds an object that is kept elsewhere"),
+            (encode + b"(tb.", "it holds the state of an object"),
+            (global_(b"numpy", b"dtype") + b"(tb.", "it holds the state of an object"),
+            (b"](tb.", "it holds the state of an object"),
             (b"\x80\x04\x8c\x07_codecs\x8c\x0fencode.__self__\x93.", "'_codecs.encode.__self__'"),
             (global_(b"numpy", b"load") + touch + b"\x85R.", "'numpy.load'"),
             (global_(b"numpy.core.multiarray", b"fromfile") + touch + b"\x85R.", "'numpy.core.multiarray.fromfile'"),
@@ -360,11 +387,10 @@ def test_other_codecs_are_refused(write, canary, codec):
     assert_refused(write(content), canary, "the bytes of an object of type int")
 
 
-def test_object_arrays_are_refused(write, canary):
+def test_arrays_of_other_kinds_are_refused(write, canary):
     for protocol in PROTOCOLS:
         for array in (
-            np.array([None]),
-            np.array([1.5]),
+            np.array([1j]),
             np.zeros(2, "u1,i4"),
             np.array(["2020"], "M8"),
             np.array(["a"]),

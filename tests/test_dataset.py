@@ -1,9 +1,13 @@
 """Training data: what is delivered, in which order, and what is refused."""
 
 import multiprocessing
+import os
 import pickle
+import re
 import shutil
+import sys
 from itertools import chain
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,13 +15,16 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from tests.conftest import GOLDEN, encode, face, write_data
+from config import require_data
+from NAS.data import SearchFaces
+from tests.conftest import GOLDEN, ROOT, encode, face, run_command, write_data
 from utils.dataset import EpochSampler, FaceDataset, load_training_data
 from utils.distributed import World
 from utils.errors import UserError
+from utils.image_keys import find_image_end, find_image_keys
 from utils.images import mirror, normalise
 from utils.loader import Loader
-from utils.recordio import Header, IndexedRecordWriter, pack
+from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -59,6 +66,202 @@ def test_plain_files_without_a_header_record(tmp_path):
     dataset = FaceDataset(write_images(tmp_path, records))
     assert len(dataset) == 5 and dataset.count_classes() == 5
     assert [dataset[i][1] for i in range(5)] == [0, 1, 2, 3, 4]
+
+
+def header_record(*ends: float) -> bytes:
+    return pack(Header(2, np.array(ends), 0, 0), b"")
+
+
+def face_record(label: float = 0.0) -> bytes:
+    return pack(Header(0, label, 0, 0), encode(face(int(label), np.random.default_rng(0))))
+
+
+def test_an_index_without_images_that_the_header_announces_is_refused(tmp_path):
+    folder = write_data(tmp_path / "data", identities=2, shots=5, pairs=2)
+    lines = (folder / "train.idx").read_text().splitlines(keepends=True)
+    for left_out, first in [({3}, 3), ({1, 7}, 1), ({10}, 10)]:
+        (folder / "train.idx").write_text("".join(line for n, line in enumerate(lines) if n not in left_out))
+        with pytest.raises(UserError) as caught:
+            FaceDataset(folder)
+        said = f"announces 10 images, {len(left_out)} of them are not in the index, the first is key {first}; copy both"
+        assert said in str(caught.value) and f"python data/reindex.py --force {folder}/train.rec" in str(caught.value)
+    (folder / "train.idx").write_text("".join(lines[:6]))  # as a copy that was interrupted
+    with pytest.raises(UserError, match=r"train\.idx: its last record is at byte \d+, but \d+ bytes of records follow"):
+        FaceDataset(folder)
+    (folder / "train.idx").write_text("".join(lines[:6]))
+    size = int(lines[6].split()[1])
+    with (folder / "train.rec").open("r+b") as file:
+        file.truncate(size)  # both cut alike
+    with pytest.raises(UserError, match="announces 10 images, 5 of them are not in the index, the first is key 6"):
+        FaceDataset(folder)
+
+
+@pytest.mark.parametrize("end", [np.nan, np.inf, -3.0, 0.0, 2.5])
+def test_a_header_that_announces_no_number_of_images_is_refused(tmp_path, end):
+    write_images(tmp_path, [header_record(end, end), face_record()])
+    with pytest.raises(UserError, match=r"train\.rec: record 0 at byte 0: the header should announce"):
+        FaceDataset(tmp_path)
+
+
+@pytest.mark.parametrize("end", [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3, 2**25 + 5, 2**25 + 3, 20_000_001])
+@pytest.mark.parametrize("identities", [True, False])
+def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identities):
+    """The keys near the end alone, for 17 million records take long."""
+    ends = header_record(end, end + 3)
+    rounded = float(np.frombuffer(ends, np.float32)[6])
+    records = {0: ends} | {key: face_record() for key in range(end - 6, end)}
+    if identities:
+        records |= {key: header_record(key, key) for key in range(end, end + 3)}
+    with IndexedRecordWriter(tmp_path / "a.rec", tmp_path / "a.idx") as writer:
+        for key, record in records.items():
+            writer.write(key, record)
+    with IndexedRecordReader(tmp_path / "a.rec", tmp_path / "a.idx") as reader:
+        assert float(reader.read_image(0)[0].label[0]) == rounded and abs(rounded - end) in (0, 1, 2)
+        assert find_image_end(reader, int(rounded)) == end
+
+
+def test_the_whole_of_17_million_keys_is_counted():
+    """An index of 2^24 + 3 images, the last two of which a float32 takes for one place."""
+    end = 2**24 + 4
+    keys = np.arange(end + 2)
+
+    class Reader:
+        rec, idx = Path("a.rec"), Path("a.idx")
+
+        def __init__(self, keys: np.ndarray) -> None:
+            self.keys = keys
+
+        def read_image(self, key: int) -> tuple[Header, bytes]:
+            return Header(
+                2, np.array([end - 1, end + 2], np.float32), 0, 0
+            ), b"" if key == 0 or key >= end else b"image"
+
+    assert np.float32(end - 1) == end  # rounded
+    assert find_image_keys(Reader(keys))[-1] == end - 1
+    with pytest.raises(
+        UserError, match=f"announces {end - 1} images, 2 of them are not in the index, the first is key 9"
+    ):
+        find_image_keys(Reader(np.delete(keys, [9, 2**24])))
+
+
+def test_a_property_that_is_no_regular_file_is_named(tmp_path):
+    folder = write_data(tmp_path / "data", identities=2, shots=2, pairs=2)
+    (folder / "property").unlink()
+    os.mkfifo(folder / "property")
+    with pytest.raises(UserError, match=r"property: is not a regular file \(a pipe\)"):
+        FaceDataset(folder).count_classes()
+
+
+def with_labels(folder: Path, labels: list[float]) -> Path:
+    return write_images(folder, [face_record(label) for label in labels])
+
+
+def test_images_of_one_identity_are_refused(tmp_path):
+    for labels in ([0.0] * 9, [7.0] * 9):
+        with pytest.raises(
+            UserError, match=rf"train\.rec: all 9 images have the label {labels[0]:g}, a network learns"
+        ):
+            load_training_data(config_for(with_labels(tmp_path, labels)), CPU)
+
+
+@pytest.mark.parametrize("property_", [None, "2001,112,112"])
+def test_labels_with_gaps_are_warned_of(tmp_path, said, property_):
+    folder = with_labels(tmp_path, [0.0, 1000.0, 2000.0] * 4)
+    if property_:
+        (folder / "property").write_text(property_)
+    assert load_training_data(config_for(folder), CPU)[1] == 2001
+    assert "1998 of 2001 identities have no image, the first is label 1: the header learns nothing" in said.text
+    SearchFaces(str(folder))
+    assert said.text.count("1998 of 2001 identities have no image") == 2
+
+
+def test_identities_beyond_the_labels_are_warned_of(tmp_path, said):
+    folder = with_labels(tmp_path, [0.0, 1.0, 2.0] * 4)
+    (folder / "property").write_text("10,112,112")
+    assert load_training_data(config_for(folder), CPU)[1] == 10
+    assert "7 of 10 identities have no image, the first is label 3" in said.text
+
+
+def test_sound_data_bring_no_warning(tiny_data, said):
+    load_training_data(config_for(tiny_data), CPU)
+    assert [record.levelname for record in said.records] == ["INFO"]
+
+
+def test_more_classes_than_the_files_hold_are_refused(tiny_data, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_training_data(config_for(tiny_data, num_classes=85742), CPU)
+    assert str(caught.value) == (
+        f"config num_classes: 85742, but {tiny_data} holds 4 identities; type num_classes=0 to take the files' count, "
+        "or num_classes=4"
+    )
+    # where property is too low, the labels count
+    folder = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    (folder / "property").write_text("3,112,112")
+    assert load_training_data(config_for(folder, num_classes=4), CPU)[1] == 4
+
+
+def test_a_shipped_config_on_other_people_says_what_to_type(tiny_data, tmp_path):
+    places = [f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    done = run_command(ROOT, sys.executable, "train.py", "--config", "config/config_PocketNetS128.py", *places)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"error: config num_classes: 85742, but {tiny_data} holds 4 identities; type num_classes=0 " in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train.py", "train_kd.py"])
+def test_a_batch_of_one_image_is_refused(tiny_data, tmp_path, command):
+    fields = ["batch_size=1", f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    fields += [f"teacher_pth={tmp_path}/teacher", "teacher_global_step=1"] * (command == "train_kd.py")
+    done = run_command(ROOT, sys.executable, command, "--config", "config/config_demo.py", *fields)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: config batch_size: 1 image is too few for batch norm")
+
+
+WANTED = r"training takes train\.rec, train\.idx and property \(data/README\.md\)"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ["Ann/1.jpg", "Bob/1.JPG"],
+            rf"there are photos \('Ann/1\.jpg'\); {WANTED}: .*data/pack_photos\.py FOLDER OUT",
+        ),
+        (["1.png"], rf"there are photos \('1\.png'\); {WANTED}"),
+        (["lfw.bin", "cfp_fp.bin"], rf"verification sets alone \('cfp_fp\.bin, lfw\.bin'\), which eval/.* {WANTED}"),
+        (["faces.rec", "faces.idx"], rf"but there is 'faces\.rec'; {WANTED}: rename it"),
+        (["inner/train.rec", "inner/train.idx"], r"but FOLDER/inner has one; type rec=FOLDER/inner"),
+        (["readme.txt"], rf"{WANTED}; put them there"),
+        (["train.idx"], rf"{WANTED}; put them there"),
+    ],
+)
+def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_path, files, said):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(UserError, match=r"^FOLDER/train\.rec: No such file: ") as caught:
+        try:
+            FaceDataset(tmp_path)
+        except UserError as error:
+            raise UserError(str(error).replace(str(tmp_path), "FOLDER")) from None
+    assert re.search(said, str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_the_record_file_in_place_of_its_folder(tiny_data):
+    with pytest.raises(
+        UserError, match=rf"config rec: .*train\.rec' is a file; name the folder it is in: rec={tiny_data}"
+    ):
+        require_data(EasyDict(rec=str(tiny_data / "train.rec")))
+
+
+def test_records_without_an_index_say_how_to_make_it(tmp_path):
+    folder = write_data(tmp_path / "data", identities=2, shots=2, pairs=2)
+    (folder / "train.idx").unlink()
+    with pytest.raises(UserError) as caught:
+        FaceDataset(folder)
+    command = str(caught.value).partition("make it from the records: python ")[2]
+    assert command == f"data/reindex.py {folder}"
+    assert run_command(ROOT, sys.executable, *command.split()).returncode == 0
+    assert len(FaceDataset(folder)) == 4
 
 
 def test_colours_are_red_green_blue(tmp_path):
@@ -173,7 +376,7 @@ def config_for(folder, **fields) -> EasyDict:
 def test_counts_come_from_the_files_and_are_checked(tiny_data):
     loader, num_classes = load_training_data(config_for(tiny_data), CPU)
     assert num_classes == 4 and len(loader) == 5
-    assert load_training_data(config_for(tiny_data, num_classes=6), CPU)[1] == 6  # a header with unused classes
+    assert load_training_data(config_for(tiny_data, num_classes=4), CPU)[1] == 4
     with pytest.raises(UserError, match=r"label 3 is not one of the 3 classes.*num_classes=4"):
         load_training_data(config_for(tiny_data, num_classes=3), CPU)
 

@@ -1,5 +1,7 @@
 """The parts of the IJB evaluation: against the golden vectors, and against loops that follow the published text."""
 
+import errno
+import os
 from itertools import product
 from pathlib import Path
 
@@ -759,7 +761,7 @@ def spoil_large(path: Path) -> None:
         (spoil_truncated, "cannot be decoded"),
         (spoil_text, "cannot be decoded"),
         (spoil_empty, "cannot be decoded"),
-        (spoil_folder, "cannot be read: Is a directory"),
+        (spoil_folder, "is not a regular file"),
         (spoil_large, "is too large, 32768×2"),
     ],
 )
@@ -876,9 +878,76 @@ def test_features_half_made_anew_are_not_taken_for_the_old_ones(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "save", interrupted)
+        patch.setattr(features_module, "reserve", interrupted)
         open_features(tmp_path, checkpoint="another")
     assert not open_features(tmp_path).done.any()
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 4)
+
+
+def _emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _of_objects(path: Path) -> None:
+    np.save(path, np.array([{"a": 1}] * 5), allow_pickle=True)
+
+
+def _of_doubles(path: Path) -> None:
+    np.save(path, np.load(path).astype(np.float64))
+
+
+def _longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"1234")
+
+
+def _of_another_shape(path: Path) -> None:
+    np.save(path, np.load(path)[..., None])
+
+
+def _piped(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _linked(path: Path) -> None:
+    path.replace(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _emptied, _of_objects, _of_doubles, _longer, _of_another_shape, _piped, _linked, Path.unlink]
+)
+@pytest.mark.parametrize("name", ["direct", "mirrored", "done"])
+def test_kept_features_of_another_size_or_type_are_made_anew(tmp_path, said, name, damage):
+    features = open_features(tmp_path)
+    features.direct[:], features.mirrored[:], features.done[:] = 2, 3, 1
+    features.direct.flush()
+    held = open_features(tmp_path)
+    assert (held.direct == 2).all() and (held.mirrored == 3).all() and held.done.all() and not said.text
+    damage(tmp_path / "features" / f"{name}.npy")
+    made = open_features(tmp_path)
+    assert (made.direct.shape, made.mirrored.shape, made.done.shape) == ((5, 3), (5, 3), (5,))
+    assert {made.direct.dtype, made.mirrored.dtype} == {np.dtype("f4")} and made.done.dtype == np.uint8
+    assert not made.done.any() and not made.direct.any() and f"{name}.npy: is cut short or of another kind" in said.text
+
+
+def test_features_for_which_the_disk_has_no_space(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"features: No space left on device; name another --result-dir"):
+        open_features(tmp_path)
+
+
+def test_a_pipe_among_the_photos_is_named(photos):
+    (photos / "loose_crop" / "b.jpg").unlink()
+    os.mkfifo(photos / "loose_crop" / "b.jpg")
+    with pytest.raises(UserError, match=r"b\.jpg is not a regular file"):
+        read(Crops(photos / "loose_crop", images_of(photos), skip_missing=False), 1)
 
 
 def test_features_that_cannot_be_written(tmp_path):

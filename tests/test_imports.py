@@ -45,7 +45,18 @@ def ours(names: set[str]) -> set[str]:
         ("utils", ("utils", "backbones", "config")),
         ("eval", ("eval", "backbones", "config", "utils")),
         ("NAS", ("NAS", "backbones", "config", "utils")),
-        ("data", ("data", "utils.errors", "utils.recordio")),
+        (
+            "data",
+            (
+                "data",
+                "utils.errors",
+                "utils.files",
+                "utils.image_size",
+                "utils.recordio",
+                "utils.record_index",
+                "utils.record_scan",
+            ),
+        ),
     ],
 )
 def test_each_folder_imports_only_what_lies_before_it(folder, allowed):

@@ -275,7 +275,6 @@ def test_missing_files(tmp_path):
     rec, idx = write(tmp_path, [b"one"])
     open_error(tmp_path / "no.rec", idx, tmp_path / "no.rec", "No such file")
     open_error(rec, tmp_path / "no.idx", tmp_path / "no.idx", "No such file")
-    open_error(tmp_path, idx, tmp_path, "Is a directory")
     error_of(lambda: IndexedRecordWriter(tmp_path / "no" / "a.rec", idx), tmp_path / "no" / "a.rec", "No such file")
 
 
@@ -394,6 +393,49 @@ def test_unknown_key(keys, unknown, tmp_path):
         error_of(lambda: reader.read(unknown), *named)
         if abs(unknown) < 2**63:
             error_of(lambda: reader.labels([keys[0], unknown]), *named)
+
+
+def test_index_cut_at_the_end_of_a_line(tmp_path):
+    rec, idx = write(tmp_path, list(random_payloads(5, 60)))
+    lines = idx.read_bytes().splitlines(keepends=True)
+    for count in (1, 30, 59):
+        idx.write_bytes(b"".join(lines[:count]))
+        left = rec.stat().st_size - int(lines[count].split()[1])
+        open_error(rec, idx, idx, rec, f"{left} bytes of records follow it", f"python data/reindex.py --force {rec}")
+
+
+def test_index_without_its_first_lines(tmp_path):
+    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    lines = idx.read_bytes().splitlines(keepends=True)
+    idx.write_bytes(b"".join(lines[1:]))
+    open_error(rec, idx, idx, rec, "its first record is at byte 12", f"python data/reindex.py --force {rec}")
+
+
+def test_what_follows_the_last_record_need_not_be_a_record(tmp_path):
+    """Space that was set aside is no record that the index lacks."""
+    rec, idx = write(tmp_path, [b"one", b"two"])
+    os.truncate(rec, 4096)
+    with IndexedRecordReader(rec, idx) as reader:
+        assert reader.read(1) == b"two"
+
+
+def test_keys_at_the_same_offset(tmp_path):
+    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    idx.write_text("0\t0\n" + "".join(f"{key}\t12\n" for key in range(1, 11)) + "11\t24\n")
+    open_error(rec, idx, idx, "line 3", "keys 1 and 2 stand at the same byte 12", "9 of 12 lines repeat an offset")
+
+
+@pytest.mark.parametrize("name", ["a.rec", "a.idx"])
+def test_what_is_no_regular_file(name, tmp_path):
+    rec, idx = write(tmp_path, [b"one"])
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a pipe\)"):
+        IndexedRecordReader(rec, idx)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a device\)"):
+        IndexedRecordReader(rec, idx)
 
 
 # ---- the records
@@ -573,6 +615,43 @@ def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added
         error_of(again, f"{rec}: was written to while in use; copy it again")
         with multiprocessing.get_context("fork").Pool(1, _receive, (reader,)) as pool:  # it opens the file for itself
             error_of(lambda: pool.apply(_digests, ([2],)), f"{rec}: was replaced or written to while in use")
+
+
+def test_a_file_that_is_touched_while_in_use_is_read_on(tmp_path):
+    rec, idx = write(tmp_path, [pack(Header(0, 1.0, 0, 0), b"first")] * 3)
+    with IndexedRecordReader(rec, idx) as reader:
+        assert reader.read_image(2)[1] == b"first"
+        for second in (1, 2):
+            os.utime(rec, (second, second))
+            assert reader.read_image(2)[1] == b"first" and reader.labels([1]) == [1]
+        with multiprocessing.get_context("fork").Pool(1, _receive, (reader,)) as pool:
+            assert pool.apply(_digests, ([0, 1, 2],))[1]
+        os.truncate(rec, 40)
+        error_of(lambda: reader.read(2), rec, "shrank from")
+
+
+def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_path):
+    rec, idx = write(tmp_path, [b"first"] * 3)
+    with IndexedRecordReader(rec, idx) as reader:
+        (tmp_path / "copy").write_bytes(rec.read_bytes())
+        (tmp_path / "copy").replace(rec)
+        assert [reader.read(key) for key in range(3)] == [b"first"] * 3
+
+
+@pytest.mark.parametrize("where", [0, 0.25, 0.5, 1])
+def test_other_content_is_found_wherever_it_is(where, tmp_path):
+    """Of a large file, records of which have moved, or that is another from some place on."""
+    rng = np.random.default_rng(0)
+    rec, idx = write(tmp_path, [rng.bytes(30_000) for _ in range(200)])
+    size = rec.stat().st_size
+    os.utime(rec, (1, 1))
+    with IndexedRecordReader(rec, idx) as reader:
+        first = reader.read(0)
+        with rec.open("r+b") as file:
+            file.seek(int(where * (size - 40_000)))
+            file.write(rng.bytes(40_000))
+        error_of(lambda: reader.read(0), rec, "was written to while in use")
+        assert first
 
 
 def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(tmp_path):

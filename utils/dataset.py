@@ -9,13 +9,15 @@ import numpy as np
 from easydict import EasyDict
 from torch.utils.data import Sampler
 
+from utils.data_folder import check_training_files
 from utils.distributed import World, gather_rows, on_main, together
 from utils.errors import UserError
 from utils.files import fingerprint
+from utils.image_keys import find_image_keys
 from utils.image_size import image_size
 from utils.images import SIZE
 from utils.loader import Loader, S
-from utils.record_index import naming_file
+from utils.record_index import open_record_file
 from utils.recordio import IndexedRecordReader, RecordError
 from utils.run_log import log
 
@@ -31,25 +33,21 @@ class FaceDataset:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        check_training_files(self.folder)
         self.reader = IndexedRecordReader(self.folder / "train.rec", self.folder / "train.idx")
-        self.keys = self._image_keys()  # (N,)
+        self.keys = find_image_keys(self.reader)  # (N,)
         if not len(self.keys):
             raise RecordError(f"{self.reader.rec}: no images")
-
-    def _image_keys(self) -> np.ndarray:
-        keys = np.asarray(self.reader.keys)
-        if 0 not in keys:
-            return keys
-        header, payload = self.reader.read_image(0)
-        if header.flag == 0 or payload:
-            return keys
-        end = np.atleast_1d(header.label)[0]  # as a float: damaged, it may be none that an int can be made of
-        return keys[(keys >= 1) & (keys < end)]
 
     @cached_property
     def fingerprint(self) -> str:
         """By which these data are told from others."""
         return fingerprint(self.reader.idx, self.reader.rec)
+
+    @cached_property
+    def label_values(self) -> np.ndarray:
+        """The first label of every image as it stands in the file: (N,) float32. Reads all records' heads."""
+        return self.reader.labels(self.keys)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -83,12 +81,12 @@ class FaceDataset:
     def count_classes(self) -> int:
         """Identities, as the file `property` says, or by the largest label where it is missing."""
         path = self.folder / "property"
-        if not path.is_file():
-            largest = self.reader.labels(self.keys).max()
+        if not path.exists():
+            largest = self.label_values.max()
             if not 0 <= largest < MOST_CLASSES:
                 raise RecordError(f"{self.reader.rec}: the largest label is {largest:g}, not the number of a class")
             return int(largest) + 1
-        with naming_file(path), path.open("rb") as file:
+        with open_record_file(path) as file:
             text = file.read(40).decode(errors="replace")
         identities = text.split(",")[0].strip()
         if not identities.isdecimal() or not 1 <= int(identities) <= MOST_CLASSES:
@@ -96,8 +94,8 @@ class FaceDataset:
         return int(identities)
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises UserError unless every label is a whole number from 0 to num_classes - 1. Reads all records' heads."""
-        labels = self.reader.labels(self.keys)
+        """Raises UserError unless every label is a whole number from 0 to num_classes - 1."""
+        labels = self.label_values
         wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
         if len(wrong):
             label = labels[wrong[0]]
@@ -106,6 +104,23 @@ class FaceDataset:
             raise UserError(
                 f"{self.reader.where(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "
                 f"(0 to {num_classes - 1}){mend}"
+            )
+
+    def check_identities(self, num_classes: int) -> None:
+        """Raises UserError where all images are of one identity, and warns of identities without an image.
+
+        The labels have been checked by `check_labels`."""
+        images = np.bincount(self.label_values.astype(np.int64), minlength=num_classes)  # of each identity
+        empty = np.flatnonzero(images == 0)
+        if num_classes - len(empty) == 1:
+            raise UserError(
+                f"{self.reader.rec}: all {len(self)} images have the label {images.argmax()}, a network learns to tell "
+                "two identities or more apart; check the labels"
+            )
+        if len(empty):
+            log.warning(
+                f"{self.reader.rec}: {len(empty)} of {num_classes} identities have no image, the first is label "
+                f"{empty[0]}: the header learns nothing for them; unless that is meant, number the labels 0, 1, 2, …"
             )
 
 
@@ -183,6 +198,12 @@ class EpochSampler(BatchSampler):
             yield order[start : start + self.batch_size].tolist()
 
 
+def check_batch_size(config: EasyDict) -> None:
+    """Raises UserError for batches that a network cannot learn from."""
+    if config.batch_size == 1:
+        raise UserError("config batch_size: 1 image is too few for batch norm to learn from; type batch_size=2 or more")
+
+
 def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     """The loader of this process, and the number of classes. Raises UserError where config and files disagree."""
     num_classes = on_main(world, lambda: _checked_classes(config))
@@ -212,9 +233,14 @@ def _checked_classes(config: EasyDict) -> int:
     in_files = dataset.count_classes()
     num_classes = config.num_classes or in_files
     dataset.check_labels(num_classes)
+    in_files = max(in_files, int(dataset.label_values.max()) + 1)
+    if num_classes > in_files:
+        raise UserError(
+            f"config num_classes: {num_classes}, but {config.rec} holds {in_files} identities; type num_classes=0 to "
+            f"take the files' count, or num_classes={in_files}"
+        )
     log.info(f"Data: {len(dataset)} images of {in_files} identities in {config.rec}")
-    if num_classes != in_files:
-        log.warning(f"config num_classes: {num_classes}, but the files hold {in_files}: the header has unused classes")
+    dataset.check_identities(num_classes)
     if config.num_image not in (0, len(dataset)):
         log.warning(f"config num_image: {config.num_image}, but the files hold {len(dataset)}: the files count")
     return num_classes

@@ -1,6 +1,6 @@
 """The training loop: the only one. ArcFace training, distillation and the search differ in the task they hand to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from signal import Signals
@@ -14,8 +14,9 @@ from torch import Tensor
 from utils.bad_steps import require_finite
 from utils.checkpoint import write_file
 from utils.dataset import Loader
-from utils.distributed import World, mean_over, on_main, to_device
+from utils.distributed import World, mean_over, on_main, to_device, together
 from utils.epochs import epoch_ends
+from utils.errors import PassingError, UserError
 from utils.faults import again
 from utils.images import mirror, normalise
 from utils.loader import Decoded
@@ -31,6 +32,9 @@ from utils.writer import Files, Writer
 
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each verification set
 ANEW = Start()
+# In place of a signal's number, by which all processes stop at one step: a process soon has no more images, for its
+# workers died or hang (another try may go well), or for the files are wrong.
+LOADER_FAILED, DATA_FAILED = 254, 255
 
 
 def train(
@@ -77,7 +81,7 @@ def train(
             task.start_epoch(epoch)
             run_log.resume_clock(position.step)
             lr = update.set_learning_rate(epoch)
-            for decoded in loader.epoch(epoch, position.seen):
+            for decoded in _agreed(loader.epoch(epoch, position.seen), world):
                 batch = _on_device(decoded, task, _generator(config, position, world), world)
                 position = position.after_step(images_a_step)
                 step = position.step
@@ -94,12 +98,17 @@ def train(
                     run_log.resume_clock(step)
                 if step == total_steps:
                     break
+                if loader.failure:
+                    stop.signal = _failure_code(loader.failure)
                 asked = stop.asked(run_log.is_due(step))
-                if asked.signal and not update.bad_steps.is_last():
-                    writer.submit(_checkpoint(state, position, config))
-                    writer.close()
-                    log.warning(f"Stopped by {Signals(asked.signal).name} after step {step}: {again(config)}")
-                    raise SystemExit(128 + asked.signal)
+                if asked.signal:
+                    if kept := not update.bad_steps.is_last():
+                        writer.submit(_checkpoint(state, position, config))
+                        writer.close()
+                    _end_if_data_failed(asked.signal, loader, config)
+                    if kept:
+                        log.warning(f"Stopped by {Signals(asked.signal).name} after step {step}: {again(config)}")
+                        raise SystemExit(128 + asked.signal)
                 if asked.save:
                     log.info(f"Asked for a checkpoint after step {step}: it is written, and the run goes on")
                 due |= bool(asked.save) or step % config.save_step == 0
@@ -114,6 +123,32 @@ def train(
             writer.submit(published, {} if due else _checkpoint(state, position, config))
     update.bad_steps.check_end()
     return position.step
+
+
+def _agreed(batches: Iterator[Decoded], world: World) -> Iterator[Decoded]:
+    """The batches of an epoch. A UserError over the first ones ends all processes."""
+    first = together(world, lambda: next(batches, None))
+    if first is not None:
+        yield first
+        yield from batches
+
+
+def _failure_code(failure: Exception) -> int:
+    """What stands for a loader's failure in place of a signal's number."""
+    return DATA_FAILED if isinstance(failure, UserError) and not isinstance(failure, PassingError) else LOADER_FAILED
+
+
+def _end_if_data_failed(number: int, loader: Loader, config: EasyDict) -> None:
+    """Where the run was stopped because a process soon has no more images, raises what is wrong: in that process the
+    failure itself, in others SystemExit, or PassingError where another try may go well."""
+    if number < LOADER_FAILED:
+        return
+    log.warning(f"The run ends, for the images behind this step cannot be read; once they can, {again(config)}")
+    if loader.failure:
+        loader.raise_failure()
+    if number == LOADER_FAILED:
+        raise PassingError(f"the loader of another process failed; {again(config)}")
+    raise SystemExit(2)
 
 
 def _on_device(decoded: Decoded, task: Task, generator: torch.Generator, world: World) -> Batch:

@@ -1,5 +1,6 @@
 """What is asked of files and folders that a person named."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -63,6 +64,17 @@ def replace_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reserve(file: int, size: int) -> None:
+    """Gives the file its size and, where the system can, its place on the disk: a full one is told now, as an error,
+    and not in the middle of the run as a bus error. What is in the file stays."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(file, size)
 
 
 def sha256(*files: Path) -> str:

@@ -7,13 +7,17 @@ cost as much as decoding it. Here each worker owns a few slots for good and only
 import ctypes
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -30,9 +34,16 @@ if TYPE_CHECKING:
     from utils.dataset import BatchSampler
 
 PREFETCH = 4  # batches that a worker is ahead
-# A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, one more is in
-# use by the consumer, and one is for good measure.
-SLOTS = PREFETCH + 2
+AHEAD = 2  # batches that are taken before they are used: what is wrong with one is known in time to end in good order
+# A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, AHEAD more are
+# taken, one is in use by the consumer, and one is for good measure.
+SLOTS = PREFETCH + AHEAD + 2
+# What the system and torch say where no process, thread, file handle or memory is left.
+_EXHAUSTED = re.compile(
+    r"too many open files( in system)?|cannot allocate memory|can't allocate memory|can't start new thread|"
+    r"resource temporarily unavailable|no space left on device|unable to mmap",
+    re.IGNORECASE,
+)
 
 Ticket = tuple[int, int, int, list[str]]  # worker, slot, images in it, what was wrong with images left out
 
@@ -71,8 +82,16 @@ class Loader(Generic[S]):
         self.timeout = timeout if workers else 0
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
-        self._slots = _Slots(dataset, workers, sampler.batch_size, skip_bad)
+        try:
+            self._slots = _Slots(dataset, workers, sampler.batch_size, skip_bad)
+        except RuntimeError as error:
+            raise _explained(error, workers) from None
+        self.workers = workers
+        self._deaths: _WorkerDeaths | None = None
         self.skipped = 0  # images left out so far
+        self.failure: Exception | None = (
+            None  # of a batch behind the last one handed out: `epoch` raises it in its turn
+        )
         self._loader = DataLoader(
             self._slots,
             batch_sampler=sampler,
@@ -91,33 +110,115 @@ class Loader(Generic[S]):
         """The epoch's batches, after the first `seen` images of it. Unpinned ones are overwritten once the batch after
         next is asked for: use or copy them.
 
-        Raises UserError at a record that cannot be read.
+        Raises UserError at a record that cannot be read: at once where it is in one of the first AHEAD batches, else in
+        its turn; `failure` has it AHEAD batches earlier.
         """
         self.sampler.epoch, self.sampler.seen = epoch, seen
-        for ticket in self._tickets():
-            if isinstance(ticket, UserError):
-                try:
-                    raise ticket
-                finally:
-                    del ticket  # its traceback holds this frame: a cycle, in which the workers end only after a wait
+        self.failure = None
+        tickets = self._start()
+        waiting: deque[Ticket] = deque()
+        self._take(AHEAD, tickets, waiting)
+        if self.failure:
+            self.raise_failure()
+        while True:
+            self._take(1, tickets, waiting)
+            if not waiting:
+                break
+            ticket = waiting.popleft()
             for message in ticket[3]:
                 self.skipped += 1
                 log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
             batch = self._slots.batch(ticket)
             yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
+        if self.failure:
+            self.raise_failure()
 
-    def _tickets(self) -> Iterator[Any]:
+    def _start(self) -> Iterator[Any]:
+        """The tickets of an epoch. Raises UserError where the workers cannot be started."""
         try:
-            yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader timed out" not in str(error):
+            tickets = iter(self._loader)
+            if self.workers:
+                self._deaths = _watch_workers()
+            return tickets
+        except (OSError, RuntimeError) as error:
+            explained = _explained(error, self.workers)
+            if explained is error:
                 raise
-            for worker in multiprocessing.active_children():
-                worker.kill()  # what hangs does not end when asked to, and this process would wait for its end
-            raise PassingError(
-                f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its "
-                "disk"
-            ) from None
+            # torch's iterator, half made, would print an error of its own where it is deleted, as it is here.
+            hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            error.__traceback__ = None
+            sys.unraisablehook = hook
+            raise explained from None
+
+    def raise_failure(self) -> NoReturn:
+        """Raises what is wrong with a batch."""
+        error, self.failure = self.failure, None
+        assert error
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame: a cycle, in which the workers end only after a wait
+
+    def _take(self, count: int, tickets: Iterator[Any], waiting: "deque[Ticket]") -> None:
+        """Appends the next tickets, up to `count` of them, unless what comes is a failure."""
+        if self._deaths and self._deaths.error:
+            self.failure = self.failure or self._deaths.error
+        try:
+            for ticket in islice(tickets, 0 if self.failure else count):
+                if isinstance(ticket, UserError):
+                    self.failure = ticket
+                    break
+                waiting.append(ticket)
+        except RuntimeError as error:
+            self.failure = self._explain(error)
+
+    def _explain(self, error: RuntimeError) -> Exception:
+        """The error to raise for one of torch's data loader."""
+        if "DataLoader timed out" not in str(error):
+            return (self._deaths and self._deaths.error) or _explained(error, self.workers)
+        for worker in multiprocessing.active_children():
+            worker.kill()  # what hangs does not end when asked to, and this process would wait for its end
+        return PassingError(
+            f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its disk"
+        )
+
+
+class _WorkerDeaths:
+    """torch's handler of SIGCHLD, which raises an error in the middle of whatever this process does, made to note it: a
+    step is done in full before a run ends."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self.handler = handler
+        self.error: Exception | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.handler(number, frame)
+        except RuntimeError as error:
+            self.error = error.with_traceback(None)
+
+
+def _watch_workers() -> "_WorkerDeaths | None":
+    """Puts the one handler in the place of the other, once; None where torch has no handler."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _WorkerDeaths):
+        handler = _WorkerDeaths(handler)
+        signal.signal(signal.SIGCHLD, handler)
+    if not isinstance(handler, _WorkerDeaths):
+        return None
+    handler.error = None
+    return handler
+
+
+def _explained(error: Exception, workers: int) -> Exception:
+    """The UserError for an error that says that there is too little for the workers; any other error itself."""
+    match = _EXHAUSTED.search(str(error))
+    if not match:
+        return error
+    return UserError(
+        f"config workers: {workers} loader workers could not be started ({match[0]}); lower workers or batch_size, or "
+        "raise the limits of files and processes (ulimit -n, ulimit -u)"
+    )
 
 
 class _Slots(Dataset):

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import open_regular
 
 PART_HEAD = 8  # bytes in front of a part's payload: magic and length
 
@@ -27,21 +29,33 @@ def naming_file(path: Path) -> Iterator[None]:
         raise RecordError(f"{path}: {error.strerror or error}") from error
 
 
+def open_record_file(path: Path) -> BinaryIO:
+    """Open a record or index file. Raises UserError where there is none, or something else than a regular file."""
+    with naming_file(path):
+        return open_regular(path)
+
+
+def reindex_hint(rec: Path) -> str:
+    """Return what to do about an index that is not that of its record file."""
+    return f"copy both again, or make the index anew: python data/reindex.py --force {rec}"
+
+
 def read_index(idx: Path, rec: Path, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The keys of an index file in its order, then the keys in ascending order and their offsets; each (N,) int64.
 
-    Raises RecordError for a line that is malformed, whose key stood before, or whose offset cannot be that of a record
-    in `rec` of `size` bytes.
+    Raises RecordError for a line that is malformed, whose key or offset another line has, or whose offset cannot be
+    that of a record in `rec` of `size` bytes.
     """
     keys, offsets = _parse(idx)
     _check_offsets(idx, rec, size, keys, offsets)
+    _check_repeats(idx, rec, keys, offsets)
     return keys, *_sort(idx, keys, offsets)
 
 
 def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return keys and offsets of an index file as int64 arrays, in file order: 5.8 million lines take half a second."""
-    with naming_file(path):
-        text = path.read_bytes()
+    with open_record_file(path) as file, naming_file(path):
+        text = file.read()
     if not text:
         raise RecordError(f"{path}: the index is empty; copy it again")
     if b"\r" in text:
@@ -82,6 +96,20 @@ def _check_offsets(idx: Path, rec: Path, size: int, keys: np.ndarray, offsets: n
         what = "no record begins there" if offset & 3 else "that is at or past its end: it is cut short or another's"
         raise RecordError(
             f"{idx}, line {line + 1}: record {key} at byte {offset} of {rec} ({size} bytes): {what}; copy both again"
+        )
+
+
+def _check_repeats(idx: Path, rec: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
+    """See that no two keys name the same record."""
+    if (offsets[1:] > offsets[:-1]).all():
+        return
+    order = np.argsort(offsets, kind="stable")
+    same = np.flatnonzero(offsets[order[1:]] == offsets[order[:-1]])
+    if same.size:
+        first, second = order[same[0]], order[same[0] + 1]
+        raise RecordError(
+            f"{idx}, line {second + 1}: keys {keys[first]} and {keys[second]} stand at the same byte {offsets[first]}, "
+            f"{same.size} of {len(keys)} lines repeat an offset; {reindex_hint(rec)}"
         )
 
 

@@ -10,6 +10,7 @@ a payload wherever it holds the magic at a multiple of four and drops the magic,
 file the magic stands at a multiple of four only where a part begins. The index holds a line 'key<TAB>offset' a record.
 """
 
+import hashlib
 import mmap
 import os
 import struct
@@ -21,15 +22,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.record_index import PART_HEAD, RecordError, naming_file, read_index
+from utils.record_index import PART_HEAD, RecordError, naming_file, open_record_file, read_index
+from utils.record_scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART, check_indexed_ends
 
-MAGIC = 0xCED7230A
-LENGTH_LIMIT = 1 << 29  # a payload is shorter than this: its length has 29 bits
-
-_MAGIC_BYTES = MAGIC.to_bytes(4, "little")
-_PART = struct.Struct("<II")
-_IMAGE = struct.Struct("<IfQQ")
+IMAGE_HEADER = struct.Struct("<IfQQ")
 _LABELS_AT_ONCE = 1 << 16
+_SAMPLES, _SAMPLE = 256, 4096  # of a file's content: how many, and the bytes of each
 _RECOPY = "the file is cut short or damaged: copy it again"
 
 
@@ -58,7 +56,7 @@ def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
             raise RecordError("an image header needs at least one label: an empty array reads back as the number 0")
         flag, number, labels = array.size, 0.0, array.tobytes()
     try:
-        return _IMAGE.pack(flag, number, header.id, header.id2) + labels + payload
+        return IMAGE_HEADER.pack(flag, number, header.id, header.id2) + labels + payload
     except (struct.error, OverflowError) as error:
         raise RecordError(f"image header (label {label}, id {header.id}, id2 {header.id2}): {error}") from error
 
@@ -69,14 +67,14 @@ def unpack(record: bytes, where: str = "image record") -> tuple[Header, bytes]:
     An array of labels is float32. `where` names the record in errors; `IndexedRecordReader.read_image` gives file, key
     and offset. Raises RecordError where the header or its labels do not fit into the record.
     """
-    if len(record) < _IMAGE.size:
-        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {_IMAGE.size}")
-    flag, label, id_, id2 = _IMAGE.unpack_from(record)
-    start = _IMAGE.size + 4 * flag
+    if len(record) < IMAGE_HEADER.size:
+        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {IMAGE_HEADER.size}")
+    flag, label, id_, id2 = IMAGE_HEADER.unpack_from(record)
+    start = IMAGE_HEADER.size + 4 * flag
     if start > len(record):
         raise RecordError(f"{where}: the image header announces {flag} labels, the record has only {len(record)} bytes")
     if flag:
-        label = np.frombuffer(record, "<f4", flag, _IMAGE.size).copy()  # a view would keep the whole record alive
+        label = np.frombuffer(record, "<f4", flag, IMAGE_HEADER.size).copy()  # a view would keep the whole record alive
     return Header(flag, label, id_, id2), record[start:]
 
 
@@ -85,8 +83,9 @@ class IndexedRecordReader:
 
     The file is memory-mapped on first use, anew in every process: after a fork or in a spawned process nothing is
     shared with the parent. Before each access the opened file is checked: to read beyond the end of one that has shrunk
-    kills the process with SIGBUS, and one that was written to is another than the index is of. One of its name that
-    took its place does no harm: what is mapped stays. Every failure is a RecordError that names file, key and offset.
+    kills the process with SIGBUS, and one with other content is not what the index is of. A new time stamp alone does
+    no harm: then samples from all over the file are compared. Nor does a file that takes the place of this one: what is
+    mapped stays. Every failure is a UserError that names the file, and key and offset where it is about a record.
     """
 
     keys: np.ndarray  # (N,) int64, in the order of the index file
@@ -96,10 +95,13 @@ class IndexedRecordReader:
         self._map: mmap.mmap | None = None
         self._descriptor = -1  # of the mapped file
         self._pid, self._closed = -1, False  # the process that _map belongs to
-        with naming_file(self.rec), self.rec.open("rb") as file:
+        with open_record_file(self.rec) as file:
             self._file = _identity(file.fileno())
             self._size = os.fstat(file.fileno()).st_size
-        self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
+            self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
+            check_indexed_ends(file.fileno(), self.rec, self.idx, int(offsets.min()), int(offsets.max()), self._size)
+            with naming_file(self.rec):
+                self._content = _digest_samples(file.fileno(), self._size)
         self.keys.flags.writeable = False
         self._offsets = np.append(offsets, self._size)  # so each has one behind it
         self._first, self._last = int(self._sorted_keys[0]), int(self._sorted_keys[-1])
@@ -138,7 +140,7 @@ class IndexedRecordReader:
             if at + PART_HEAD > size:
                 what = "the final part is missing" if parts else "no part fits"
                 raise RecordError(f"{self.where(key)}: {what} before the end of the file at byte {size}; {_RECOPY}")
-            magic, word = _PART.unpack_from(data, at)
+            magic, word = PART.unpack_from(data, at)
             cflag, length = word >> 29, word & (LENGTH_LIMIT - 1)
             start = at + PART_HEAD
             end = start + length
@@ -171,7 +173,7 @@ class IndexedRecordReader:
         if data[end:after].strip(b"\0") or not (proved or _is_whole(parts, data[at : at + PART_HEAD])):
             what = f"it ends at byte {end}, but no record does"
             raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
-        return _MAGIC_BYTES.join(parts)
+        return MAGIC_BYTES.join(parts)
 
     def read_image(self, key: int) -> tuple[Header, bytes]:
         """Return header and encoded image of the image record `key`."""
@@ -201,7 +203,7 @@ class IndexedRecordReader:
         # the words of a part and of its image header: magic, length, flag, label, id (2), id2 (2), labels
         magic, length, flag, label, first = (words.take(at + i, mode="clip") for i in (0, 1, 2, 3, 8))
         labels = np.where(flag == 0, label, first).view(np.float32)
-        fits = (_IMAGE.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
+        fits = (IMAGE_HEADER.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
         return labels, (magic == MAGIC) & (length < LENGTH_LIMIT) & fits
 
     def _position(self, key: int) -> int:
@@ -237,7 +239,7 @@ class IndexedRecordReader:
     def _open(self) -> mmap.mmap:
         if self._closed:
             raise RecordError(f"{self.rec}: the reader is closed")
-        with naming_file(self.rec), self.rec.open("rb") as file:
+        with open_record_file(self.rec) as file:
             self._check(file.fileno(), "was replaced or written to while in use; start again")
             opened = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
             self._descriptor = os.dup(file.fileno())  # the map has one too, but keeps it to itself
@@ -251,7 +253,10 @@ class IndexedRecordReader:
         size = os.fstat(file).st_size
         if size < self._size:
             raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
-        raise RecordError(f"{self.rec}: {otherwise}")
+        with naming_file(self.rec):
+            if size > self._size or _digest_samples(file, size) != self._content:
+                raise RecordError(f"{self.rec}: {otherwise}")
+        self._file = found  # touched, or replaced by a copy of itself
 
 
 class IndexedRecordWriter:
@@ -292,7 +297,7 @@ class IndexedRecordWriter:
         parts = _split(record)
         cflags = [0] if len(parts) == 1 else [1] + [2] * (len(parts) - 2) + [3]
         data = b"".join(
-            _PART.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
+            PART.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
             for cflag, part in zip(cflags, parts, strict=True)
         )
         with naming_file(self.rec):
@@ -304,9 +309,21 @@ class IndexedRecordWriter:
 
 
 def _identity(file: int) -> tuple[int, ...]:
-    """What tells an open file from another of its name, as each process opens it for itself, and from a later state."""
+    """Return what tells an open file from another of its name, and, but for a file that was touched, from a later
+    state."""
     found = os.fstat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest_samples(file: int, size: int) -> bytes:
+    """Return a digest of samples from all over an open file; of a file up to 1 MiB, of all its content.
+
+    Another file, or one whose records have moved, differs in some sample. An edit in place can lie between them.
+    """
+    digest = hashlib.sha256()
+    for start in np.linspace(0, max(0, size - _SAMPLE), _SAMPLES).astype(np.int64).tolist():
+        digest.update(os.pread(file, _SAMPLE, start))
+    return digest.digest()
 
 
 def _is_whole(parts: list[bytes], behind: bytes) -> bool:
@@ -315,16 +332,16 @@ def _is_whole(parts: list[bytes], behind: bytes) -> bool:
         return False
     if behind in (b"", bytes(PART_HEAD)):
         return True
-    return behind[:4] == _MAGIC_BYTES and len(behind) == PART_HEAD and behind[7] >> 5 in (0, 1)  # the cflag
+    return behind[:4] == MAGIC_BYTES and len(behind) == PART_HEAD and behind[7] >> 5 in (0, 1)  # the cflag
 
 
 def _split(record: bytes) -> list[bytes]:
     """Cut `record` at each magic that stands at a multiple of four, and leave those out."""
-    parts, start, at = [], 0, record.find(_MAGIC_BYTES)
+    parts, start, at = [], 0, record.find(MAGIC_BYTES)
     while at >= 0:
         aligned = at % 4 == 0
         if aligned:
             parts.append(record[start:at])
             start = at + 4
-        at = record.find(_MAGIC_BYTES, at + (4 if aligned else 1))
+        at = record.find(MAGIC_BYTES, at + (4 if aligned else 1))
     return [*parts, record[start:]]

@@ -1,6 +1,7 @@
 """The embeddings of a set's images, kept on disk as they come, so that what was interrupted goes on where it was."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from eval.IJB.protocol import SKIP, Images, line_of
 from utils.dataset import ListSampler
 from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import is_there, open_regular, reserve
 from utils.loader import Loader
 from utils.run_log import log
 
@@ -55,7 +56,10 @@ class Crops:
 
     def _open(self, index: int) -> np.ndarray | None:
         try:
-            encoded = (self.folder / self.images.names[index]).read_bytes()
+            with open_regular(self.folder / self.images.names[index]) as file:
+                encoded = file.read()
+        except UserError:
+            problem = "is not a regular file"
         except (FileNotFoundError, ValueError):  # ValueError: a zero byte in the name
             problem = "is missing"
         except OSError as error:
@@ -84,21 +88,30 @@ class Features:
         """Opens what is there where it was made of the same things, else begins anew."""
         self.folder = folder
         on_main(world, lambda: self._prepare(n_images, size, made))
-        self.direct, self.mirrored, self.done = (  # (N, D), (N, D), (N,)
-            np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("direct", "mirrored", "done")
-        )
+        try:
+            self.direct, self.mirrored, self.done = (  # (N, D), (N, D), (N,)
+                np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _layout(n_images, size)
+            )
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; name another --result-dir") from None
 
     def _prepare(self, n_images: int, size: int, made: dict[str, Any]) -> None:
         described = self.folder / "made.json"
         text = json.dumps(made | {"images": n_images, "size": size}, indent=1)
         try:
-            if described.is_file() and described.read_text() == text:
-                return
+            if is_there(described.is_file) and described.read_bytes() == text.encode():
+                wrong = [
+                    n for n, of in _layout(n_images, size).items() if not _has_layout(self.folder / f"{n}.npy", *of)
+                ]
+                if not wrong:
+                    return
+                log.warning(
+                    f"{self.folder / wrong[0]}.npy: is cut short or of another kind; the embeddings are made anew"
+                )
             self.folder.mkdir(parents=True, exist_ok=True)
             described.unlink(missing_ok=True)
-            for name in ("direct", "mirrored"):
-                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float32, (n_images, size))
-            np.save(self.folder / "done.npy", np.zeros(n_images, np.uint8))
+            for name, (dtype, shape) in _layout(n_images, size).items():
+                _write_zeros(self.folder / f"{name}.npy", dtype, shape)
             described.write_text(text)  # last: where it stands the files are whole
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; name another --result-dir") from None
@@ -108,6 +121,42 @@ class Features:
         for name in ("made.json", "direct.npy", "mirrored.npy", "done.npy"):
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
+
+
+def _layout(n_images: int, size: int) -> dict[str, tuple[type, tuple[int, ...]]]:
+    """The types and shapes of the kept arrays, by name."""
+    return {
+        "direct": (np.float32, (n_images, size)),
+        "mirrored": (np.float32, (n_images, size)),
+        "done": (np.uint8, (n_images,)),
+    }
+
+
+def _has_layout(path: Path, dtype: type, shape: tuple[int, ...]) -> bool:
+    """Whether a .npy file holds such an array in full. Mapped otherwise, it would end the process with a bus error, or
+    grow by zeros."""
+    try:
+        if path.is_symlink():
+            return False
+        with open_regular(path) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return False
+            found = np.lib.format.read_array_header_1_0(file)
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            return found == (shape, False, np.dtype(dtype)) and os.fstat(file.fileno()).st_size == file.tell() + size
+    except (OSError, ValueError):  # with UserError
+        return False
+
+
+def _write_zeros(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """Makes a .npy file anew, with its place on the disk, so that a full one is told now and is no bus error later.
+    Raises OSError."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        reserve(file.fileno(), file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
 
 
 def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: int, world: World, name: str) -> None:

@@ -11,7 +11,7 @@ from backbones.names import parse_name
 from utils.checkpoint import check_state, read_weights
 from utils.checks.plan import Run
 from utils.checks.table import PASS, WARN, Check, processes, unknown
-from utils.dataset import EpochSampler
+from utils.dataset import EpochSampler, check_batch_size
 from utils.distill import DistillTask
 from utils.distributed import World
 from utils.epochs import epoch_ends
@@ -44,8 +44,7 @@ def steps(plan: Run) -> Iterator[Check]:
     if not plan.n_images:
         yield unknown("steps")
         return
-    if config.batch_size == 1:
-        raise UserError("config batch_size: 1 image is too few for batch norm; batch_size=2 at least")
+    check_batch_size(config)
     plan.sampler = EpochSampler(plan.n_images, config.batch_size, 0, plan.processes, config.seed)
     plan.ends = epoch_ends(config, plan.sampler)
     batch = f"{processes(plan.processes)} with {config.batch_size} images each"

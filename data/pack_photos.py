@@ -1,0 +1,92 @@
+"""Packs photos of people, a folder a person, for training: python data/pack_photos.py PHOTOS OUT
+
+Makes OUT with train.rec, train.idx and property in the layout of MS1MV2. The photos are aligned faces of 112×112 pixels
+as JPEG or PNG, whose bytes are kept; the people are labelled 0, 1, 2, … by the names of their folders.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+if not __package__:  # run as a script, this folder stands first on the path instead of the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import UserError, run
+from utils.files import open_regular
+from utils.image_size import image_size
+from utils.recordio import Header, IndexedRecordWriter, pack
+
+SIZE = 112  # pixels
+KINDS = {".jpg", ".jpeg", ".png"}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Pack photos of people, a folder a person, for training.")
+    parser.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder with a folder of photos for each person")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    args = parser.parse_args()
+    try:
+        people = find_people(args.photos)
+        if args.out.exists():
+            raise UserError(f"{args.out}: is there already; name another folder, or delete it")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".packing-") as temporary:
+            made = Path(temporary, "made")
+            made.mkdir()
+            write_records(made, people)
+            made.rename(args.out)
+    except OSError as error:
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
+    print(f"{args.out}: {sum(map(len, people)):,} photos of {len(people):,} people; train with rec={args.out}")
+
+
+def find_people(photos: Path) -> list[list[Path]]:
+    """Return the photos of each person, both in the order of their names.
+
+    Raises UserError unless two people or more have photos.
+    """
+    folders = sorted(path for path in photos.iterdir() if path.is_dir())
+    people = [sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS) for folder in folders]
+    people = [person for person in people if person]
+    if len(people) < 2:
+        raise UserError(
+            f"{photos}: {len(people)} of its {len(folders)} folders hold .jpg or .png photos; there should be two "
+            "people or more, a folder for each"
+        )
+    return people
+
+
+def write_records(folder: Path, people: list[list[Path]]) -> None:
+    """Write train.rec, train.idx and property. Raises UserError for a photo of another size or kind."""
+    ends = np.cumsum([1, *map(len, people)])  # the keys of a person's photos begin at one and end at the next
+    with (
+        IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer,
+        tqdm(total=int(ends[-1]) - 1, unit="photo", disable=None) as bar,
+    ):
+        writer.write(0, pack(Header(2, np.array([ends[-1], ends[-1] + len(people)]), 0, 0), b""))
+        for label, (begin, person) in enumerate(zip(ends.tolist(), people, strict=False)):
+            for key, path in enumerate(person, begin):
+                writer.write(key, pack(Header(0, float(label), key, 0), _read_photo(path)))
+                bar.update()
+        for key, begin, end in zip(range(int(ends[-1]), 1 << 62), ends[:-1], ends[1:], strict=False):
+            writer.write(key, pack(Header(2, np.array([begin, end]), key, 0), b""))
+    (folder / "property").write_text(f"{len(people)},{SIZE},{SIZE}")
+
+
+def _read_photo(path: Path) -> bytes:
+    with open_regular(path) as file:
+        photo = file.read()
+    size = image_size(photo)
+    if size != (SIZE, SIZE):
+        found = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG or PNG image"
+        raise UserError(f"{path}: {found}; training takes aligned faces of {SIZE}×{SIZE} pixels: align and crop it")
+    return photo
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,59 @@
+"""data/pack_photos.py: photos in folders, made a training set."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from data.reindex import read_keys
+from tests.conftest import ROOT, encode, face, run_command
+from utils.dataset import FaceDataset
+from utils.recordio import unpack
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three photos of Ann, two of Bob, and what is left out."""
+    rng = np.random.default_rng(0)
+    for name in ("Bob/2.png", "Bob/1.jpg", "Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(face(len(path.parent.name), rng), ".png" if name.endswith("png") else ".jpg"))
+    (tmp_path / "photos" / "empty").mkdir()
+    (tmp_path / "photos" / "Ann" / "notes.txt").touch()
+    return tmp_path / "photos"
+
+
+def packed(photos, out):
+    return run_command(ROOT, sys.executable, "data/pack_photos.py", photos, out)
+
+
+def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
+    done = packed(photos, tmp_path / "new" / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "5 photos of 2 people; train with rec=" in done.stdout
+    data = FaceDataset(tmp_path / "new" / "out")
+    names = ["Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png", "Bob/1.jpg", "Bob/2.png"]
+    assert [data.reader.read_image(key)[1] for key in data.keys] == [(photos / name).read_bytes() for name in names]
+    assert data.label_values.tolist() == [0, 0, 0, 1, 1] and data.count_classes() == 2
+    ranges = [unpack(data.reader.read(key))[0].label.tolist() for key in (0, 6, 7)]
+    assert ranges == [[6, 8], [1, 4], [4, 6]] and len(data.reader) == 8
+    assert read_keys(data.reader.rec)[0].tolist() == list(range(8))
+
+
+def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
+    rng = np.random.default_rng(0)
+    (photos / "Bob" / "0.jpg").write_bytes(encode(face(0, rng)[:100]))
+    done = packed(photos, tmp_path / "out")
+    assert done.returncode == 2 and "Bob/0.jpg: an image of 112×100 pixels; training takes" in done.stderr
+    (photos / "Bob" / "0.jpg").write_bytes(b"text")
+    done = packed(photos, tmp_path / "out")
+    assert done.returncode == 2 and "Bob/0.jpg: not a JPEG or PNG image; training takes" in done.stderr
+    (photos / "Bob" / "0.jpg").unlink()
+    done = packed(photos / "Bob", tmp_path / "out")
+    assert done.returncode == 2 and "Bob: 0 of its 0 folders hold .jpg or .png photos" in done.stderr
+    done = packed(tmp_path / "none", tmp_path / "out")
+    assert done.returncode == 2 and "none: No such file" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    done = packed(photos, photos)
+    assert done.returncode == 2 and "is there already; name another folder" in done.stderr
