@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -27,6 +28,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     ended = Path(os.environ.get(ENDED, os.devnull))
     if restarts() and ended.is_file():  # by bad input, before the processes had met: it is so still
         sys.exit(0)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no UTF-8
     try:
         main()
     except UserError as error:

@@ -1,12 +1,19 @@
 """What is asked of files and folders that a person named."""
 
+import errno
 import hashlib
 import os
+import secrets
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from utils.errors import UserError
 
 _CHUNK = 1 << 20  # bytes
 _SAMPLES = 256  # chunks
@@ -27,14 +34,92 @@ def make_writable(folder: Path) -> Path:
         return folder
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all: a temporary one, then a rename. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file by a temporary file in the same folder and a rename.
+
+    A symbolic link at `path` is replaced and its target not touched; where writing fails, what stood there stays.
+    Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    # O_EXCL: a file or link that somebody put there under this name is never opened.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file as UTF-8 with `write_atomic`. Raises OSError."""
+    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
+    write_atomic(path, lambda file: file.write(content))
+
+
+def save_figure(path: Path, figure: Any, dpi: int) -> None:
+    """Write a matplotlib figure with `write_atomic`, in the format of the path's suffix. Raises OSError."""
+    write_atomic(path, partial(figure.savefig, format=path.suffix[1:], dpi=dpi))
+
+
+def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -> None:
+    """Write each file by calling its writer with the path; one that fails does not keep the others from being written.
+
+    Raises a single UserError at the end that names the files which could not be written; `advice` ends it.
+    """
+    failed: dict[Path, str] = {}
+    for path, write in writers.items():
+        try:
+            write(path)
+        except OSError as error:
+            failed[path] = error.strerror or str(error)
+    if failed:
+        first = next(iter(failed))
+        names = ", ".join(path.name for path in failed)
+        raise UserError(
+            f"{printable(first.parent)}: {printable(names)} could not be written ({failed[first]}) and stay as they "
+            f"were; {advice}"
+        )
+
+
+def open_regular(path: Path, flags: int) -> int:
+    """Open a regular file and return its descriptor; with O_CREAT it is made where it is missing.
+
+    A symbolic link is not followed: a folder from a stranger could name any file by it. Raises UserError for a link, a
+    folder, a pipe or a device, OSError otherwise.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise UserError(f"{printable(path)}: is a symbolic link, which is not written through; remove it") from None
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+        descriptor = -1
+    if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise UserError(f"{printable(path)}: should be a regular file; remove it")
+    return descriptor
+
+
+def reserve(file: int, size: int) -> None:
+    """Give an open file its size and, where the system can, its place on the disk. What is in the file stays.
+
+    A full disk is then an OSError now, and not a bus error later in the memory that maps the file.
+    """
+    try:
+        os.posix_fallocate(file, 0, size)
+    except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(file, size)
+
+
+def printable(name: object) -> str:
+    """The text of a name or path as it can be printed in one line: control characters and bytes that are no UTF-8 are
+    escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(name))
 
 
 def sha256(*files: Path) -> str:

@@ -1,6 +1,5 @@
 """A teacher's embeddings of every training image and its mirror image, kept on disk so that they are computed once."""
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from utils.dataset import FaceDataset, ListSampler
 from utils.distributed import World, share_of
 from utils.errors import UserError
-from utils.files import replace_text, sha256
+from utils.files import open_regular, replace_text, reserve, sha256
 from utils.images import normalise
 from utils.loader import Loader
 from utils.run_log import log
@@ -143,22 +142,10 @@ def _digest(data: bytes) -> str:
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """The file as an array, made of zeros where it is missing. A part that was cut off is zeros, too."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    path.touch()
-    with path.open("r+b") as file:
+    with os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         found = file.seek(0, os.SEEK_END)
         if found > size:
             raise UserError(f"{path}: {found} bytes, should be {size}: it is damaged; delete it")
         if found < size:
-            _reserve(file.fileno(), size)
-    return np.memmap(path, dtype, "r+", shape=shape)
-
-
-def _reserve(file: int, size: int) -> None:
-    """Gives the file its size and, where the system can, its place on the disk: a full one is told now, as an error,
-    and not in the middle of the run as a bus error. What is in the file stays."""
-    try:
-        os.posix_fallocate(file, 0, size)
-    except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(file, size)
+            reserve(file.fileno(), size)
+        return np.memmap(file, dtype, "r+", shape=shape)
