@@ -17,7 +17,7 @@ from eval.IJB.protocol import SKIP, Images, line_of
 from utils.dataset import ListSampler
 from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import is_there, reserve
 from utils.loader import Loader
 from utils.run_log import log
 
@@ -97,7 +97,10 @@ class Features:
             self.folder.mkdir(parents=True, exist_ok=True)
             described.unlink(missing_ok=True)
             for name in ("direct", "mirrored"):
-                np.lib.format.open_memmap(self.folder / f"{name}.npy", "w+", np.float32, (n_images, size))
+                path = self.folder / f"{name}.npy"
+                np.lib.format.open_memmap(path, "w+", np.float32, (n_images, size))
+                with path.open("r+b") as file:  # a full disk is told now, not as a bus error while embedding
+                    reserve(file.fileno(), path.stat().st_size)
             np.save(self.folder / "done.npy", np.zeros(n_images, np.uint8))
             described.write_text(text)  # last: where it stands the files are whole
         except OSError as error:
