@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from backbones.genotypes import Genotype, to_text
 from NAS.supernet import PRIMITIVES
 from NAS.visualize import draw_alphas, draw_cells
-from utils.files import replace_text
+from utils.files import replace_text, save_figure
 from utils.run_log import log
 
 COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
@@ -81,8 +80,8 @@ def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
         "alphas.png": draw_alphas(report.normal, report.reduce, PRIMITIVES),
     }
     for name, figure in figures.items():
-        figure.savefig(pictures / f"{report.epoch:03d}{name}", dpi=80)
-        shutil.copyfile(pictures / f"{report.epoch:03d}{name}", folder / name)
+        save_figure(pictures / f"{report.epoch:03d}{name}", figure, dpi=80)
+        save_figure(folder / name, figure, dpi=80)
 
 
 def _epoch_of(line: str) -> float:

@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
+def _opened(encoded: bytes) -> AbstractContextManager[NDArray[np.uint8] | None]:
+    return nullcontext(open_image(encoded))
+
+
 def _to_face(image: Any) -> NDArray[np.uint8]:
     """The image as a face of (112, 112, 3). Raises UserError for an image much longer than wide, or wider than long."""
     if image.shape == (SIDE, SIDE, 3):
@@ -143,14 +148,18 @@ def decode(
     part: slice = slice(None),
     name: Callable[[int], str] | None = None,
     resized: list[int] | None = None,
+    open_with: Callable[[bytes], AbstractContextManager[NDArray[np.uint8] | None]] = _opened,
 ) -> NDArray[np.uint8]:
     """Decode the images of a part (default: all) into RGB pixels (n, 112, 112, 3), with one thread a core by default.
 
     An image of another size is resized, bicubic, so that its short side is 112 pixels, as the published code does
     (mx.image.resize_short); where that leaves it oblong, which stopped the published code, its centre is taken.
 
-    `resized` is given the indices of such images. Raises UserError at the first image that cannot be decoded, by its
-    `name` (default: "image 3 of 12"), and where there is no memory for all.
+    `encoded` may read an image when it is asked for; the decoding threads ask. `open_with` gives its pixels for the
+    time of a block, or None, or raises UserError with the reason. `resized` is given the indices of resized images.
+
+    Raises UserError at the first image that cannot be decoded, by its `name` (default: "image 3 of 12"), and where
+    there is no memory for all.
     """
     wanted = range(len(encoded))[part]
 
@@ -159,13 +168,14 @@ def decode(
 
     def decode_chunk(start: int) -> None:
         for row, index in enumerate(wanted[start : start + _CHUNK], start):
-            image = open_image(encoded[index])
-            if image is None:
-                raise problem(index, "cannot be decoded")
-            if resized is not None and image.shape != (SIDE, SIDE, 3):
-                resized.append(index)
+            content = encoded[index]
             try:
-                images[row] = _to_face(image)
+                with open_with(content) as image:
+                    if image is None:
+                        raise UserError("cannot be decoded")
+                    if resized is not None and image.shape != (SIDE, SIDE, 3):
+                        resized.append(index)
+                    images[row] = _to_face(image)
             except UserError as error:
                 raise problem(index, error) from None
 

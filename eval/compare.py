@@ -11,7 +11,9 @@ takes the thresholds as they are.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script, this folder stands first on the path instead of the project's
@@ -25,14 +27,14 @@ from scipy import stats
 from backbones import build_backbone
 from config import add_config_arguments, load_config, require_data
 from eval.embedding import make_runtime
-from eval.pairs import add_photo_arguments, photo_pairs
+from eval.photo_arguments import add_photo_arguments, photo_pairs
 from eval.scoring import Score, Scorer
 from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import resampled_accuracies
-from utils.checkpoint import find_backbones, load_weights
+from utils.checkpoint import backbone_name, find_backbones, load_weights
 from utils.distributed import World, place, processes
 from utils.errors import UserError, run
-from utils.files import make_writable
+from utils.files import make_writable, replace_text, save_figure, write_files
 from utils.run_log import init_logging
 
 _SHOWN = 24  # pairs of each kind in a picture
@@ -86,23 +88,40 @@ def main() -> None:
     comparisons = [compare(held.name, a[held.name], b[held.name], held.issame) for held in scorer.sets]
     if len(comparisons) > 1:
         comparisons.append(total(comparisons, list(a.values()), list(b.values()), scorer.sets))
-    for held in scorer.sets:
-        path = args.out / f"compare_{held.name}.png"
-        path.unlink(missing_ok=True)
-        if (figure := differences(held, a[held.name], b[held.name])) is not None:
-            figure.savefig(path, dpi=100)
-    text = f"A: {files[0]}\nB: {files[1]}\n\n{format_table(comparisons)}"
-    (args.out / "compare.txt").write_text(text + "\n")
+    warnings = [f"{held.name}: {held.warning}" for held in scorer.sets if held.warning]
+    text = "\n".join([f"A: {files[0]}\nB: {files[1]}\n\n{format_table(comparisons)}", *warnings])
+    print(f"\n{text}", flush=True)
     rows = [asdict(comparison) | {"verdict": comparison.verdict} for comparison in comparisons]
-    (args.out / "compare.json").write_text(json.dumps({"a": str(files[0]), "b": str(files[1]), "sets": rows}, indent=2))
-    print(f"\n{text}\n\nIn {args.out}: compare.txt, compare.json and, as compare_SET.png, the pairs in dispute")
+    content = json.dumps({"a": str(files[0]), "b": str(files[1]), "sets": rows}, indent=2)
+    writers: dict[Path, Callable[[Path], object]] = {
+        args.out / "compare.txt": lambda path: replace_text(path, text + "\n"),
+        args.out / "compare.json": lambda path: replace_text(path, content),
+    }
+    for held in scorer.sets:
+        picture = args.out / f"compare_{held.name.replace('/', '_')}.png"
+        writers[picture] = partial(write_differences, held, a[held.name], b[held.name])
+    write_files(writers, "make room, or name another folder with --out")
+    print(f"\nIn {args.out}: compare.txt, compare.json and, as compare_SET.png, the pairs in dispute")
 
 
 def score(scorer: Scorer, config: EasyDict, path: Path, world: World) -> dict[str, Score]:
-    """One checkpoint's scores."""
+    """One checkpoint's scores. Raises UserError naming the file."""
     backbone = place(build_backbone(config), world)
     load_weights(backbone, path)
-    return scorer.score(make_runtime(backbone, config, world, scorer.n_images), path.name.removesuffix("backbone.pth"))
+    runtime = make_runtime(backbone, config, world, scorer.n_images)
+    try:
+        return scorer.score(runtime, backbone_name(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def write_differences(held: VerificationSet, a: Score, b: Score, path: Path) -> None:
+    """Write the picture of the pairs on which A and B differ; where there are none, remove an earlier one."""
+    figure = differences(held, a, b)
+    if figure is None:
+        path.unlink(missing_ok=True)
+    else:
+        save_figure(path, figure, dpi=100)
 
 
 def compare(name: str, a: Score, b: Score, issame: np.ndarray) -> Comparison:
@@ -172,7 +191,8 @@ def differences(held: VerificationSet, a: Score, b: Score) -> Figure | None:
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.75 * rows + 0.6), layout="constrained")
     counts = ", ".join(f"{kind}: {len(pairs)}" for kind, pairs in kinds.items())
-    figure.suptitle(f"{held.name}: {counts} (squared distances; A cuts at {a.threshold:.2f}, B at {b.threshold:.2f})")
+    title = f"{held.name}: {counts} (squared distances; A cuts at {a.threshold:.2f}, B at {b.threshold:.2f})"
+    figure.suptitle(title, parse_math=False)
     for position, (kind, pair) in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, position)
         axes.imshow(np.hstack([held.images[row] for row in held.pairs[pair]]))

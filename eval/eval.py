@@ -2,11 +2,14 @@
 
     python eval/eval.py                                  every checkpoint in config.output on config.val_targets
     python eval/eval.py --steps 11372,22744              some of them
+    python eval/eval.py output=DIR/PocketNetS-128.pth    a file of any name
     python eval/eval.py --pairs pairs.txt --images DIR   on your own pairs: LFW style, or a CSV of path,path,same
     python eval/eval.py --folder DIR                     on a folder of photos, one folder a person
 
-Writes test.log, results.json, results.txt and roc.png beside the checkpoints (or in config.test_output), and
-thresholds.json beside the checkpoints. On several GPUs it uses all; NPROC=1 keeps it to one.
+Writes test.log, results.json, results.txt and roc.png beside the checkpoints of a run, else in a folder of output/eval,
+or in config.test_output; thresholds.json beside the checkpoints of a run, else with the rest. results.json, results.txt
+and thresholds.json keep what earlier commands found of other checkpoints, roc.png shows those of this one. On several
+GPUs it uses all; NPROC=1 keeps it to one.
 """
 
 import argparse
@@ -17,16 +20,19 @@ from pathlib import Path
 if not __package__:  # run as a script, this folder stands first on the path and the file shadows its package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from easydict import EasyDict
+from torch import nn
+
 from backbones import build_backbone
-from config import add_config_arguments, load_config, make_folder, require_data
+from config import add_config_arguments, load_config, require_data
 from eval.embedding import make_runtime
-from eval.pairs import add_photo_arguments, photo_pairs
-from eval.report import Results, format_tables, format_thresholds, write_results, write_thresholds
-from eval.scoring import Scorer
+from eval.photo_arguments import add_photo_arguments, photo_pairs, readable_again
+from eval.results import Report, raise_failed, result_folder, weights_folder
+from eval.scoring import Score, Scorer
 from eval.sets import load_sets
-from utils.checkpoint import CheckpointError, list_backbones, load_weights
-from utils.distributed import place, processes, together
-from utils.errors import run
+from utils.checkpoint import CheckpointError, find_backbones, load_weights
+from utils.distributed import World, place, processes, try_together
+from utils.errors import UserError, run
 from utils.launch import spread_over_gpus
 from utils.run_log import init_logging, log
 
@@ -42,42 +48,72 @@ def main() -> None:
     photos = photo_pairs(args)
     if photos is None:
         require_data(config)
-    checkpoints = choose(list_backbones(config.output), args.steps, config.output)
-    config.test_output = config.test_output or config.output
-    folder = make_folder(config, "test_output")
-    suffix = f"_{photos.name}" if photos else ""
-    known = None if photos else config  # own photos are no published set, though the folder be called lfw
-    if photos and args.folder:
-        photos.write(folder / f"pairs{suffix}.csv")
-    spread_over_gpus()
+    checkpoints = choose(find_backbones(config.output, "config output"), args.steps, config.output)
+    folder = result_folder(config)
+    with readable_again(args, photos):
+        spread_over_gpus()
 
+    failed: dict[Path, UserError] = {}
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        scorer = Scorer(config, world, load_sets(config, photos, world))
+        sets = load_sets(config, photos, world)
+        scorer = Scorer(config, world, sets)
         backbone = place(build_backbone(config), world)
-        results: Results = {}
+        # A person's own photos are no published set, though the folder be called lfw.
+        report = Report(folder, weights_folder(config.output), sets, None if photos else config, photos)
         for done, (step, path) in enumerate(checkpoints.items(), start=1):
             log.info(f"Checkpoint {done} of {len(checkpoints)}: {path}")
-            together(world, partial(load_weights, backbone, path))
-            results[step] = scorer.score(make_runtime(backbone, config, world, scorer.n_images), step)
-            if world.is_main:
-                names = write_results(folder, results, known, suffix)  # each time: what follows cannot lose it
-                thresholds = write_thresholds(Path(config.output), folder, results)
+            scores = score(scorer, backbone, config, step, path, world)
+            if isinstance(scores, UserError):
+                failed[path] = scores
+                log.warning(f"{scores}: left out")
+            elif world.is_main:
+                report.add(path, scores)
+                try:
+                    report.write()  # each time: what follows cannot lose it
+                except UserError as error:
+                    log.warning(f"{error}")
         if world.is_main:
-            print(f"\n{format_tables(results, known)}\n\nWhich threshold:\n{format_thresholds(results)}")
-            print(f"\nIn {folder}: test.log, {', '.join(names)}; {thresholds}")
+            finish(report, failed)
 
 
-def choose(checkpoints: dict[int, Path], steps: str | None, output: str) -> dict[int, Path]:
+def score(
+    scorer: Scorer, backbone: nn.Module, config: EasyDict, step: str, path: Path, world: World
+) -> dict[str, Score] | UserError:
+    """A checkpoint's scores by set, or on every process the error that names its file."""
+    loaded = try_together(world, partial(load_weights, backbone, path))
+    if isinstance(loaded, UserError):
+        return loaded
+    runtime = make_runtime(backbone, config, world, scorer.n_images)
+    scores = try_together(world, partial(scorer.score, runtime, step))
+    return UserError(f"{path}: {scores}") if isinstance(scores, UserError) else scores
+
+
+def finish(report: Report, failed: dict[Path, UserError]) -> None:
+    """Print the tables, then write the files. Raises UserError where a file or a checkpoint failed."""
+    if report.scores:
+        print(f"\n{report.format_tables()}")
+        if thresholds := report.format_thresholds():
+            print(f"\nWhich threshold:\n{thresholds}")
+        report.write()
+        names = [path.name for path in (report.json, report.txt, report.png, report.csv) if path]
+        print(f"\nIn {report.folder}: test.log, {', '.join(names)}; {report.thresholds}", flush=True)
+    raise_failed(failed, len(failed) + len(report.scores))
+
+
+def choose(checkpoints: dict[str, Path], steps: str | None, output: str) -> dict[str, Path]:
     """The checkpoints of these steps. Raises CheckpointError where one is not there."""
     if steps is None:
         return checkpoints
-    wanted = [step.strip() for step in steps.split(",")]
+    wanted = [
+        str(int(step)) if step.isdecimal() and len(step) < 20 else step for step in map(str.strip, steps.split(","))
+    ]
     for step in wanted:
-        if not step.isdecimal() or int(step) not in checkpoints:
-            there = ", ".join(map(str, checkpoints))
-            raise CheckpointError(f"--steps {step}: no such checkpoint in {output!r}; there are {there}")
-    return {step: path for step, path in checkpoints.items() if step in map(int, wanted)}
+        if step not in checkpoints:
+            raise CheckpointError(
+                f"--steps {step}: no such checkpoint in {output!r}; there are {', '.join(checkpoints)}"
+            )
+    return {step: path for step, path in checkpoints.items() if step in wanted}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What an evaluation leaves: tables, results.json, thresholds.json and the ROC curves as a picture."""
+"""What is said of checkpoints on verification sets: tables, and the ROC curves as a picture."""
 
-import json
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,135 +10,150 @@ from matplotlib.figure import Figure
 
 from eval.published import published
 from eval.scoring import FARS, Score
-from utils.run_log import log
 
-Results = dict[int, dict[str, Score]]  # global step -> set -> score
+Results = Mapping[str, Mapping[str, Score]]  # checkpoint -> set -> score
+Entries = dict[str, dict[str, Any]]  # the same of results.json: checkpoint -> set -> numbers
+
+_FARS = [f"{far:.0e}" for far in FARS]
+_NUMBERS = ("accuracy", "std", "auc", "eer", "xnorm")
 
 
-def write_results(folder: Path, results: Results, config: EasyDict | None, suffix: str = "") -> list[str]:
-    """results.json ({step: {set: numbers}}), results.txt (the tables) and roc.png; returns their names.
+def entries_of(results: Results) -> Entries:
+    """The numbers of scores, as results.json has them."""
+    return {name: {held: score.asdict() for held, score in scores.items()} for name, scores in results.items()}
 
-    config: None where the sets are a person's own, of which nothing is published, whatever they are called.
+
+def format_tables(entries: Entries, config: EasyDict | None, advice: Callable[[int], str] | None = None) -> str:
+    """Accuracy of every checkpoint and set; then everything else, set by set.
+
+    Entries that have changed since, and those that cannot be read, are not shown. config: None where the sets are a
+    person's own, of which nothing is published. advice: how to get so many pairs of different people.
     """
-    scores = {step: {name: score.asdict() for name, score in sets.items()} for step, sets in results.items()}
-    names = [f"results{suffix}.json", f"results{suffix}.txt", f"roc{suffix}.png"]
-    (folder / names[0]).write_text(json.dumps(scores, indent=2) + "\n")
-    (folder / names[1]).write_text(format_tables(results, config) + "\n")
-    roc_figure(results).savefig(folder / names[2], dpi=120)
-    return names
+    shown = {
+        name: {held: row for held, entry in sets.items() if (row := _row(entry)) is not None}
+        for name, sets in entries.items() if isinstance(sets, dict)
+    }  # fmt: skip
+    shown = {name: sets for name, sets in shown.items() if sets}
+    names = list(dict.fromkeys(held for sets in shown.values() for held in sets))
+    outdated = [
+        f"{name} ({held})"
+        for name, sets in entries.items() if isinstance(sets, dict)
+        for held, entry in sets.items() if _is_outdated(entry)
+    ]  # fmt: skip
+    notes = _footnotes(shown, names, advice)
+    if outdated:
+        notes.append(f"not shown, for files or pairs have changed since: {', '.join(outdated)}; score them again")
+    parts = [_accuracy_table(shown, names, config), _detail_table(shown, names), "\n".join(notes)]
+    return "\n\n".join(parts).rstrip()
 
 
-def format_tables(results: Results, config: EasyDict | None) -> str:
-    """Accuracy of every checkpoint and set; then everything else, set by set."""
-    return "\n\n".join([_accuracy_table(results, config), _detail_table(results), _footnotes(results)]).rstrip()
+def _is_outdated(entry: Any) -> bool:
+    return isinstance(entry, dict) and "outdated" in entry
 
 
-def _accuracy_table(results: Results, config: EasyDict | None) -> str:
+def _row(entry: Any) -> dict[str, Any] | None:
+    """The numbers of an entry; None where it is outdated, or is not as this version writes it."""
+    if not isinstance(entry, dict) or _is_outdated(entry):
+        return None
+    row = {"different": 0, "warning": "", **entry}
+    row["squared_distance"] = row.get("squared_distance", row.get("threshold"))  # its name in earlier versions
+    numbers = [row.get(name) for name in (*_NUMBERS, "squared_distance", "different")]
+    interval, tars = row.get("interval"), row.get("tar")
+    if not isinstance(interval, list | tuple) or len(interval) != 2 or not isinstance(tars, dict):
+        return None
+    numbers += [*interval, *(tars.get(far, "") or 0 for far in _FARS)]
+    return row if all(isinstance(number, int | float) for number in numbers) else None
+
+
+def _step(name: str) -> str:
+    return "untrained" if name == "0" else name
+
+
+def _first_width(entries: Entries) -> int:
+    return max(10, *(len(_step(name)) + 2 for name in entries), 0)
+
+
+def _accuracy_table(entries: Entries, names: list[str], config: EasyDict | None) -> str:
     """Steps down, sets across; accuracy in percent, mean and standard deviation over the folds."""
-    names = list(next(iter(results.values())))
-    width = max(18, *(len(name) + 2 for name in names))
-    lines = ["".join([f"{'step':>10}", *(f"{name:>{width}}" for name in names)])]
-    for step, scores in results.items():
-        cells = (f"{100 * scores[name].accuracy:.2f} ± {100 * scores[name].std:.2f}" for name in names)
-        lines.append("".join([f"{step or 'untrained':>10}", *(f"{cell:>{width}}" for cell in cells)]))
+    width = max([18, *(len(name) + 2 for name in names)])
+    first = _first_width(entries)
+    lines = ["".join([f"{'step':>{first}}", *(f"{name:>{width}}" for name in names)])]
+    for step, scores in entries.items():
+        cells = (
+            f"{100 * scores[name]['accuracy']:.2f} ± {100 * scores[name]['std']:.2f}" if name in scores else "-"
+            for name in names
+        )  # fmt: skip
+        lines.append("".join([f"{_step(step):>{first}}", *(f"{cell:>{width}}" for cell in cells)]))
     known = {name: value for name in names if config and (value := published(config, name)) is not None}
     if known:
         cells = (f"{known[name]:.2f}       " if name in known else "" for name in names)  # under our mean
-        lines.append("".join([f"{'published':>10}", *(f"{cell:>{width}}" for cell in cells)]).rstrip())
+        lines.append("".join([f"{'published':>{first}}", *(f"{cell:>{width}}" for cell in cells)]).rstrip())
     return "\n".join(lines)
 
 
-def _detail_table(results: Results) -> str:
-    """In percent but for AUC, thresholds (squared distance) and XNorm."""
+def _detail_table(entries: Entries, names: list[str]) -> str:
+    """In percent but for AUC, the squared distance that is the accuracy's threshold, and XNorm."""
+    first = _first_width(entries)
     lines = [
-        f"{'set':>12}{'step':>10}{'95 % interval':>18}{'AUC':>9}{'EER':>8}"
-        f"{'TAR@1e-3':>10}{'TAR@1e-4':>10}{'threshold':>11}{'XNorm':>9}"
+        f"{'set':>12}{'step':>{first}}{'95 % interval':>18}{'AUC':>9}{'EER':>8}"
+        f"{'TAR@1e-3':>10}{'TAR@1e-4':>10}{'sq. distance':>14}{'XNorm':>9}"
     ]
-    for name in next(iter(results.values())):
-        for step, sets in results.items():
-            score = sets[name]
-            low, high = score.interval
-            tars = "".join(f"{'-' if tar is None else f'{100 * tar:.2f}':>10}" for tar in map(score.tar, FARS[1:]))
+    for name in names:
+        for step, sets in entries.items():
+            if name not in sets:
+                continue
+            row = sets[name]
+            low, high = row["interval"]
+            tars = "".join(
+                f"{'-' if tar is None else f'{100 * tar:.2f}':>10}" for tar in (row["tar"][far] for far in _FARS[1:])
+            )
             lines.append(
-                f"{name:>12}{step or 'untrained':>10}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{score.auc:>9.5f}"
-                f"{100 * score.eer:>8.2f}{tars}{score.threshold:>11.3f}{score.xnorm:>9.3f}"
+                f"{name:>12}{_step(step):>{first}}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{row['auc']:>9.5f}"
+                f"{100 * row['eer']:>8.2f}{tars}{row['squared_distance']:>14.3f}{row['xnorm']:>9.3f}"
             )
     return "\n".join(lines)
 
 
-def _footnotes(results: Results) -> str:
-    lacking: dict[tuple[int, tuple[float, ...]], list[str]] = {}  # sets by their different pairs and the FARs left out
-    for name, score in next(iter(results.values())).items():
-        fars = tuple(far for far in FARS if score.operating[far] is None)
+def _footnotes(entries: Entries, names: list[str], advice: Callable[[int], str] | None) -> list[str]:
+    lacking: dict[tuple[int, tuple[str, ...]], list[str]] = {}  # sets by their different pairs and the FARs left out
+    warnings: list[str] = []
+    for name in names:
+        row = next(sets[name] for sets in entries.values() if name in sets)
+        fars = tuple(far for far in _FARS if row["tar"][far] is None)
         if fars:
-            lacking.setdefault((score.different, fars), []).append(name)
-    return "\n".join(
-        f"{', '.join(names)}: TAR at FAR {' and '.join(f'{far:.0e}' for far in fars)} left out: it needs at least "
-        f"{round(1 / fars[0]):,} different pairs, there are {different:,}"
-        for (different, fars), names in lacking.items()
-    )
+            lacking.setdefault((row["different"], fars), []).append(name)
+        if row["warning"]:
+            warnings.append(f"{name}: {row['warning']}")
+    notes = []
+    for (different, fars), sets in lacking.items():
+        needed = round(1 / float(fars[0]))
+        how = f"; {advice(needed)}" if advice else ""
+        notes.append(
+            f"{', '.join(sets)}: TAR at FAR {' and '.join(fars)} left out: it needs at least {needed:,} different "
+            f"pairs, there are {different:,}{how}"
+        )
+    return notes + warnings
 
 
-def format_thresholds(results: Results) -> str:
-    """Which threshold: for every set and checkpoint, the FAR wanted, where to cut, and what that costs."""
-    lines = [f"{'set':>12}{'step':>10}{'FAR':>8}{'cosine':>10}{'sq. distance':>14}{'FRR in %':>11}"]
+def format_thresholds(results: Results, warnings: Mapping[str, str] | None = None) -> str:
+    """Which threshold: for every set and checkpoint, the FAR wanted, where to cut, and what that costs.
+
+    Empty where the pairs can tell no FAR. warnings: what stands below the table, by set.
+    """
+    first = max([10, *(len(_step(step)) + 2 for step in results)])
+    lines = []
     for name in next(iter(results.values())):
         for step, sets in results.items():
             for far, point in sets[name].operating.items():
                 if point is not None:
                     lines.append(
-                        f"{name:>12}{step or 'untrained':>10}{far:>8.0e}{point.threshold:>10.4f}"
+                        f"{name:>12}{_step(step):>{first}}{far:>8.0e}{point.threshold:>10.4f}"
                         f"{2 - 2 * point.threshold:>14.4f}{100 * point.frr:>11.2f}"
                     )
-    return "\n".join(lines)
-
-
-def write_thresholds(beside: Path, instead: Path, results: Results) -> Path:
-    """thresholds.json in the checkpoints' folder, or `instead` where that cannot be written; returns where.
-
-    It holds {step: {set: {FAR: threshold and costs, or why not}}}; what stands there of other steps and sets stays.
-    """
-    found = {str(step): {name: _thresholds(score) for name, score in sets.items()} for step, sets in results.items()}
-    for folder in dict.fromkeys((beside, instead)):
-        path = folder / "thresholds.json"
-        if folder != instead and not folder.stat().st_mode & 0o222:  # marked read-only: left alone, by root as well
-            continue
-        merged = read_json(path)
-        for step, sets in found.items():
-            there = merged.get(step)
-            merged[step] = {**(there if isinstance(there, dict) else {}), **sets}
-        try:
-            path.write_text(json.dumps(merged, indent=2) + "\n")
-        except OSError as error:
-            log.warning(f"{path} cannot be written: {error.strerror}")
-        else:
-            return path
-    return path
-
-
-def _thresholds(score: Score) -> dict[str, Any]:
-    entry: dict[str, Any] = {"pairs": score.pairs, "different": score.different}
-    for far, point in score.operating.items():
-        entry[f"{far:.0e}"] = (
-            f"needs at least {round(1 / far)} different pairs"
-            if point is None
-            else {
-                "cosine": point.threshold,  # the same person from here on
-                "squared_distance": 2 - 2 * point.threshold,  # of normalised embeddings: the same person below
-                "far": point.far,
-                "frr": point.frr,
-            }
-        )
-    return entry
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds; empty where it holds none."""
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    if not lines:
+        return ""
+    head = f"{'set':>12}{'step':>{first}}{'FAR':>8}{'cosine':>10}{'sq. distance':>14}{'FRR in %':>11}"
+    return "\n".join([head, *lines, *(f"{name}: {text}" for name, text in (warnings or {}).items() if text)])
 
 
 def roc_figure(results: Results) -> Figure:
@@ -155,13 +169,20 @@ def roc_figure(results: Results) -> Figure:
         lowest = 1.0
         for colour, (step, sets) in zip(colours, results.items(), strict=True):
             curve = sets[name].curve
-            axes.step(curve.fpr, curve.tpr, where="post", color=colour, label=str(step or "untrained"))
+            axes.step(curve.fpr, curve.tpr, where="post", color=colour, label=legend_label(_step(step)))
             lowest = min(lowest, curve.tpr[np.searchsorted(curve.fpr, least)])
         axes.set(xscale="log", xlim=(least, 1), ylim=(lowest - 0.05 * (1 - lowest) - 1e-3, 1 + 0.05 * (1 - lowest)))
-        axes.set(title=name, xlabel="false accept rate", ylabel="true accept rate")
+        axes.set(xlabel="false accept rate", ylabel="true accept rate")
+        axes.set_title(name, parse_math=False)
         axes.grid(True, which="both", alpha=0.3)
         if place == 0 and len(results) <= 12:
             axes.legend(title="step", loc="lower right")
     if len(results) > 12:
-        figure.suptitle(f"{len(results)} checkpoints, from {min(results)} (dark) to {max(results)} (light)")
+        first, *_, last = results
+        figure.suptitle(f"{len(results)} checkpoints, from {first} (dark) to {last} (light)", parse_math=False)
     return figure
+
+
+def legend_label(name: str) -> str:
+    """A file's name as matplotlib shows it: without math, and not left out for an underscore at its start."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

@@ -13,6 +13,7 @@ from eval.roc import Operating, Roc, auc, eer, operate_at, roc
 from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
 from utils.distributed import World, gather_rows, share
+from utils.errors import UserError
 from utils.run_log import log
 
 FARS = (1e-2, 1e-3, 1e-4)
@@ -80,8 +81,10 @@ class Score:
 
     def asdict(self) -> dict[str, Any]:
         """For results.json: numbers alone."""
-        names = ("accuracy", "std", "interval", "threshold", "val", "val_std", "far", "auc", "eer", "xnorm", "pairs")
-        return {name: getattr(self, name) for name in names} | {"tar": {f"{far:.0e}": self.tar(far) for far in FARS}}
+        first, last = ("accuracy", "std", "interval"), ("val", "val_std", "far", "auc", "eer", "xnorm")
+        numbers = {name: getattr(self, name) for name in first} | {"squared_distance": self.threshold}
+        numbers |= {name: getattr(self, name) for name in (*last, "pairs", "different")}
+        return numbers | {"tar": {f"{far:.0e}": self.tar(far) for far in FARS}}
 
 
 class Scorer:
@@ -100,7 +103,8 @@ class Scorer:
         return sum(len(held.images) for held in self.sets)
 
     def score(self, runtime: Runtime, step: int | str) -> dict[str, Score]:
-        """The network's score on every set, and the published log lines."""
+        """The network's score on every set, and the published log lines. Raises UserError, on every process, where
+        embeddings are not finite."""
         return {held.name: self._score(held, runtime, step) for held in self.sets}
 
     def accuracies(self, backbone: nn.Module, step: int) -> dict[str, float]:
@@ -115,7 +119,12 @@ class Scorer:
     def _score(self, held: VerificationSet, runtime: Runtime, step: int | str) -> Score:
         direct, mirrored = embed(runtime, held.images, f"{held.name} {step}")
         direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
-        score = measure(direct, mirrored, held.pairs, held.issame)
+        try:
+            score = measure(direct, mirrored, held.pairs, held.issame)
+        except UserError as error:  # on every process, for all have the same rows
+            raise UserError(
+                f"{held.name}: {error}: these weights are damaged, or of a run that diverged; take another checkpoint"
+            ) from None
         self.highest[held.name] = max(score.accuracy, self.highest.get(held.name, 0.0))
         log.info(f"[{held.name}][{step}]XNorm: {score.xnorm:f}")
         log.info(f"[{held.name}][{step}]Accuracy-Flip: {score.accuracy:1.5f}+-{score.std:1.5f}")

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from easydict import EasyDict
 
 from eval.bins import load_bin
 from eval.embedding import embed
-from eval.pairs import PhotoPairs, make_pairs, read_pairs
+from eval.folder_pairs import make_pairs
+from eval.pairs import PhotoPairs, read_pairs
 from eval.scoring import measure
-from eval.sets import bin_set, photo_set
+from eval.sets import bin_set, load_sets, photo_set
 from tests.conftest import encode, face
 from utils.distributed import World
 from utils.errors import UserError
@@ -131,7 +133,7 @@ def test_csv_of_absolute_paths_and_of_names_with_commas(photos, write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2\nAnn 1 3\nAnn 1\n", "line 3: should read 'name 1 2' or 'name 1 other 3', reads 'Ann 1'"),
+        ("2\nAnn 1 3\nAnn 1\n", "line 3: should read 'name 1 2', 'name 1 other 3' or 'path path 1' .*, reads 'Ann 1'"),
         ("Ann 1 3\n\n\nAnn 1 Bob 2 5\n", "line 4: should read .*reads 'Ann 1 Bob 2 5'"),
         ("Ann one 3\n", "line 1: should read"),
         ("Ann 1 -3\n", "line 1: should read"),
@@ -380,16 +382,17 @@ def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
     for place in (5, 2):
         own_photos.paths[place].write_bytes(encode(large, ".png"))
     with caplog.at_level(logging.WARNING, "pocketnet"):
-        held = photo_set(own_photos, ALONE)
+        (held,) = load_sets(EasyDict(), own_photos, ALONE)
     assert held.images.shape == (9, 112, 112, 3) and held.images.dtype == np.uint8
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = [text for text in caplog.messages if "112×112" in text]
+    assert held.resized == (2, 5) and held.warning.startswith("2 photos were not 112×112 and were resized")
     assert message.startswith(f"2 of 9 photos are not 112×112, {own_photos.paths[2]} for one: resized.")
     assert np.abs(held.images[2].astype(float) - held.images[5]).max() == 0
     caplog.clear()
     own_photos.paths[5].write_bytes(encode(face(1, rng)))
     own_photos.paths[2].write_bytes(encode(face(1, rng)))
-    photo_set(own_photos, ALONE)
-    assert not caplog.records
+    (held,) = load_sets(EasyDict(), own_photos, ALONE)
+    assert not caplog.records and held.warning == ""
 
 
 def test_a_photo_that_cannot_be_read_is_named(own_photos):

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +19,8 @@ from config import load_config, shipped_configs
 from eval.embedding import TorchRuntime, embed, make_runtime
 from eval.openvino_runtime import OpenVinoRuntime, is_installed
 from eval.published import published
-from eval.report import Results, format_tables, format_thresholds, roc_figure, write_results, write_thresholds
+from eval.report import Results, entries_of, format_tables, format_thresholds, roc_figure
+from eval.results import Report, thresholds_of
 from eval.scoring import FARS, Score, Scorer, measure
 from eval.sets import VerificationSet
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
@@ -25,6 +28,7 @@ from tests.conftest import ROOT, golden_state, run_command
 from tests.test_verification import reference
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import sha256
 
 CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, torch.device("cuda"))
 needs_openvino = pytest.mark.skipif(not is_installed(), reason="no OpenVINO")
@@ -289,7 +293,8 @@ def test_a_set_without_an_error_is_not_certain():
 def test_a_score_as_numbers(scores):
     numbers = json.loads(json.dumps(scores["easy"].asdict()))
     assert list(numbers) == [
-        "accuracy", "std", "interval", "threshold", "val", "val_std", "far", "auc", "eer", "xnorm", "pairs", "tar",
+        "accuracy", "std", "interval", "squared_distance", "val", "val_std", "far", "auc", "eer", "xnorm", "pairs",
+        "different", "tar",
     ]  # fmt: skip
     assert numbers["tar"] == {"1e-02": scores["easy"].tar(1e-2), "1e-03": scores["easy"].tar(1e-3), "1e-04": None}
     assert numbers["interval"] == list(scores["easy"].interval) and numbers["pairs"] == 2100
@@ -329,7 +334,22 @@ def config_of(name: str, *overrides: str) -> EasyDict:
 @pytest.fixture(scope="module")
 def results(scores) -> Results:
     """Two checkpoints, an untrained one among them, on two sets of which one is published."""
-    return {0: {"lfw": scores["hard"], "own": scores["few"]}, 40: {"lfw": scores["easy"], "own": scores["tied"]}}
+    return {"0": {"lfw": scores["hard"], "own": scores["few"]}, "40": {"lfw": scores["easy"], "own": scores["tied"]}}
+
+
+def report_of(folder: Path, results: Results, config: EasyDict | None = None, weights: Path | None = None) -> Report:
+    """A report on checkpoints that lie in the folder `weights` (default: the same), which a run wrote."""
+    weights = weights or folder
+    names = dict.fromkeys(name for sets in results.values() for name in sets)
+    nothing = np.empty(0)
+    report = Report(folder, weights, [VerificationSet(name, *[nothing] * 3, digest=name) for name in names], config)
+    (weights / "training.log").touch()
+    for step, scores in results.items():
+        path = weights / f"{step}backbone.pth"
+        if not path.exists():
+            path.write_text(f"weights of {step}")
+        report.add(path, scores)
+    return report
 
 
 def test_published_values_of_the_known_networks():
@@ -366,19 +386,20 @@ def test_nothing_is_published_of_other_sets():
 
 
 def test_the_tables_have_the_numbers(results):
-    accuracy, detail, notes = format_tables(results, config_of("PocketNetS128")).split("\n\n")
+    accuracy, detail, notes = format_tables(entries_of(results), config_of("PocketNetS128")).split("\n\n")
     head, untrained, later, known = (line.split() for line in accuracy.splitlines())
     assert head == ["step", "lfw", "own"] and known == ["published", "99.58"]
-    for line, step, scores in ((untrained, "untrained", results[0]), (later, "40", results[40])):
+    for line, step, scores in ((untrained, "untrained", results["0"]), (later, "40", results["40"])):
         cells = [f"{100 * s.accuracy:.2f} ± {100 * s.std:.2f}" for s in scores.values()]
         assert " ".join(line) == f"{step} {' '.join(cells)}"
     lines = detail.splitlines()[1:]
     assert len({len(line) for line in detail.splitlines()}) == 1
-    for line, (name, step) in zip(lines, [("lfw", 0), ("lfw", 40), ("own", 0), ("own", 40)], strict=True):
+    for line, (name, step) in zip(lines, [("lfw", "0"), ("lfw", "40"), ("own", "0"), ("own", "40")], strict=True):
         score = results[step][name]
         tars = [score.tar(far) for far in (1e-3, 1e-4)]
         assert line.split() == [
-            name, str(step or "untrained"), f"{100 * score.interval[0]:.2f}", "to", f"{100 * score.interval[1]:.2f}",
+            name, step if step != "0" else "untrained",
+            f"{100 * score.interval[0]:.2f}", "to", f"{100 * score.interval[1]:.2f}",
             f"{score.auc:.5f}", f"{100 * score.eer:.2f}", *("-" if tar is None else f"{100 * tar:.2f}" for tar in tars),
             f"{score.threshold:.3f}", f"{score.xnorm:.3f}",
         ]  # fmt: skip
@@ -388,12 +409,13 @@ def test_the_tables_have_the_numbers(results):
 
 
 def test_what_is_left_out_is_said(scores):
-    tables = {name: format_tables({1: {name: scores[name]}}, None) for name in ("hard", "easy")}
+    tables = {name: format_tables(entries_of({"1": {name: scores[name]}}), None) for name in ("hard", "easy")}
     assert "left out" not in tables["hard"]
     assert tables["easy"].endswith(
         "easy: TAR at FAR 1e-04 left out: it needs at least 10,000 different pairs, there are 1,500"
     )
-    together = format_tables({1: {"lfw": scores["easy"], "own": scores["few"], "calfw": scores["easy"]}}, None)
+    three = {"1": {"lfw": scores["easy"], "own": scores["few"], "calfw": scores["easy"]}}
+    together = format_tables(entries_of(three), None)
     assert [line.partition(":")[0] for line in together.splitlines()[-2:]] == ["lfw, calfw", "own"]
 
 
@@ -401,12 +423,12 @@ def test_what_is_left_out_is_said(scores):
     "config", [None, config_of("iresnet100"), config_of("PocketNetS128", "genotype=softmax_cifar10")]
 )
 def test_nothing_published_is_shown_where_nothing_is_known(results, config):
-    assert "published" not in format_tables(results, config)
+    assert "published" not in format_tables(entries_of(results), config)
 
 
 def test_a_long_name_of_a_set_keeps_the_columns_apart(scores):
     name = "photos_of_the_whole_department"
-    head, line = format_tables({5: {name: scores["few"], "lfw": scores["few"]}}, None).splitlines()[:2]
+    head, line = format_tables(entries_of({"5": {name: scores["few"], "lfw": scores["few"]}}), None).splitlines()[:2]
     assert head.split() == ["step", name, "lfw"] and len(head) == len(line)
 
 
@@ -415,30 +437,117 @@ def test_the_table_of_thresholds(results):
     assert lines[0].split() == ["set", "step", "FAR", "cosine", "sq.", "distance", "FRR", "in", "%"]
     rows = [line.split() for line in lines[1:]]
     expected = [
-        [name, str(step or "untrained"), f"{far:.0e}", f"{p.threshold:.4f}", f"{2 - 2 * p.threshold:.4f}",
+        [name, step if step != "0" else "untrained", f"{far:.0e}", f"{p.threshold:.4f}", f"{2 - 2 * p.threshold:.4f}",
          f"{100 * p.frr:.2f}"]
-        for name in ("lfw", "own") for step in (0, 40) for far, p in results[step][name].operating.items() if p
+        for name in ("lfw", "own") for step in ("0", "40") for far, p in results[step][name].operating.items() if p
     ]  # fmt: skip
     assert rows == expected and len(rows) == 3 + 2 + 0 + 2
 
 
 def test_results_are_written(results, tmp_path):
     config = config_of("PocketNetS128")
-    assert write_results(tmp_path, results, config, "_x") == ["results_x.json", "results_x.txt", "roc_x.png"]
-    assert write_results(tmp_path, results, config) == ["results.json", "results.txt", "roc.png"]
-    assert (tmp_path / "results.txt").read_text() == format_tables(results, config) + "\n"
+    report_of(tmp_path, results, config).write()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.json", "results.txt", "roc.png", "thresholds.json", "training.log", "0backbone.pth", "40backbone.pth",
+    }  # fmt: skip
+    assert (tmp_path / "results.txt").read_text() == format_tables(entries_of(results), config) + "\n"
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found) == ["0", "40"] and list(found["0"]) == ["lfw", "own"]
-    assert found == json.loads(json.dumps({str(s): {n: v.asdict() for n, v in r.items()} for s, r in results.items()}))
+    for step, sets in found.items():
+        for name, entry in sets.items():
+            made_of = {"sha256": sha256(tmp_path / f"{step}backbone.pth"), "pairs_sha256": name}
+            assert entry == json.loads(json.dumps(made_of | results[step][name].asdict()))
     image = cv2.imread(str(tmp_path / "roc.png"))
     assert image.shape == (480, 1200, 3)  # two panels of 600 × 480 side by side
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50 and (image == 255).mean() > 0.5
 
 
+def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
+    """In results.json and in the table of results.txt, in the order of steps, whatever was scored when."""
+    report_of(tmp_path, {"40": results["40"], "100": results["40"]}).write()
+    report_of(tmp_path, {"best": {"lfw": scores["few"]}}).write()
+    report_of(tmp_path, {"0": results["0"]}).write()
+    report_of(tmp_path, {"40": {"own": scores["hard"]}}).write()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {step: list(sets) for step, sets in found.items()} == {
+        "0": ["lfw", "own"], "40": ["lfw", "own"], "100": ["lfw", "own"], "best": ["lfw"],
+    }  # fmt: skip
+    assert found["40"]["own"]["accuracy"] == scores["hard"].accuracy
+    assert not any("outdated" in entry for sets in found.values() for entry in sets.values())
+    table = (tmp_path / "results.txt").read_text()
+    assert [line.split()[0] for line in table.splitlines()[:5]] == ["step", "untrained", "40", "100", "best"]
+    assert table.splitlines()[4].split()[-1] == "-"  # of a set on which it was not scored
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda folder: (folder / "40backbone.pth").write_text("trained again"), "file has changed since"),
+        (lambda folder: (folder / "40backbone.pth").unlink(), "file is gone"),
+        (lambda folder: edit(folder, lambda entry: entry.pop("sha256")), "of an earlier version"),
+        (lambda folder: edit(folder, lambda entry: entry.update(pairs_sha256="others")), "pairs have changed since"),
+    ],
+)
+@pytest.mark.parametrize("name", ["results.json", "thresholds.json"])
+def test_what_is_of_other_files_or_pairs_is_not_passed_off_as_current(results, tmp_path, name, change, reason):
+    report_of(tmp_path, results).write()
+    change(tmp_path)
+    report_of(tmp_path, {"0": results["0"]}).write()
+    found = json.loads((tmp_path / name).read_text())
+    assert "outdated" not in found["0"]["lfw"]
+    assert all(reason in entry["outdated"] and len(entry) > 4 for entry in found["40"].values())  # nothing is lost
+    table = (tmp_path / "results.txt").read_text()
+    assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()] == ["step", "untrained"]
+    assert "not shown, for files or pairs have changed since: 40 (lfw), 40 (own); score them again" in table
+    report_of(tmp_path, {"40": results["40"]}).write()
+    assert "outdated" not in (tmp_path / name).read_text()
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    """Changes the entries of checkpoint 40 in both files."""
+    for name in ("results.json", "thresholds.json"):
+        found = json.loads((folder / name).read_text())
+        for entry in found["40"].values():
+            change(entry)
+        (folder / name).write_text(json.dumps(found))
+
+
+def test_entries_of_an_earlier_version_can_be_read(scores):
+    """The squared distance was called the threshold."""
+    entry = scores["few"].asdict()
+    old = {name if name != "squared_distance" else "threshold": value for name, value in entry.items()}
+    assert format_tables({"7": {"lfw": old}}, None) == format_tables({"7": {"lfw": entry}}, None)
+
+
+@pytest.mark.parametrize("odd", [5, {}, {"lfw": {"accuracy": "high"}}, {"lfw": [1]}, {"lfw": {"tar": 3}}])
+def test_entries_that_are_none_are_not_shown(scores, odd):
+    sound = {"7": {"lfw": scores["few"].asdict()}}
+    assert format_tables(sound | {"8": odd}, None) == format_tables(sound, None)
+
+
+def test_links_are_replaced_and_not_written_through(results, tmp_path):
+    """Of a stranger's folder, which may name any file by them."""
+    names = ["results.json", "results.txt", "roc.png", "thresholds.json"]
+    for name in names:
+        (tmp_path / f"precious {name}").write_text("precious")
+        (tmp_path / name).symlink_to(tmp_path / f"precious {name}")
+    report_of(tmp_path, results).write()
+    for name in names:
+        assert (tmp_path / f"precious {name}").read_text() == "precious"
+        assert not (tmp_path / name).is_symlink() and (tmp_path / name).stat().st_size > 8
+
+
+def test_no_name_of_a_file_upsets_the_picture(scores):
+    figure = roc_figure({"_x": {"a$b\\foo$": scores["few"]}, r"$\foo$": {"a$b\\foo$": scores["few"]}})
+    figure.canvas.draw()
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == [" _x", r"\$\foo\$"]
+
+
 @pytest.mark.parametrize(("n_sets", "size"), [(1, (5, 4)), (3, (15, 4)), (4, (15, 8))])
 def test_curves_a_panel_for_each_set(scores, n_sets, size):
     names = [f"set{i}" for i in range(n_sets)]
-    figure = roc_figure({step: dict.fromkeys(names, scores["easy"]) for step in (0, 7)})
+    figure = roc_figure({step: dict.fromkeys(names, scores["easy"]) for step in ("0", "7")})
     assert tuple(figure.get_size_inches()) == size
     assert [axes.get_title() for axes in figure.axes] == names
     for axes in figure.axes:
@@ -452,30 +561,30 @@ def test_curves_a_panel_for_each_set(scores, n_sets, size):
 
 def test_curves_of_many_checkpoints(scores, tmp_path):
     """No legend of forty lines: their colours are told in the title."""
-    many = {step: {"lfw": scores["few"]} for step in range(100, 140)}
+    many = {str(step): {"lfw": scores["few"]} for step in range(100, 140)}
     figure = roc_figure(many)
     assert len(figure.axes[0].get_lines()) == 40 and figure.axes[0].get_legend() is None
     assert figure.get_suptitle() == "40 checkpoints, from 100 (dark) to 139 (light)"
-    write_results(tmp_path, many, config_of("demo"))
+    report_of(tmp_path, many, config_of("demo")).write()
     assert len(json.loads((tmp_path / "results.json").read_text())) == 40
-    assert roc_figure({step: {"lfw": scores["few"]} for step in range(12)}).axes[0].get_legend() is not None
+    assert roc_figure({str(step): {"lfw": scores["few"]} for step in range(12)}).axes[0].get_legend() is not None
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_curve_of_a_single_different_pair(tmp_path):
-    write_results(tmp_path, {1: {"own": measure(*made_up(19, 1))}}, None)
+    report_of(tmp_path, {"1": {"own": measure(*made_up(19, 1))}}).write()
 
 
 def test_thresholds_are_written(results, tmp_path):
     """With every digit, and why not where there is none."""
-    assert write_thresholds(tmp_path, tmp_path / "instead", results) == tmp_path / "thresholds.json"
+    report_of(tmp_path, results).write()
     found = json.loads((tmp_path / "thresholds.json").read_text())
     assert list(found) == ["0", "40"] and list(found["40"]) == ["lfw", "own"]
     for step, sets in results.items():
         for name, score in sets.items():
-            entry = found[str(step)][name]
+            entry = found[step][name]
             assert (entry.pop("pairs"), entry.pop("different")) == (score.pairs, score.different)
-            assert list(entry) == ["1e-02", "1e-03", "1e-04"]
+            assert list(entry) == ["sha256", "pairs_sha256", "1e-02", "1e-03", "1e-04"]
             for far, point in score.operating.items():
                 if point is None:
                     assert entry[f"{far:.0e}"] == f"needs at least {round(1 / far)} different pairs"
@@ -484,22 +593,37 @@ def test_thresholds_are_written(results, tmp_path):
                     assert entry[f"{far:.0e}"] == threshold | {"far": point.far, "frr": point.frr}
 
 
+def test_the_option_that_makes_more_pairs_is_named(scores):
+    entry = thresholds_of(scores["few"], lambda needed: f"--n-pairs {2 * needed}")
+    assert entry["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000"
+    table = format_tables(entries_of({"1": {"own": scores["few"]}}), None, lambda needed: f"--n-pairs {2 * needed}")
+    assert table.endswith("it needs at least 100 different pairs, there are 63; --n-pairs 200")
+
+
+def test_a_table_without_thresholds_is_empty(scores):
+    assert format_thresholds({"1": {"own": scores["few"]}}) == ""
+
+
 def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
-    write_thresholds(tmp_path, tmp_path, results)
+    report_of(tmp_path, results).write()
     before = json.loads((tmp_path / "thresholds.json").read_text())
-    more = {40: {"own": scores["hard"], "third": scores["few"]}, 80: {"lfw": scores["few"]}}
-    write_thresholds(tmp_path, tmp_path, more)
+    more = {"40": {"own": scores["hard"], "third": scores["few"]}, "80": {"own": scores["few"], "third": scores["few"]}}
+    report_of(tmp_path, more).write()
     after = json.loads((tmp_path / "thresholds.json").read_text())
     assert after["0"] == before["0"] and after["40"]["lfw"] == before["40"]["lfw"]
     assert after["40"]["own"] != before["40"]["own"] and after["40"]["own"]["different"] == 12000
     assert set(after) == {"0", "40", "80"} and set(after["40"]) == {"lfw", "own", "third"}
 
 
-@pytest.mark.parametrize("broken", [b'{"0": {', b"[1, 2]", b"\xff\xfe", b"", b'{"0": 5, "40": [1]}'])
-def test_a_broken_file_of_thresholds_is_replaced(results, tmp_path, broken):
-    (tmp_path / "thresholds.json").write_bytes(broken)
-    write_thresholds(tmp_path, tmp_path, results)
-    found = json.loads((tmp_path / "thresholds.json").read_text())
+@pytest.mark.parametrize("name", ["results.json", "thresholds.json"])
+@pytest.mark.parametrize(
+    "broken",
+    [b'{"0": {', b"[1, 2]", b"\xff\xfe", b"", b'{"0": 5, "40": [1]}', pytest.param(b"[" * 200_000, id="deep")],
+)
+def test_a_broken_file_is_replaced(results, tmp_path, name, broken):
+    (tmp_path / name).write_bytes(broken)
+    report_of(tmp_path, results).write()
+    found = json.loads((tmp_path / name).read_text())
     assert {step: list(sets) for step, sets in found.items()} == {"0": ["lfw", "own"], "40": ["lfw", "own"]}
 
 
@@ -508,15 +632,29 @@ def test_thresholds_of_checkpoints_that_cannot_be_written_beside(results, tmp_pa
     beside.mkdir()
     instead.mkdir()
     (beside / "thresholds.json").write_text("{}")
+    report = report_of(instead, results, weights=beside)
     beside.chmod(0o555)
-    assert write_thresholds(beside, instead, results) == instead / "thresholds.json"
+    report.write()
+    assert report.thresholds == instead / "thresholds.json"
     assert (beside / "thresholds.json").read_text() == "{}"
     beside.chmod(0o755)
     (beside / "thresholds.json").unlink()
     (beside / "thresholds.json").mkdir()  # nor can a folder be written
     (instead / "thresholds.json").unlink()
-    assert write_thresholds(beside, instead, results) == instead / "thresholds.json"
+    report.write()
+    assert report.thresholds == instead / "thresholds.json"
     assert "cannot be written" in caplog.text
+    assert set(json.loads((instead / "thresholds.json").read_text())) == {"0", "40"}
+
+
+def test_nothing_is_left_in_a_folder_that_no_run_wrote(results, tmp_path):
+    weights, instead = tmp_path / "downloaded", tmp_path / "out"
+    weights.mkdir()
+    instead.mkdir()
+    report = report_of(instead, results, weights=weights)
+    (weights / "training.log").unlink()
+    report.write()
+    assert sorted(path.name for path in weights.iterdir()) == ["0backbone.pth", "40backbone.pth"]
     assert set(json.loads((instead / "thresholds.json").read_text())) == {"0", "40"}
 
 

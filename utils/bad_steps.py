@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from utils.distributed import World, gather_rows, on_main
 from utils.errors import UserError
+from utils.files import replace_text
 from utils.run_log import log
 
 FILE = "bad_steps.json"
@@ -112,7 +113,7 @@ class BadSteps:
         path = Path(self.config.output) / FILE
         kept = f"the keys of their images are in {path}"
         try:
-            path.write_text(json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
+            replace_text(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
         except OSError as error:
             kept = f"the keys of their images could not be written to {path} ({error.strerror})"
         steps = list(self.in_a_row)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import open_regular
 from utils.safe_pickle import UnsupportedContent, check_file
 from utils.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, take_state_dict
@@ -23,6 +23,7 @@ _DAMAGED = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
     MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
+_NO_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # .pth files that hold other things
 
 
 def snapshot(content: Any) -> Any:
@@ -70,10 +71,18 @@ def save_weights(path: str | Path, module: nn.Module) -> None:
 
 
 def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
-    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none, naming the
-    config's field that names the folder."""
-    matches = ((re.fullmatch(r"(\d+)backbone\.pth", path.name), path) for path in Path(folder).glob("*backbone.pth"))
-    found = {int(match[1]): path for match, path in matches if match}
+    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none, or two of one
+    step, naming the config's field that names the folder."""
+    found: dict[int, Path] = {}
+    for path in sorted(Path(folder).glob("*backbone.pth")):
+        if not (match := re.fullmatch(r"(\d+)backbone\.pth", path.name)):
+            continue
+        other = found.setdefault(int(match[1]), path)
+        if other != path:
+            raise CheckpointError(
+                f"config {field}: {other.name} and {path.name} in {str(folder)!r} are both of step {int(match[1])}; "
+                "rename or remove one"
+            )
     if not found:
         raise CheckpointError(
             f"config {field}: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
@@ -82,18 +91,36 @@ def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]
 
 
 def find_backbones(prefix: str, option: str) -> dict[str, Path]:
-    """Backbones by name: a file, the file of a prefix (output/295672 for output/295672backbone.pth), or a folder's by
-    step, ascending. Raises CheckpointError where there is none, naming the option."""
+    """Backbones by name: a file of any name, the file of a prefix (output/295672 for output/295672backbone.pth), or
+    those of a folder: by step, ascending, or its only .pth file where no name has a step.
+
+    Raises CheckpointError where there is none, or several files of other names to choose from, naming the option.
+    """
     path = Path(prefix)
     try:
         if path.is_dir():
-            return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
-        for file in (path, path.with_name(path.name + "backbone.pth")):
+            weights = [file for file in sorted(path.glob("*.pth")) if not _NO_BACKBONE.fullmatch(file.name)]
+            if not weights or any(re.fullmatch(r"\d+backbone\.pth", file.name) for file in weights):
+                return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
+            if len(weights) > 1:
+                names = ", ".join(file.name for file in weights[:5]) + (", …" if len(weights) > 5 else "")
+                raise CheckpointError(
+                    f"config output, or {option}: no {{global_step}}backbone.pth in {prefix!r}, but {len(weights)} "
+                    f"other .pth files; name one of them: {names}"
+                )
+            return {backbone_name(weights[0]): weights[0]}
+        for file in (path, path.with_name(path.name + "backbone.pth"), path.with_name(path.name + ".pth")):
             if file.is_file():
-                return {file.name.removesuffix("backbone.pth").removesuffix(".pth") or file.name: file}
+                return {backbone_name(file): file}
     except OSError as error:  # no path can be that long, or it may not be looked at
         raise CheckpointError(f"{option} {prefix!r}: {error.strerror}") from None
     raise CheckpointError(f"{option} {prefix!r}: no such checkpoint, and no folder of checkpoints")
+
+
+def backbone_name(path: Path) -> str:
+    """The step of a {step}backbone.pth, else the file's name without .pth: what results are kept by."""
+    name = path.name.removesuffix("backbone.pth").removesuffix(".pth") or path.name
+    return str(int(name)) if re.fullmatch(r"\d+backbone\.pth", path.name) else one_line(name)
 
 
 def read_file(path: str | Path) -> Any:

@@ -158,6 +158,16 @@ def main_first(world: World, action: Callable[[], T]) -> T:
 
 def together(world: World, action: Callable[[], T]) -> T:
     """The result of `action`, run by every process. A UserError of any of them ends all, told once."""
+    result = try_together(world, action)
+    if not isinstance(result, UserError):
+        return result
+    if world.is_main:
+        raise result
+    raise SystemExit(2)
+
+
+def try_together(world: World, action: Callable[[], T]) -> T | UserError:
+    """The result of `action`, run by every process; where any of them raised a UserError, the first one on all."""
     results: list[T] = []
     errors: list[Any] = [None] * world.size
     try:
@@ -166,12 +176,7 @@ def together(world: World, action: Callable[[], T]) -> T:
         errors[world.rank] = error
     if world.size > 1:
         dist.all_gather_object(errors, errors[world.rank])
-    first = next(filter(None, errors), None)
-    if first is None:
-        return results[0]
-    if world.is_main:
-        raise first
-    raise SystemExit(2)
+    return next(filter(None, errors), None) or results[0]
 
 
 def share_of(n: int, world: World) -> slice:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -20,9 +21,9 @@ class UserError(ValueError):
     """
 
 
-def one_line(text: str) -> str:
-    """Returns the text with control characters, as a file's name may have them, written as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def one_line(text: object) -> str:
+    """Returns a text or path with what cannot be printed, as control characters in a name, written as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
@@ -33,7 +34,7 @@ def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
     if isinstance(value, str):
         value = value[: limit + 1]
     try:
-        text = one_line(value) if isinstance(value, str) and not quote else one_line(repr(value))
+        text = one_line(repr(value) if quote else value)
     except ValueError:  # in it is an integer of more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= limit + 2 else text[:limit] + "…"
@@ -67,6 +68,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     ended = Path(os.environ.get(ENDED, os.devnull))
     if restarts() and ended.is_file():  # by bad input, before the processes had met: it is so still
         sys.exit(0)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no UTF-8
     try:
         main()
     except UserError as error:

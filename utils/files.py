@@ -3,11 +3,13 @@
 import errno
 import hashlib
 import os
+import secrets
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -56,19 +58,79 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     )
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all: a temporary one, then a rename. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def open_without_links(path: Path, flags: int) -> int:
+    """Opens a regular file that is written and returns its descriptor; with O_CREAT it is made where it is missing.
+
+    A symbolic link is not followed: a folder from a stranger could name any file by it. Raises UserError for a link, a
+    folder, a pipe or a device, OSError otherwise.
+    """
     try:
-        temporary.write_text(text, encoding="utf-8")
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise UserError(f"{path}: is a symbolic link, which is not written through; remove it") from None
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+        descriptor = -1
+    if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise UserError(f"{path}: should be a regular file; remove it")
+    return descriptor
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file by a temporary file in the same folder and a rename.
+
+    A symbolic link at `path` is replaced and its target not touched; where writing fails, what stood there stays.
+    Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    # O_EXCL: a file or link that somebody put there under this name is never opened.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file as UTF-8 with `write_atomic`. Raises OSError."""
+    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
+    write_atomic(path, lambda file: file.write(content))
+
+
+def save_figure(path: Path, figure: Any, dpi: int) -> None:
+    """Writes a matplotlib figure with `write_atomic`, in the format of the path's suffix. Raises OSError."""
+    write_atomic(path, partial(figure.savefig, format=path.suffix[1:], dpi=dpi))
+
+
+def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -> None:
+    """Writes each file by calling its writer with the path; one that fails does not keep the others from being written.
+
+    Raises a single UserError at the end that names the files which could not be written; `advice` ends it.
+    """
+    failed: dict[Path, str] = {}
+    for path, write in writers.items():
+        try:
+            write(path)
+        except OSError as error:
+            failed[path] = error.strerror or str(error)
+    if failed:
+        first = next(iter(failed))
+        names = ", ".join(path.name for path in failed)
+        raise UserError(
+            f"{first.parent}: {names} could not be written ({failed[first]}) and stay as they were; {advice}"
+        )
+
+
 def reserve(file: int, size: int) -> None:
-    """Gives the file its size and, where the system can, its place on the disk: a full one is told now, as an error,
-    and not in the middle of the run as a bus error. What is in the file stays."""
+    """Gives an open file its size and, where the system can, its place on the disk. What is in the file stays.
+
+    A full disk is then an OSError now, and not a bus error later in the memory that maps the file.
+    """
     try:
         os.posix_fallocate(file, 0, size)
     except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it

@@ -1,10 +1,30 @@
 """The size that an image file announces, asked before a decoder believes it."""
 
+import re
 import struct
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _NO_SEGMENT = {0x00, 0x01, *range(0xD0, 0xD8)}  # JPEG markers with no length behind them
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers of a segment that has the size
+
+_PNM_HEAD = re.compile(rb"P[1-6](?:\s+|#[^\n\r]*[\n\r])+(\d{1,9})(?:\s+|#[^\n\r]*[\n\r])+(\d{1,9})\s")
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # integer types of a TIFF tag's value
+
+
+def photo_size(image: bytes) -> tuple[int, int] | None:
+    """Return the width and height that the head of a photo announces, None for anything else: what `image_size` knows,
+    and GIF, TIFF and PBM, PGM or PPM (PNM)."""
+    try:
+        if image.startswith((b"GIF87a", b"GIF89a")):
+            width, height = struct.unpack_from("<HH", image, 6)
+            return width, height
+        if image.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+            return _tiff_size(image)
+    except (struct.error, LookupError):  # cut short
+        return None
+    if match := _PNM_HEAD.match(image):
+        return int(match[1]), int(match[2])
+    return image_size(image)
 
 
 def image_size(image: bytes) -> tuple[int, int] | None:
@@ -64,3 +84,23 @@ def _webp_size(image: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack_from("<HH", image, 26)
         return width & 0x3FFF, height & 0x3FFF
     return None
+
+
+def _tiff_size(image: bytes) -> tuple[int, int]:
+    """Read the first directory of a TIFF or BigTIFF; the size of a tile where tiles are larger than the image."""
+    order = "<" if image.startswith(b"II") else ">"
+    if image[2:4] in (b"*\0", b"\0*"):
+        head, count_type, tag_size, value_at = "I", "H", 12, 8
+        (at,) = struct.unpack_from(order + head, image, 4)
+    else:
+        head, count_type, tag_size, value_at = "Q", "Q", 20, 12
+        (at,) = struct.unpack_from(order + head, image, 8)
+    (count,) = struct.unpack_from(order + count_type, image, at)
+    first = at + struct.calcsize(count_type)
+    found: dict[int, int] = {}
+    for start in range(first, first + min(count, 4096) * tag_size, tag_size):
+        tag, kind = struct.unpack_from(order + "HH", image, start)
+        if tag in (256, 257, 322, 323):  # width and height of the image, and of a tile
+            (found[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], image, start + value_at)
+    width, height = found[256], found[257]
+    return max(width, found.get(322, 0)), max(height, found.get(323, 0))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.distributed import World, on_main
 from utils.errors import PassingError, UserError, restarts
+from utils.files import open_without_links
 
 FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
 
@@ -27,7 +28,7 @@ def alone(folder: Path, world: World) -> Iterator[None]:
 
 
 def _hold(folder: Path) -> RawIOBase:
-    file = (folder / FILE).open("a+b", buffering=0)
+    file = os.fdopen(open_without_links(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
     try:
         # Of this process alone: loader workers do not inherit it, and hold nothing when this one is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

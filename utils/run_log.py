@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +13,8 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from utils.board import Board
-from utils.errors import heard
+from utils.errors import UserError, heard
+from utils.files import open_without_links
 
 log = logging.getLogger("pocketnet")
 OUTPUT = Path(__file__).resolve().parents[1] / "output"
@@ -31,24 +33,35 @@ class _LogFile(logging.FileHandler):
 
     told = False
 
+    def _open(self) -> TextIOWrapper:
+        """Open the end of the file; a symbolic link is refused."""
+        descriptor = open_without_links(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 (a descriptor)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
         elif not self.told:
             self.told = True
-            tqdm.write(f"{self.baseFilename}: could not be written ({error.strerror}); training goes on", sys.stderr)
+            tqdm.write(f"{self.baseFilename}: could not be written ({error.strerror}); the run goes on", sys.stderr)
 
 
 def init_logging(file: Path | None, prefix: str = "") -> None:
-    """Sends the project's lines to the screen and to the end of the file. None: a process that has nothing to say."""
+    """Sends the project's lines to the screen and to the end of the file. None: a process that has nothing to say.
+
+    Raises UserError where the file cannot be opened.
+    """
     log.handlers.clear()
     log.propagate = False
     log.setLevel(logging.INFO if file else logging.ERROR)
     handlers: list[logging.Handler] = [_BarSafeHandler(sys.stdout)]
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(file, encoding="utf-8"))
+        try:
+            handlers.append(_LogFile(file, encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written ({error.strerror})") from None
     for handler in handlers:
         handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s-%(message)s"))
         log.addHandler(handler)

@@ -12,7 +12,7 @@ from torch import Tensor
 from utils.dataset import FaceDataset, ListSampler
 from utils.distributed import World, share_of
 from utils.errors import UserError
-from utils.files import replace_text, reserve, sha256
+from utils.files import open_without_links, replace_text, reserve, sha256
 from utils.images import normalise
 from utils.loader import Loader
 from utils.progress import Progress
@@ -142,11 +142,10 @@ def _digest(data: bytes) -> str:
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """The file as an array, made of zeros where it is missing. A part that was cut off is zeros, too."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    path.touch()
-    with path.open("r+b") as file:
+    with os.fdopen(open_without_links(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         found = file.seek(0, os.SEEK_END)
         if found > size:
             raise UserError(f"{path}: {found} bytes, should be {size}: it is damaged; delete it")
         if found < size:
             reserve(file.fileno(), size)
-    return np.memmap(path, dtype, "r+", shape=shape)
+        return np.memmap(file, dtype, "r+", shape=shape)

@@ -1,12 +1,15 @@
 """Scores checkpoints on IJB-B or IJB-C: eval/IJB/runIJBEval.sh --target IJBC --image-path DIR [--config FILE] …
 
-Leaves in RESULT_DIR/JOB: the scores of all pairs ({step}_{target}.npy), the ROC curves ({target}.pdf and .png), the
-table ({target}.txt), results.json and test.log. Interrupted, the same command goes on where it was.
+Leaves in RESULT_DIR/JOB (JOB: by default of the name of the checkpoints' folder): the scores of all pairs
+({step}_{target}.npy), the ROC curves ({target}.pdf and .png), the table ({target}.txt), results.json and test.log. The
+table and results.json keep what earlier commands found of other checkpoints. Interrupted, the same command goes on
+where it was.
 """
 
 import argparse
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +17,7 @@ if not __package__:  # run as a script, this folder stands first on the path ins
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
+from easydict import EasyDict
 
 from backbones import build_backbone
 from config import ConfigError, add_config_arguments, load_config
@@ -21,11 +25,13 @@ from eval.embedding import make_runtime
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_of
 from eval.IJB.protocol import TARGETS, Protocol, read_protocol
-from eval.IJB.report import FPRS, IjbScore, format_table, write_results
+from eval.IJB.report import FPRS, IjbScore
+from eval.IJB.results import Report
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
+from eval.results import raise_failed, run_name, weights_folder
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import find_backbones, load_weights
-from utils.distributed import place, processes, together
+from utils.distributed import World, place, processes, together, try_together
 from utils.errors import UserError, run
 from utils.files import make_writable, sha256
 from utils.launch import spread_over_gpus
@@ -38,46 +44,71 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     if args.batch_size is not None:
         config.eval_batch = args.batch_size
-    checkpoints = find_backbones(args.model_prefix or config.output, "--model-prefix")
-    folder = make_result_folder(args.result_dir, args.job)
-    switches = Switches(args.flip, args.norm_score, args.detector_score)
+    prefix = args.model_prefix or config.output
+    checkpoints = find_backbones(prefix, "--model-prefix")
+    folder = make_result_folder(args.result_dir, args.job or run_name(weights_folder(prefix)))
     spread_over_gpus()
-
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        protocol = together(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
-        crops = Crops(args.image_path / "loose_crop", protocol.images, args.skip_missing)
-        together(world, crops.check_files)
-        log.info(describe(protocol, args.target))
-        backbone = place(build_backbone(config), world)
-        made = {
-            "lists": sha256(protocol.images.source),
-            "folder": str(args.image_path.resolve()),
-            "network": f"{config.net_name} {config.genotypes.get(config.genotype)}",  # weights may fit another as well
-        }
-        results: dict[str, IjbScore] = {}
-        embedded: list[Features] = []
-        for name, path in checkpoints.items():
-            together(world, partial(load_weights, backbone, path))
-            features = Features(
-                folder / f"features_{name}_{args.target}",
-                len(protocol.images.names),
-                config.embedding_size,
-                made | {"checkpoint": sha256(path)},
-                world,
-            )
-            runtime = make_runtime(backbone, config, world, len(protocol.images.names))
-            embed_images(features, crops, runtime, config.workers, world, f"{args.target} {name}")
-            if world.is_main:
-                results[name], scores = score(features, protocol, switches, path)
-                np.save(folder / f"{name}_{args.target}.npy", scores)
-                write_results(folder, args.target, results, config)
-            embedded.append(features)
+        evaluate(args, config, checkpoints, folder, world)
+
+
+def evaluate(
+    args: argparse.Namespace, config: EasyDict, checkpoints: dict[str, Path], folder: Path, world: World
+) -> None:
+    """Score the checkpoints one by one. Raises UserError, after all the others, where one or a file failed."""
+    protocol = together(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
+    crops = Crops(args.image_path / "loose_crop", protocol.images, args.skip_missing)
+    together(world, crops.check_files)
+    log.info(describe(protocol, args.target))
+    backbone = place(build_backbone(config), world)
+    made = {
+        "lists": sha256(protocol.images.source),
+        "folder": str(args.image_path.resolve()),
+        "network": f"{config.net_name} {config.genotypes.get(config.genotype)}",  # weights may fit another as well
+    }
+    digest = sha256(*sorted(protocol.images.source.parent.glob(f"{args.target.lower()}_*"))) if world.is_main else ""
+    report = Report(folder, args.target, config, digest)
+    switches = Switches(args.flip, args.norm_score, args.detector_score)
+    failed: dict[Path, UserError] = {}
+    embedded: list[Features] = []
+    for name, path in checkpoints.items():
+        loaded = try_together(world, partial(load_weights, backbone, path))
+        if isinstance(loaded, UserError):
+            leave_out(path, loaded, failed)
+            continue
+        features = Features(
+            folder / f"features_{name}_{args.target}",
+            len(protocol.images.names),
+            config.embedding_size,
+            made | {"checkpoint": sha256(path)},
+            world,
+        )
+        runtime = make_runtime(backbone, config, world, len(protocol.images.names))
+        embed_images(features, crops, runtime, config.workers, world, f"{args.target} {name}")
+        embedded.append(features)
         if world.is_main:
-            if not args.keep_features:
-                for features in embedded:  # only now: interrupted at a later checkpoint, none is embedded again
-                    features.remove()
-            print(f"\n{format_table(args.target, results, config)}\n\nIn {folder}: {', '.join(written(args.target))}")
+            try:
+                result, scores = score(features, protocol, switches, path)
+            except UserError as error:
+                leave_out(path, UserError(f"{path}: {args.target}: {error}"), failed)
+            else:
+                report.add(name, replace(result, sha256=sha256(path), pairs_sha256=digest), scores)
+    if world.is_main:
+        if not args.keep_features:
+            for features in embedded:  # only now: interrupted at a later checkpoint, none is embedded again
+                features.remove()
+        if report.results:
+            print(f"\n{report.format_table()}", flush=True)
+            report.finish()
+            print(f"\nIn {folder}: {', '.join(written(args.target))}")
+        raise_failed(failed, len(checkpoints))
+
+
+def leave_out(path: Path, error: UserError, failed: dict[Path, UserError]) -> None:
+    """Note in the log that a checkpoint is not scored."""
+    failed[path] = error
+    log.warning(f"{error}: left out")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,7 +123,10 @@ def parse_arguments() -> argparse.Namespace:
         help="a checkpoint, or a folder of them (default: config.output)",
     )  # fmt: skip
     parser.add_argument("--result-dir", type=Path, default=os.environ.get("IJB_RESULT_DIR", "output/IJB"))
-    parser.add_argument("--job", default=os.environ.get("IJB_JOB", "PocketNet"), help="folder in --result-dir")
+    parser.add_argument(
+        "--job", default=os.environ.get("IJB_JOB"),
+        help="folder in --result-dir (default: of the name of the checkpoints' folder)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, help="images at once (default: config.eval_batch)")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--flip", action=switch, default=True, help="add the mirror image's embedding")
@@ -105,8 +139,9 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--target {args.target}: should be {' or '.join(TARGETS)}")
     if not args.image_path:
         raise UserError("--image-path: name the folder of the set, the one that holds loose_crop and meta")
-    if not Path(args.job).name == args.job or args.job in ("", "..") or not args.job.isprintable():
-        raise UserError(f"--job {args.job!r}: should be a plain name, of a folder in --result-dir")
+    job = args.job
+    if job is not None and (Path(job).name != job or job in ("", "..") or not job.isprintable()):
+        raise UserError(f"--job {job!r}: should be a plain name, of a folder in --result-dir")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
     args.image_path = Path(args.image_path)
@@ -132,9 +167,18 @@ def describe(protocol: Protocol, target: str) -> str:
 
 
 def score(features: Features, protocol: Protocol, switches: Switches, path: Path) -> tuple[IjbScore, np.ndarray]:
-    """Everything that is said of a checkpoint, and the scores (P,) of all pairs, NaN where a template was left out."""
+    """Everything that is said of a checkpoint, and the scores (P,) of all pairs, NaN where a template was left out.
+
+    Raises UserError where embeddings are not finite.
+    """
     images = protocol.images
     kept = features.done == 1
+    bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.mirrored).all(axis=1)) & kept
+    if bad.any():
+        raise UserError(
+            f"the embeddings of {int(bad.sum())} of {len(bad)} images are not finite: these weights are damaged, or of "
+            "a run that diverged; take another checkpoint"
+        )
     embeddings = Embeddings(features.direct, features.mirrored, images.det_scores)
     templates = pool(embeddings, images.templates, images.media, switches, kept)
     first, second, same = protocol.pairs

@@ -1,8 +1,6 @@
-"""What an IJB evaluation leaves: the table of TPR at FPR, results.json, and the ROC curves as PDF and PNG."""
+"""What is said of checkpoints on an IJB set: the table of TPR at FPR, and the ROC curves as a picture."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from eval.published import published
-from eval.report import read_json
+from eval.report import legend_label
 from eval.roc import Roc
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # as published
@@ -31,7 +29,9 @@ class IjbScore:
     skipped_pairs: int  # left out, of templates without an image
     switches: dict[str, bool]
     identification: dict[str, Any] | None
-    curve: Roc
+    curve: Roc | None  # None: of an earlier command
+    sha256: str = ""  # of the checkpoint
+    pairs_sha256: str = ""  # of the set's lists
 
     def asdict(self) -> dict[str, Any]:
         """For results.json: all but the curve."""
@@ -40,17 +40,6 @@ class IjbScore:
 
 
 Results = dict[str, IjbScore]  # by the checkpoint's name
-
-
-def write_results(folder: Path, target: str, results: Results, config: EasyDict) -> None:
-    """results.json ({target: {checkpoint: numbers}}, other targets stay), the table and both pictures."""
-    path = folder / "results.json"
-    merged = read_json(path) | {target: {name: result.asdict() for name, result in results.items()}}
-    path.write_text(json.dumps(merged, indent=2) + "\n")
-    (folder / f"{target}.txt").write_text(format_table(target, results, config) + "\n")
-    figure = roc_figure(target, results)
-    for suffix in ("png", "pdf"):
-        figure.savefig(folder / f"{target}.{suffix}", dpi=120)
 
 
 def format_table(target: str, results: Results, config: EasyDict) -> str:
@@ -75,9 +64,14 @@ def format_table(target: str, results: Results, config: EasyDict) -> str:
         for name, result in results.items()
         if result.missing_images or result.skipped_pairs
     ]
-    off = [name for name, on in first.switches.items() if not on]
-    switched = [f"without {', '.join(off)}"] if off else []
-    return "\n".join([*lines, *([""] if notes or left_out or off else []), *notes[-1:], *left_out, *switched])
+    off = {
+        name: ", ".join(switch for switch, on in result.switches.items() if not on) for name, result in results.items()
+    }
+    if len(set(off.values())) == 1:
+        switched = [f"without {off[next(iter(off))]}"] if any(off.values()) else []
+    else:
+        switched = [f"{name}: without {switches}" for name, switches in off.items() if switches]
+    return "\n".join([*lines, *([""] if notes or left_out or switched else []), *notes[-1:], *left_out, *switched])
 
 
 def _identification_table(target: str, results: Results) -> list[str]:
@@ -98,8 +92,10 @@ def roc_figure(target: str, results: Results) -> Figure:
     grid = np.logspace(-6, 0, 1201)  # a curve of all pairs has too many corners for a PDF
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(results)))
     for colour, (name, result) in zip(colours, results.items(), strict=True):
+        if result.curve is None:
+            continue
         rates = np.interp(grid, result.curve.fpr, result.curve.tpr)
-        axes.plot(grid, rates, color=colour, label=f"{name} (AUC {result.auc:.4f})")
+        axes.plot(grid, rates, color=colour, label=legend_label(f"{name} (AUC {result.auc:.4f})"))
     axes.set(xscale="log", xlim=(1e-6, 1), xlabel="false positive rate", ylabel="true positive rate", title=target)
     axes.grid(True, which="both", alpha=0.3)
     axes.legend(loc="lower right", fontsize="small")
