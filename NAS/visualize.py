@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as Curve
 
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
-from config import CommandParser, add_config_arguments, load_config
+from config import CommandParser, add_config_arguments, load_config, typed_path
 from utils.errors import UserError, run
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
@@ -95,7 +95,7 @@ def main() -> None:
     """The command line."""
     parser = CommandParser("Draw the cells of a config's genotype.")
     add_config_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("cells.png"), help="the picture (%(default)s)")
+    parser.add_argument("--out", type=typed_path, default=Path("cells.png"), help="the picture (%(default)s)")
     args = parser.parse()
     config = load_config(args.config, args.overrides)
     figure = draw_cells(parse(config.genotypes[config.genotype]), config.genotype)

@@ -29,15 +29,16 @@ from config.fields import (
     similar_field,
     unknown_field,
 )
-from config.paths import from_project, from_working_folder
+from config.paths import from_project, from_working_folder, typed_path
 from config.saved import read_saved, save_config, saved_config
 from config.usage import log_unused
 from utils.errors import shorten
 from utils.files import is_there, make_writable
 
 __all__ = [
-    "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "load_config", "log_unused", "make_folder",
-    "overrides_of", "parse_command", "require_data", "save_config", "shipped_configs", "typed_output",
+    "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "from_project", "from_working_folder",
+    "load_config", "log_unused", "make_folder", "overrides_of", "parse_command", "require_data", "save_config",
+    "shipped_configs", "typed_output", "typed_path",
 ]  # fmt: skip
 
 FOLDER = Path(__file__).resolve().parent

@@ -15,6 +15,11 @@ def from_working_folder(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111 (pathlib would drop a trailing slash, and make "" a ".")
 
 
+def typed_path(text: str) -> Path:
+    """Returns a path typed as an option, "~" expanded; a type for argparse."""
+    return Path(from_working_folder(text))
+
+
 def from_project(text: str) -> str:
     """Returns a path of a config file as the process can open it: relative where the working folder is the project."""
     text = from_working_folder(text)

@@ -1,14 +1,14 @@
 """Is checkpoint B better than A, or is it chance? python eval/compare.py A B [--config FILE] [field=value …]
 
-A and B are checkpoints, or folders (their last one is taken); --config-b names B's config where it is another network.
-Both judge the same pairs: those of config.val_targets, or your own (--pairs, --folder; as for eval/eval.py). Leaves in
---out: compare.txt, compare.json, and compare_{set}.png, the pairs on which they differ.
+A and B are checkpoints, or folders (their last one is taken). Where no --config is named, the config.json of each
+one's run says its network; --config-b names B's config where it is another. Both judge the same pairs: those of
+config.val_targets, or your own (--pairs, --folder; as for eval/eval.py). Leaves in --out: compare.txt, compare.json,
+and compare_{set}.png, the pairs on which they differ.
 
 The interval takes in that thresholds are chosen from data too, so it can lie off the difference seen; McNemar's test
 takes the thresholds as they are.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -25,7 +25,15 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from backbones import build_backbone
-from config import add_config_arguments, load_config, require_data
+from config import (
+    CommandParser,
+    add_config_arguments,
+    from_project,
+    from_working_folder,
+    load_config,
+    require_data,
+    typed_path,
+)
 from eval.embedding import make_runtime
 from eval.photo_arguments import add_photo_arguments, photo_pairs
 from eval.scoring import Score, Scorer
@@ -63,15 +71,18 @@ class Comparison:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Compare two checkpoints on the same pairs.")
+    parser = CommandParser("Compare two checkpoints on the same pairs.")
     parser.add_argument("a", metavar="A", help="a checkpoint, or a folder of them")
     parser.add_argument("b", metavar="B", help="another")
     add_config_arguments(parser)
-    parser.add_argument("--config-b", metavar="FILE", help="B's config (default: A's)")
-    parser.add_argument("--out", type=Path, default=Path("output/compare"), help="folder for the results (%(default)s)")
+    parser.add_argument("--config-b", metavar="FILE", help="B's config (default: its run's own, or A's)")
+    out = Path(from_project("output/compare"))
+    parser.add_argument("--out", type=typed_path, default=out, help="folder for the results (%(default)s)")
     add_photo_arguments(parser)
-    args = parser.parse_intermixed_args()
-    configs = [load_config(path, args.overrides) for path in (args.config, args.config_b or args.config)]
+    args = parser.parse()
+    args.a, args.b = from_working_folder(args.a), from_working_folder(args.b)
+    sides = ((args.config, args.a), (args.config_b or args.config, args.b))
+    configs = [load_config(path, args.overrides, saved_in=weights) for path, weights in sides]
     files = [list(find_backbones(path, name).values())[-1] for path, name in ((args.a, "A"), (args.b, "B"))]
     photos = photo_pairs(args)
     if photos is None:

@@ -1,6 +1,7 @@
 """Scores checkpoints on verification sets, or on your own photos: python eval/eval.py [--config FILE] [field=value …]
 
     python eval/eval.py                                  every checkpoint in config.output on config.val_targets
+    python eval/eval.py output=FOLDER                    those of a run, by the config.json that it left there
     python eval/eval.py --steps 11372,22744              some of them
     python eval/eval.py output=DIR/PocketNetS-128.pth    a file of any name
     python eval/eval.py --pairs pairs.txt --images DIR   on your own pairs: LFW style, or a CSV of path,path,same
@@ -12,7 +13,6 @@ and thresholds.json keep what earlier commands found of other checkpoints, roc.p
 GPUs it uses all; NPROC=1 keeps it to one.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,15 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones import build_backbone
-from config import add_config_arguments, load_config, require_data
+from config import (
+    CommandParser,
+    add_config_arguments,
+    load_config,
+    log_unused,
+    overrides_of,
+    require_data,
+    typed_output,
+)
 from eval.embedding import make_runtime
 from eval.photo_arguments import add_photo_arguments, photo_pairs, readable_again
 from eval.results import Report, raise_failed, result_folder, weights_folder
@@ -39,12 +47,12 @@ from utils.run_log import init_logging, log
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Score checkpoints on verification sets, or on your own photos.")
+    parser = CommandParser("Score checkpoints on verification sets, or on your own photos.")
     add_config_arguments(parser)
     parser.add_argument("--steps", help="global steps of the checkpoints, with commas between (default: all)")
     add_photo_arguments(parser)
-    args = parser.parse_intermixed_args()
-    config = load_config(args.config, args.overrides)
+    args = parser.parse()
+    config = load_config(args.config, overrides_of(args), saved_in=typed_output(args.overrides))
     photos = photo_pairs(args)
     if photos is None:
         require_data(config)
@@ -56,6 +64,7 @@ def main() -> None:
     failed: dict[Path, UserError] = {}
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
+        log_unused(config, "eval")
         sets = load_sets(config, photos, world)
         scorer = Scorer(config, world, sets)
         backbone = place(build_backbone(config), world)

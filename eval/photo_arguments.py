@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from config import typed_path
 from eval.folder_pairs import make_pairs
 from eval.pairs import PhotoPairs, read_pairs
 from utils.errors import UserError
@@ -16,10 +17,15 @@ from utils.files import is_there
 def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that name a person's own photos."""
     parser.add_argument(
-        "--pairs", type=Path, metavar="FILE", help="your own pairs: LFW style, or path,path,same; also from a pipe"
+        "--pairs",
+        type=typed_path,
+        metavar="FILE",
+        help="your own pairs: LFW style, or path,path,same; also from a pipe",
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder that the photos of --pairs lie in")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="make pairs of the photos in it, a folder a person")
+    parser.add_argument("--images", type=typed_path, metavar="DIR", help="the folder that the photos of --pairs lie in")
+    parser.add_argument(
+        "--folder", type=typed_path, metavar="DIR", help="make pairs of the photos in it, a folder a person"
+    )
     parser.add_argument("--n-pairs", type=int, default=6000, help="how many pairs --folder makes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs that --folder makes (%(default)s)")
 

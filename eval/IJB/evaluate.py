@@ -20,7 +20,17 @@ import numpy as np
 from easydict import EasyDict
 
 from backbones import build_backbone
-from config import ConfigError, add_config_arguments, load_config
+from config import (
+    CommandParser,
+    ConfigError,
+    add_config_arguments,
+    from_project,
+    from_working_folder,
+    load_config,
+    overrides_of,
+    typed_output,
+    typed_path,
+)
 from eval.embedding import make_runtime
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_of
@@ -41,7 +51,7 @@ from utils.run_log import init_logging, log
 def main() -> None:
     """The command line."""
     args = parse_arguments()
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, overrides_of(args), saved_in=args.model_prefix or typed_output(args.overrides))
     if args.batch_size is not None:
         config.eval_batch = args.batch_size
     prefix = args.model_prefix or config.output
@@ -113,7 +123,7 @@ def leave_out(path: Path, error: UserError, failed: dict[Path, UserError]) -> No
 
 def parse_arguments() -> argparse.Namespace:
     """The command line. An environment variable IJB_… stands for an option that is not given."""
-    parser = argparse.ArgumentParser(description="Score checkpoints on IJB-B or IJB-C.")
+    parser = CommandParser("Score checkpoints on IJB-B or IJB-C.")
     add_config_arguments(parser)
     parser.set_defaults(config=os.environ.get("IJB_CONFIG"))
     parser.add_argument("--target", default=os.environ.get("IJB_TARGET", "IJBC"), help="IJBB or IJBC (%(default)s)")
@@ -122,7 +132,8 @@ def parse_arguments() -> argparse.Namespace:
         "--model-prefix", metavar="PATH", default=os.environ.get("IJB_MODEL_PREFIX"),
         help="a checkpoint, or a folder of them (default: config.output)",
     )  # fmt: skip
-    parser.add_argument("--result-dir", type=Path, default=os.environ.get("IJB_RESULT_DIR", "output/IJB"))
+    results = os.environ.get("IJB_RESULT_DIR") or from_project("output/IJB")
+    parser.add_argument("--result-dir", type=typed_path, default=results, help="folder for the results (%(default)s)")
     parser.add_argument(
         "--job", default=os.environ.get("IJB_JOB"),
         help="folder in --result-dir (default: of the name of the checkpoints' folder)",
@@ -134,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--detector-score", action=switch, default=True, help="weight images by the detector's score")
     parser.add_argument("--skip-missing", action="store_true", help="leave out missing images and count them")
     parser.add_argument("--keep-features", action="store_true", help="keep all images' embeddings, for other switches")
-    args = parser.parse_intermixed_args()
+    args = parser.parse()
     if args.target not in TARGETS:
         raise UserError(f"--target {args.target}: should be {' or '.join(TARGETS)}")
     if not args.image_path:
@@ -144,7 +155,8 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--job {job!r}: should be a plain name, of a folder in --result-dir")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
-    args.image_path = Path(args.image_path)
+    args.image_path = typed_path(args.image_path)
+    args.model_prefix = from_working_folder(args.model_prefix) if args.model_prefix else None
     return args
 
 
