@@ -21,7 +21,7 @@ from utils.distributed import gather_rows, place, processes, share_of, unwrap, w
 from utils.engine import train
 from utils.errors import UserError
 from utils.losses import ArcFaceTask
-from utils.run_log import curves_folder
+from utils.run_log import curves_folder, init_logging, log
 from utils.task import Batch
 
 
@@ -242,3 +242,12 @@ def test_one_process_needs_no_process_group():
     with processes(device="cpu") as world:
         assert world == CPU and not torch.distributed.is_initialized()
     assert isinstance(wrap(nn.Linear(1, 1), CPU), nn.Linear)
+
+
+def test_control_characters_in_a_message_stay_in_one_line(tmp_path, capsys, monkeypatch):
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(log, name, [] if name == "handlers" else getattr(log, name))  # put back afterwards
+    init_logging(tmp_path / "x.log", prefix="Training: ")
+    log.warning("no photo a\nb\x1b[31m")
+    for text in (capsys.readouterr().out, (tmp_path / "x.log").read_text()):
+        assert text.count("\n") == 1 and text.endswith("-no photo a\\nb\\x1b[31m\n")

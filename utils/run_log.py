@@ -13,7 +13,7 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from utils.board import Board
-from utils.errors import UserError, heard
+from utils.errors import UserError, heard, one_line
 from utils.files import open_without_links
 
 log = logging.getLogger("pocketnet")
@@ -26,6 +26,13 @@ class _BarSafeHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with heard(self.stream):
             tqdm.write(self.format(record), file=self.stream)
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Keeps a message in one line: names of files in it may have control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        return one_line(super().formatMessage(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -63,7 +70,7 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
         except OSError as error:
             raise UserError(f"{file}: cannot be written ({error.strerror})") from None
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s-%(message)s"))
+        handler.setFormatter(_OneLineFormatter(f"{prefix}%(asctime)s-%(message)s"))
         log.addHandler(handler)
 
 
