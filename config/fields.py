@@ -142,7 +142,7 @@ _AT_LEAST = {
 _MOST_INT = 10**15  # beyond any count of images or steps; below it, sums and products stay exact integers
 _AT_MOST = {
     "num_epoch": 100_000,  # the learning rate of every epoch is checked; max_steps makes longer runs
-    "timeout": 10**6,  # seconds; torch's own limits are near 2**31 milliseconds
+    "timeout": 10**6,  # seconds; loader workers take 2,147,483 at most
     "workers": 1024, "n_layers": 1000, "teacher_n_layers": 1000, "n_nodes": 100, "stem_multiplier": 1000,
     "channel": 65_536, "teacher_channel": 65_536, "embedding_size": 65_536, "batch_size": 10**6, "eval_batch": 10**6,
     "warmup_epoch": 100_000,

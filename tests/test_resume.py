@@ -20,7 +20,7 @@ from utils.faults import told
 from utils.losses import ArcFaceTask
 from utils.resume import Start, find_start
 from utils.run_checkpoint import PARTS, VERSION, Position, read_checkpoint, write_checkpoint
-from utils.stopping import Stop
+from utils.stopping import Requests, Stop
 from utils.teacher import teacher_files
 
 
@@ -449,7 +449,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
 
 
 def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(Stop, "asked", lambda self: signal.SIGTERM)
+    monkeypatch.setattr(Stop, "asked", lambda self, report=False: Requests(signal=signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         run(small_config(tmp_path, tiny_data, "max_steps=2"))
     assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
