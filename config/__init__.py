@@ -85,6 +85,8 @@ def load_config(
             config[name] = check_type(name, config[name])
         if name in PATHS and isinstance(config[name], str):
             config[name] = from_project(config[name])
+    if file.suffix == ".json":
+        config.output = str(file.parent)  # a run's folder may have been moved or copied
     overridden = _apply(config, overrides, distills)
     set_by |= dict.fromkeys(overridden, "command line")
     _check(config, distills)

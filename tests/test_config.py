@@ -177,7 +177,10 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="defines lr_func"):
         load_config(tmp_path, ["lr_steps=2"])
     monkeypatch.chdir(tmp_path)
-    assert load_config(".").rec == str(ROOT / "tests")
+    assert (load_config(".").rec, load_config(".").output) == (str(ROOT / "tests"), ".")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "moved" / "config.json")
+    assert load_config("moved").output == "moved" and load_config("moved", ["output=new"]).output == "new"
 
 
 @pytest.mark.parametrize(
