@@ -374,6 +374,8 @@ def pickled(images: list[bytes], flags: list[bool]) -> list[bytes]:
     """A set as different programs write it."""
     arrays = [np.frombuffer(image, np.uint8) for image in images]
     sets = [(images, flags), (arrays, np.array(flags)), ([bytearray(i) for i in images], [np.bool_(f) for f in flags])]
+    objects = np.array(images, object), np.array(flags, object)
+    sets += [(images, [float(flag) for flag in flags]), (images, np.array(flags, np.float64)), objects]
     python2 = b"](" + b"".join(b"U" + bytes([len(image)]) + image for image in images) + b"e](\x88\x89e\x86."
     return [pickle.dumps(content, protocol) for content in sets for protocol in (0, 2, 5)] + [python2]
 

@@ -134,14 +134,14 @@ class Loader(Generic[S]):
             self.raise_failure()
 
     def _start(self) -> Iterator[Any]:
-        """The tickets of an epoch. Raises UserError where the workers cannot be started."""
+        """The tickets of an epoch. Raises UserError where the workers cannot be started, or do not answer."""
         try:
             tickets = iter(self._loader)
             if self.workers:
                 self._deaths = _watch_workers()
             return tickets
         except (OSError, RuntimeError) as error:
-            explained = _explained(error, self.workers)
+            explained = self._explain(error)
             if explained is error:
                 raise
             # torch's iterator, half made, would print an error of its own where it is deleted, as it is here.
@@ -172,7 +172,7 @@ class Loader(Generic[S]):
         except RuntimeError as error:
             self.failure = self._explain(error)
 
-    def _explain(self, error: RuntimeError) -> Exception:
+    def _explain(self, error: Exception) -> Exception:
         """The error to raise for one of torch's data loader."""
         if "DataLoader timed out" not in str(error):
             return (self._deaths and self._deaths.error) or _explained(error, self.workers)
