@@ -4,10 +4,14 @@ import importlib
 import json
 import logging
 import math
+import os
 import pickle
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,9 +129,11 @@ def test_own_pairs(demo, own, tmp_path):
     assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
     thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
     assert list(thresholds) == ["kept", "pairs"] and "needs at least 100" in thresholds["pairs"]["1e-02"]
-    assert "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48" in (
-        done.stdout
+    assert (
+        "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
+        in (done.stdout)
     )
+    assert "Which threshold" not in done.stdout  # there is none to show
 
 
 def test_a_folder_of_people(command, demo, own, tmp_path):
@@ -151,7 +157,13 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
     assert by_pairs == json.loads(first)["12"]["own"]
     assert (out / "results_own.json").read_bytes() == first
-    assert result_of(out / "thresholds.json")["12"]["pairs_own"] == thresholds
+    again = result_of(out / "thresholds.json")["12"]["pairs_own"]
+    assert again["1e-02"] == thresholds["1e-02"]
+    assert thresholds["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000 makes them"
+    assert thresholds["1e-04"] == (
+        "needs at least 10000 different pairs; these photos make 1,008 at most: add photos of more people"
+    )
+    assert again["1e-03"] == "needs at least 1000 different pairs; add pairs to the --pairs file"
 
     held = photo_set(read_pairs(out / "pairs_own.csv"), CPU)
     assert len(held.issame) == 120 + 150  # all that there are of one person
@@ -176,7 +188,7 @@ def test_nothing_published_is_shown_beside_own_photos(command, own, tmp_path):
     network = load_config("config/config_PocketNetS128.py")
     (tmp_path / "out").mkdir()
     torch.save(build_backbone(network).state_dict(), tmp_path / "out" / "1backbone.pth")
-    places = [f"output={tmp_path / 'out'}", "--folder", tmp_path / "lfw", "--n-pairs=20"]
+    places = [f"output={tmp_path / 'out'}", "--folder", tmp_path / "lfw", "--n-pairs=20", f"test_output={tmp_path}"]
     done = command("eval/eval.py", "--config", "config/config_PocketNetS128.py", *places)
     assert done.returncode == 0 and "results_lfw.json" in done.stdout and "99.58" not in done.stdout
 
@@ -230,7 +242,7 @@ def test_two_processes_give_what_one_gives(command, demo, own, tmp_path):
     alone = command("eval/eval.py", *options, f"output={tmp_path / 'one'}")
     done = run_command(demo, sys.executable, "eval/eval.py", *options, f"output={tmp_path / 'two'}", NPROC="2")
     assert alone.returncode == done.returncode == 0, done.stderr
-    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("Which threshold") == 1  # one process speaks
+    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("TAR at FAR") == 1  # one process speaks
     for name in ("results_pairs.json", "thresholds.json"):
         assert_close(result_of(tmp_path / "two" / name), result_of(tmp_path / "one" / name))
 
@@ -241,6 +253,238 @@ def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
     failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
     assert failed.returncode == 2
     assert failed.stderr == f"error: NPROC: should be a whole number from 1, is {number!r}\n"
+
+
+# --------------------------------------------------------------------------------- checkpoints, folders and full disks
+
+
+def not_finite(path: Path, to: Path) -> None:
+    """A copy of weights whose embeddings overflow, though each weight is finite."""
+    weights = torch.load(path, weights_only=True)
+    for value in weights.values():
+        if value.is_floating_point():
+            value.fill_(3e38)
+    torch.save(weights, to)
+
+
+@pytest.fixture
+def some_bad(demo, tmp_path) -> Path:
+    """A run's folder with a cut, a foreign and an overflowing checkpoint among sound ones."""
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
+    (out / "3backbone.pth").write_bytes((out / "6backbone.pth").read_bytes()[:5000])
+    torch.save({"other.weight": torch.zeros(3)}, out / "4backbone.pth")
+    not_finite(out / "6backbone.pth", out / "5backbone.pth")
+    return out
+
+
+def assert_scores_the_rest(done, out: Path) -> None:
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert list(result_of(out / "results.json")) == ["0", "6", "12"]
+    assert re.fullmatch(
+        r"error: 3 of 6 checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
+        r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n",
+        done.stderr,
+    ), done.stderr
+    for step in (3, 4, 5):
+        assert re.search(rf"{step}backbone\.pth: .*: left out", (out / "test.log").read_text())
+    assert "nan" not in done.stdout
+    assert [line.split()[0] for line in (out / "results.txt").read_text().splitlines()[1:4]] == ["untrained", "6", "12"]
+
+
+def test_bad_checkpoints_are_left_out_and_named(command, some_bad):
+    assert_scores_the_rest(command("eval/eval.py", *DEMO, f"output={some_bad}"), some_bad)
+
+
+def test_bad_checkpoints_are_left_out_by_two_processes(demo, some_bad):
+    options = [*DEMO, f"output={some_bad}"]
+    assert_scores_the_rest(run_command(demo, sys.executable, "eval/eval.py", *options, NPROC="2"), some_bad)
+
+
+def test_embeddings_that_are_not_finite_are_an_error_of_file_and_set(command, demo, tmp_path):
+    not_finite(demo / "output" / "demo" / "6backbone.pth", tmp_path / "6backbone.pth")
+    message = rf"{re.escape(str(tmp_path))}/6backbone\.pth: .*not finite"
+    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path / 'out'}"), message)
+    one_line(command("eval/compare.py", tmp_path / "6", "output/demo", *DEMO, "--out", tmp_path / "out"), message)
+
+
+def test_results_of_other_steps_stay_in_the_table(command, demo, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
+    for steps, shown in (("0,6", ["untrained", "6"]), ("12", ["untrained", "6", "12"])):
+        done = command("eval/eval.py", *DEMO, f"output={out}", "--steps", steps)
+        table = (out / "results.txt").read_text()
+        assert done.returncode == 0 and table in done.stdout
+        assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()[1:]] == shown
+    assert list(result_of(out / "results.json")) == list(result_of(out / "thresholds.json")) == ["0", "6", "12"]
+
+
+def test_a_file_of_any_name(command, demo, tmp_path):
+    """Itself, and the only one in a folder; nothing is left beside it."""
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / "PocketNetS-128.pth"
+    shutil.copy(demo / "output" / "demo" / "12backbone.pth", path)
+    shutil.copy(demo / "output" / "demo" / "12header.pth", path.parent)
+    (path.parent / "checkpoint.pth").write_bytes(b"")
+    for n, output in enumerate((path, path.with_suffix(""), path.parent)):
+        done = command("eval/eval.py", *DEMO, f"output={output}", f"test_output={tmp_path / str(n)}")
+        assert done.returncode == 0, done.stderr
+        assert list(result_of(tmp_path / str(n) / "results.json")) == ["PocketNetS-128"]
+        assert "[demo][PocketNetS-128]Accuracy-Flip: " in done.stdout
+    shutil.copy(path, path.with_name("best.pth"))
+    (path.parent / "checkpoint.pth").unlink()
+    one_line(
+        command("eval/eval.py", *DEMO, f"output={path.parent}"),
+        r"no \{global_step\}backbone\.pth in .*, but 2 other \.pth files; name one of them: PocketNetS-128\.pth, best",
+    )
+
+
+def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.results.FOLDER", tmp_path / "project" / "config")
+    for name in ("a", "b"):
+        weights = tmp_path / name / "weights"
+        weights.mkdir(parents=True)
+        shutil.copy(demo / "output" / "demo" / "12backbone.pth", weights)
+        done = command("eval/eval.py", *DEMO, f"output={weights}")
+        assert done.returncode == 0 and [path.name for path in weights.iterdir()] == ["12backbone.pth"]
+    first, second = sorted((tmp_path / "project" / "output" / "eval").iterdir())  # of one name, and told apart
+    for folder in (first, second):
+        assert folder.name.startswith("weights-")
+        names = {"results.json", "results.txt", "roc.png", "thresholds.json", "test.log"}
+        assert {path.name for path in folder.iterdir()} == names
+    assert f"In {first}: test.log" in done.stdout or f"In {second}: test.log" in done.stdout
+
+
+def test_two_files_of_one_step(command, demo, tmp_path):
+    for name in ("00012backbone.pth", "12backbone.pth"):
+        shutil.copy(demo / "output" / "demo" / "12backbone.pth", tmp_path / name)
+    message = r"00012backbone\.pth and 12backbone\.pth in .* are both of step 12; rename or remove one"
+    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}"), message)
+    (tmp_path / "12backbone.pth").unlink()
+    done = command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path}", "--steps=012")
+    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["12"]
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+def test_a_log_that_is_a_link_is_refused(command, tmp_path, script):
+    (tmp_path / "precious").write_text("precious")
+    for name in ("test.log", "compare.log"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    where = (
+        ["output/demo/6", "output/demo/12", "--out", tmp_path] if "compare" in script else [f"test_output={tmp_path}"]
+    )
+    one_line(command(script, *where, *DEMO), r"(test|compare)\.log: is a symbolic link, which is not written through")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_compare_replaces_links(command, tmp_path):
+    for name in ("compare.txt", "compare.json", "compare_demo.png"):
+        (tmp_path / f"precious {name}").write_text("precious")
+        (tmp_path / name).symlink_to(tmp_path / f"precious {name}")
+    done = command("eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("compare.txt", "compare.json", "compare_demo.png"):
+        assert (tmp_path / f"precious {name}").read_text() == "precious" and not (tmp_path / name).is_symlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Writes to the last byte."""
+    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(command, demo, small_disk, tmp_path, script):
+    weights = tmp_path / "weights"  # thresholds.json belongs to the disk
+    shutil.copytree(demo / "output" / "demo", weights, ignore=shutil.ignore_patterns("*.json", "*.log", "check*"))
+    sides = [weights / "6", weights / "12", "--out", small_disk]
+    where = sides if "compare" in script else [f"output={weights}", f"test_output={small_disk}", "--steps=6,12"]
+    assert command(script, *where, *DEMO).returncode == 0
+    before = {path: path.read_bytes() for path in small_disk.iterdir() if path.suffix != ".log"}
+    assert len(before) >= 2
+    fill(small_disk)
+    failed = command(script, *where, *DEMO)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr, failed.stderr
+    assert re.search(r"\n +set +(pairs|step) .*\n +\w+ +\d+ ", failed.stdout), failed.stdout
+    last = failed.stderr.splitlines()[-1]
+    names = (
+        "compare.txt, compare.json" if "compare" in script else "results.json, results.txt, roc.png, thresholds.json"
+    )
+    assert last.startswith(f"error: {small_disk}: {names}")
+    assert "could not be written (No space left on device) and stay as they were; make room" in last
+    assert before == {path: path.read_bytes() for path in before}
+    assert {path.name for path in small_disk.iterdir()} - {path.name for path in before} <= {
+        "ballast", "test.log", "compare.log",
+    }  # fmt: skip
+
+
+def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
+    """The warning stands beside the thresholds, in the table and in the file."""
+    for path in (own / "own").glob("*/*.png"):
+        (tmp_path / "large" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        large = cv2.resize(cv2.imread(str(path)), (160, 160))
+        cv2.imwrite(str(tmp_path / "large" / path.parent.name / path.name), large)
+    folder = ["--folder", tmp_path / "large", "--n-pairs", "300", f"test_output={tmp_path / 'out'}", "--steps=12"]
+    done = command("eval/eval.py", *DEMO, *folder)
+    assert done.returncode == 0, done.stderr
+    warning = result_of(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
+    assert warning.startswith("48 photos were not 112×112 and were resized")
+    table = done.stdout.partition("Which threshold")[2]
+    assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
+    # beside the checkpoints of the demo's run
+    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["large"]["warning"] == warning
+
+
+def test_the_option_for_more_pairs_is_named(command, own, tmp_path):
+    done = command(
+        "eval/eval.py", *DEMO, "--folder", own / "own", "--n-pairs=100", "--steps=6", f"test_output={tmp_path}"
+    )
+    assert "it needs at least 100 different pairs, there are 50; --n-pairs 200 makes them" in done.stdout
+    assert "Which threshold" not in done.stdout
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_pairs_from_a_pipe(demo, own, tmp_path, processes):
+    """As `--pairs <(…)`, also where the command is started again with several processes."""
+    rows = (own / "pairs.txt").read_text().splitlines()
+    (tmp_path / "pairs.txt").write_text("\n".join(rows))
+    line = (
+        '"$0" eval/eval.py --pairs <(cat "$1") --images "$2" --steps=6 --config config/config_demo.py '
+        f'test_output="$3" {" ".join(SMALL)}'
+    )
+    command = ["bash", "-c", line, sys.executable, tmp_path / "pairs.txt", own / "own", tmp_path / "out"]
+    done = run_command(demo, *command, NPROC=processes)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "out" / "results_pairs.json")["6"]["pairs"]["pairs"] == 88
+
+
+def test_a_folder_whose_name_cannot_be_printed(command, demo, own, tmp_path):
+    """Bytes that are no UTF-8 and a line break, in the names of the folder and of a photo."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/my\n\xffphotos")
+    shutil.copytree(own / "own", folder)
+    Path(folder, "p1", "p1_0001.png").rename(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png"))
+    done = command(
+        "eval/eval.py", *DEMO, "--folder", folder, "--steps=6", "--n-pairs=60", f"test_output={tmp_path / 'out'}"
+    )
+    assert done.returncode == 0, done.stderr
+    (name,) = result_of(next((tmp_path / "out").glob("results_*.json")))["6"]
+    assert name == r"my\n\udcffphotos" and name in done.stdout
+    Path(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png")).write_bytes(b"no image")
+    failed = command("eval/eval.py", *DEMO, "--folder", folder, "--steps=6", f"test_output={tmp_path / 'out'}")
+    one_line(failed, r"udcfe\\n1\.png cannot be decoded")
 
 
 # ----------------------------------------------------------------------------------------------------- eval/compare.py

@@ -154,6 +154,7 @@ def inside(demo, monkeypatch, capfd) -> Iterator[Callable[..., Said]]:
     monkeypatch.chdir(demo)
     for name in [name for name in os.environ if name.startswith("IJB_") or name == "NPROC"]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("IJB_JOB", "PocketNet")
     monkeypatch.setattr(log, "propagate", log.propagate)
     met: list[int] = []
 
@@ -324,7 +325,8 @@ def test_an_argument_counts_more_than_a_variable(inside, ijb, nets, again, monke
 def test_model_prefix(inside, ijb, nets, scored, again, prefix, names):
     said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", f"{nets}{prefix}")
     assert said.code == 0 and not said.err and said.embedded == 0
-    assert results_of(again / "PocketNet") == {name: results_of(scored[0])[name] for name in names}
+    assert results_of(again / "PocketNet") == results_of(scored[0])  # of the others what stood there
+    assert re.findall(r"IJBC (\d+): \d+ images are done already", said.out) == names
     for name in names:
         assert not (again / "PocketNet" / f"features_{name}_IJBC").exists()  # not asked to keep them
 
@@ -359,7 +361,8 @@ def test_switches_change_the_scores_as_they_should(inside, ijb, nets, again, by_
     assert differs == (switches != Switches())
     off = [name for name, on in switches._asdict().items() if not on]
     assert results_of(again / "PocketNet")["12"]["switches"] == switches._asdict()
-    assert (f"\nwithout {', '.join(off)}\n" in said.out) == bool(off)
+    # The other row of the table is of the first command, with all switches.
+    assert (f"\n12: without {', '.join(off)}\n" in said.out) == bool(off)
     assert (again / "PocketNet" / "features_12_IJBC").is_dir()
 
 
@@ -374,12 +377,94 @@ def test_openvino_gives_the_same(inside, ijb, nets, scored, tmp_path):
 
 def test_two_processes_give_the_same(demo, ijb, nets, scored, tmp_path):
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", nets / "12"]
-    done = run_command(demo, SCRIPT, *DEMO, *arguments, NPROC="2")
+    done = run_command(demo, SCRIPT, *DEMO, *arguments, "--job", "PocketNet", NPROC="2")
     assert done.returncode == 0, done.stderr
     ours, before = (np.load(folder / "12_IJBC.npy") for folder in (tmp_path / "PocketNet", scored[0]))
     np.testing.assert_allclose(ours, before, rtol=0, atol=1e-5)
     assert results_of(tmp_path / "PocketNet")["12"]["missing_images"] == 0
     assert done.stdout.count("img/s") == 1  # one process speaks
+
+
+# ------------------------------------------------------------------------------- several checkpoints, folders and disks
+
+
+def overflowing(path: Path, to: Path) -> None:
+    """Weights whose embeddings are not finite, though each weight is."""
+    weights = torch.load(path, weights_only=True)
+    for value in weights.values():
+        if value.is_floating_point():
+            value.fill_(3e38)
+    torch.save(weights, to)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_bad_checkpoints_are_left_out_and_named(demo, ijb, nets, scored, tmp_path, processes):
+    folder = Path(shutil.copytree(nets, tmp_path / "nets"))
+    (folder / "7backbone.pth").write_bytes((nets / "6backbone.pth").read_bytes()[:5000])
+    overflowing(nets / "6backbone.pth", folder / "8backbone.pth")
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", folder, "--job", "mine"]
+    done = run_command(demo, SCRIPT, *DEMO, *arguments, NPROC=processes)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert re.fullmatch(
+        r"error: 2 of 4 checkpoints could not be scored: \S*7backbone\.pth: not a readable checkpoint.*; "
+        r"\S*8backbone\.pth: .*not finite.*\n",
+        done.stderr,
+    ), done.stderr
+    assert "nan" not in done.stdout and list(results_of(tmp_path / "mine")) == ["6", "12"]
+    lines = (tmp_path / "mine" / "IJBC.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["6", "12"]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == LEFT
+
+
+def test_results_of_other_checkpoints_stay_and_are_marked_when_their_file_changes(inside, ijb, nets, tmp_path):
+    folder, job = Path(shutil.copytree(nets, tmp_path / "nets")), tmp_path / "PocketNet"
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--batch-size", BATCH]
+    for step in (6, 12):
+        assert inside(*ALONE, *arguments, "--model-prefix", folder / str(step)).code == 0
+    assert [line.split()[0] for line in (job / "IJBC.txt").read_text().splitlines()[1:3]] == ["6", "12"]
+    shutil.copy(nets / "12backbone.pth", folder / "6backbone.pth")
+    said = inside(*ALONE, *arguments, "--model-prefix", folder / "12")
+    assert said.code == 0 and "file has changed since" in results_of(job)["6"]["outdated"]
+    assert (job / "IJBC.txt").read_text().splitlines()[1].split()[0] == "12"
+    assert "outdated" not in results_of(job)["12"]
+
+
+def test_the_job_is_called_after_the_checkpoints_folder(inside, ijb, nets, tmp_path, monkeypatch):
+    monkeypatch.delenv("IJB_JOB")
+    folders = [Path(shutil.copytree(nets, tmp_path / name / "nets")) for name in ("a", "b")]
+    for folder in folders:
+        arguments = ["--image-path", ijb, "--result-dir", tmp_path / "results", "--model-prefix", folder / "6"]
+        assert inside(*ALONE, *arguments).code == 0
+    jobs = sorted((tmp_path / "results").iterdir())
+    assert len(jobs) == 2 and all(job.name.startswith("nets-") and list(results_of(job)) == ["6"] for job in jobs)
+
+
+def test_links_are_replaced_and_a_broken_file_too(inside, ijb, nets, again, tmp_path):
+    names = ["6_IJBC.npy", "IJBC.pdf", "IJBC.png", "IJBC.txt"]
+    for name in names:
+        (tmp_path / name).write_text("precious")
+        (again / "PocketNet" / name).unlink()
+        (again / "PocketNet" / name).symlink_to(tmp_path / name)
+    (again / "PocketNet" / "results.json").write_text("[" * 200_000)
+    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert said.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
+    for name in names:
+        assert (tmp_path / name).read_text() == "precious" and not (again / "PocketNet" / name).is_symlink()
+
+
+def test_files_that_cannot_be_written_are_one_line_after_the_table(inside, ijb, nets, again):
+    """Folders in their places, for a full disk."""
+    for name in ("IJBC.png", "6_IJBC.npy"):
+        (again / "PocketNet" / name).unlink()
+        (again / "PocketNet" / name).mkdir()
+    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert said.code == 2 and re.search(r"\n +IJBC: TPR in % at FPR .*\n +6 ", said.out)
+    assert re.fullmatch(r"error: .*IJBC\.png could not be written \(Is a directory\) and stay as.*\n", said.err), (
+        said.err
+    )
+    (again / "PocketNet" / "IJBC.png").rmdir()
+    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert said.code == 2 and "6_IJBC.npy could not be written (Is a directory)" in said.err
 
 
 # -------------------------------------------------------------------------------------------------------- interruptions

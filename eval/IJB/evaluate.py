@@ -40,7 +40,7 @@ from eval.IJB.results import Report
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
 from eval.results import raise_failed, run_name, weights_folder
 from eval.roc import auc, roc, tpr_nearest
-from utils.checkpoint import find_backbones, load_weights
+from utils.checkpoint import CheckpointError, find_backbones, load_weights
 from utils.distributed import World, place, processes, together, try_together
 from utils.errors import UserError, run
 from utils.files import make_writable, sha256
@@ -100,8 +100,8 @@ def evaluate(
         if world.is_main:
             try:
                 result, scores = score(features, protocol, switches, path)
-            except UserError as error:
-                leave_out(path, UserError(f"{path}: {args.target}: {error}"), failed)
+            except CheckpointError as error:
+                leave_out(path, CheckpointError(f"{path}: {args.target}: {error}"), failed)
             else:
                 report.add(name, replace(result, sha256=sha256(path), pairs_sha256=digest), scores)
     if world.is_main:
@@ -181,13 +181,13 @@ def describe(protocol: Protocol, target: str) -> str:
 def score(features: Features, protocol: Protocol, switches: Switches, path: Path) -> tuple[IjbScore, np.ndarray]:
     """Everything that is said of a checkpoint, and the scores (P,) of all pairs, NaN where a template was left out.
 
-    Raises UserError where embeddings are not finite.
+    Raises CheckpointError where embeddings are not finite.
     """
     images = protocol.images
     kept = features.done == 1
     bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.mirrored).all(axis=1)) & kept
     if bad.any():
-        raise UserError(
+        raise CheckpointError(
             f"the embeddings of {int(bad.sum())} of {len(bad)} images are not finite: these weights are damaged, or of "
             "a run that diverged; take another checkpoint"
         )
