@@ -224,7 +224,7 @@ WANTED = r"training takes train\.rec, train\.idx and property \(data/README\.md\
     [
         (
             ["Ann/1.jpg", "Bob/1.JPG"],
-            rf"there are photos \('Ann/1\.jpg'\); {WANTED}: .*data/pack_photos\.py FOLDER OUT",
+            rf"there are photos \('Ann/1\.jpg'\); {WANTED}: .*data/pack\.py FOLDER OUT",
         ),
         (["1.png"], rf"there are photos \('1\.png'\); {WANTED}"),
         (["lfw.bin", "cfp_fp.bin"], rf"verification sets alone \('cfp_fp\.bin, lfw\.bin'\), which eval/.* {WANTED}"),
@@ -247,9 +247,7 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
 
 
 def test_the_record_file_in_place_of_its_folder(tiny_data):
-    with pytest.raises(
-        UserError, match=rf"train\.rec' is a file; name the folder it is in: rec={tiny_data}"
-    ):
+    with pytest.raises(UserError, match=rf"train\.rec' is a file; name the folder it is in: rec={tiny_data}"):
         require_data(EasyDict(rec=str(tiny_data / "train.rec")))
 
 

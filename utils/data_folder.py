@@ -34,7 +34,7 @@ def _describe(folder: Path) -> str:
         shown = str(photo.relative_to(folder))
         return (
             f"there are photos ({shown!a:.60}); {NEEDED}: pack aligned 112×112 photos, a folder a person, with "
-            f"python data/pack_photos.py {folder} OUT, and type rec=OUT"
+            f"python data/pack.py {folder} OUT, and type rec=OUT"
         )
     if sets := [path.name for path in names if path.suffix == ".bin"]:
         return (

@@ -1,4 +1,4 @@
-"""Packs photos of people, a folder a person, for training: python data/pack_photos.py PHOTOS OUT
+"""Packs photos of people, a folder a person, for training: python data/pack.py PHOTOS OUT
 
 Makes OUT with train.rec, train.idx and property in the layout of MS1MV2. The photos are aligned faces of 112×112 pixels
 as JPEG or PNG, whose bytes are kept; the people are labelled 0, 1, 2, … by the names of their folders.

@@ -1,4 +1,4 @@
-"""data/pack_photos.py: photos in folders, made a training set."""
+"""data/pack.py: photos in folders, made a training set."""
 
 import sys
 
@@ -25,7 +25,7 @@ def photos(tmp_path):
 
 
 def packed(photos, out):
-    return run_command(ROOT, sys.executable, "data/pack_photos.py", photos, out)
+    return run_command(ROOT, sys.executable, "data/pack.py", photos, out)
 
 
 def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
