@@ -100,7 +100,7 @@ def test_an_iresnet_trained_by_train_sh_is_a_teacher(demo, tmp_path):
 def test_a_student_starts_from_weights(demo, tmp_path):
     start = ["student_pth=output/demo", "student_global_step=12"]
     done = kd(demo, tmp_path, *start, "max_steps=1", "lr=0")
-    assert "Student: starts from output/demo/12backbone.pth" in done.stdout, done.stderr
+    assert "Starts from the weights in output/demo/12backbone.pth, with a new header" in done.stdout, done.stderr
     ours = read_weights(tmp_path / "student" / "1backbone.pth")
     theirs = read_weights(demo / "output" / "demo" / "12backbone.pth")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs if key.endswith(("weight", "bias")))
@@ -119,7 +119,7 @@ def test_a_student_starts_from_weights(demo, tmp_path):
         (["teacher_network=iresnet50"], r"12backbone\.pth: is of another network: it has .* \(.*lacks .* \(.*\)"),
         (["embedding_size=64"], r"12backbone\.pth: tail\.6\.weight is \(32, .*\) there and \(64, .*\) by the config"),
         (["--multi-step", "num_epoch=2", "embedding_size=64"], r"6backbone\.pth: tail\.6\.weight is \(32,"),
-        (["teacher_pth=train.py"], "config teacher_pth: no"),
+        (["teacher_pth=train.py"], "train.py: not a readable checkpoint"),
         (["teacher_pth=none.onnx"], "none.onnx: no such teacher"),
         (["student_pth=output/demo", "student_global_step=3"], "output/demo/3backbone.pth: no such checkpoint"),
         (["student_pth=output/demo", "student_global_step=6", "n_layers=5", "teacher_n_layers=4"], "6backbone.pth: is"),

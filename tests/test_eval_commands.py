@@ -58,6 +58,7 @@ def command(demo, monkeypatch, capfd):
     log = logging.getLogger("pocketnet")
     before = log.handlers[:], log.propagate, log.level
     monkeypatch.chdir(demo)
+    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NPROC", "1")

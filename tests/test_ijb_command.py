@@ -152,6 +152,7 @@ def again(scored, tmp_path) -> Path:
 def inside(demo, monkeypatch, capfd) -> Iterator[Callable[..., Said]]:
     """Runs the script's main in this process, in the project's folder."""
     monkeypatch.chdir(demo)
+    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
     for name in [name for name in os.environ if name.startswith("IJB_") or name == "NPROC"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("IJB_JOB", "PocketNet")

@@ -97,15 +97,16 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
     Raises CheckpointError where there is none, or several files of other names to choose from, naming the option.
     """
     path = Path(prefix)
+    field = option.removeprefix("config ") if option.startswith("config ") else f"output, or {option}"
     try:
         if path.is_dir():
             weights = [file for file in sorted(path.glob("*.pth")) if not _NO_BACKBONE.fullmatch(file.name)]
             if not weights or any(re.fullmatch(r"\d+backbone\.pth", file.name) for file in weights):
-                return {str(step): file for step, file in list_backbones(path, f"output, or {option}").items()}
+                return {str(step): file for step, file in list_backbones(path, field).items()}
             if len(weights) > 1:
                 names = ", ".join(file.name for file in weights[:5]) + (", …" if len(weights) > 5 else "")
                 raise CheckpointError(
-                    f"config output, or {option}: no {{global_step}}backbone.pth in {prefix!r}, but {len(weights)} "
+                    f"config {field}: no {{global_step}}backbone.pth in {prefix!r}, but {len(weights)} "
                     f"other .pth files; name one of them: {names}"
                 )
             return {backbone_name(weights[0]): weights[0]}
