@@ -80,6 +80,8 @@ def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
     for step, sets in alone.items():
         one, other = ours[step]["demo"], sets["demo"]
         assert one.pop("tar") == other.pop("tar") and one.pop("interval") == pytest.approx(other.pop("interval"))
+        for name in ("sha256", "pairs_sha256"):
+            assert one.pop(name) == other.pop(name)
         assert one == pytest.approx(other, rel=1e-5)
     assert done.stdout.count("Accuracy-Flip") == 3  # one process speaks
 
