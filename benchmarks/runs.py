@@ -37,7 +37,12 @@ class Run:
 
     def results(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Step -> set -> score."""
-        return json.loads((self.folder / "results.json").read_text())
+        found = json.loads((self.folder / "results.json").read_text())
+        # What an earlier run left stays there, marked.
+        current = {
+            step: {name: one for name, one in sets.items() if "outdated" not in one} for step, sets in found.items()
+        }
+        return {step: sets for step, sets in current.items() if sets}
 
     def accuracy(self) -> float:
         """Of the last checkpoint, in %."""

@@ -64,7 +64,7 @@ config.log_step = 50  # steps between two lines of the log
 config.eval_step = 5686  # steps between two verifications while training; 0: never
 config.eval_batch = 128  # images at once in evaluation
 config.eval_runtime = "auto"  # evaluation on a CPU: openvino where installed (5 times as fast), torch, or auto
-config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output
+config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output, or output/eval/…
 
 # --- search (NAS/config.py holds the published values)
 config.search_data = "faces"  # what rec is: faces, a RecordIO folder; cifar10, as torchvision keeps it

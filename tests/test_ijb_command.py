@@ -290,8 +290,8 @@ def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path
     (job / "results.json").write_text('{"IJBC": {"0": 1}}')
     (tmp_path / "score").symlink_to(demo / SCRIPT)
     variables = {
-        "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": str(tmp_path / "ijbb"), "IJB_MODEL_PREFIX": "output/demo/12",
-        "IJB_CONFIG": "config/config_demo.py", "IJB_RESULT_DIR": str(tmp_path / "results"), "IJB_JOB": "mine",
+        "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": str(tmp_path / "ijbb"), "IJB_MODEL_PREFIX": str(demo / "output/demo/12"),
+        "IJB_CONFIG": str(demo / "config/config_demo.py"), "IJB_RESULT_DIR": "results", "IJB_JOB": "mine",
     }  # fmt: skip
     done = run_command(tmp_path, "./score", *SMALL, **variables)
     assert done.returncode == 0, done.stderr
@@ -519,15 +519,16 @@ def start(demo: Path, *command: object) -> subprocess.Popen:
     )
 
 
-# The script itself, but for the seconds between two times that it marks on disk what is done.
-DRIVER = """
+# The script itself, but that it takes a pipe for an image.
+PIPES = """
 import eval.IJB.features as features
 from eval.IJB.evaluate import main
 from utils.errors import run
 
-features._KEEP_EVERY = -1
-run(main)
+features.open_regular = lambda path: open(path, "rb")
 """
+# And for the seconds between two times that it marks on disk what is done.
+DRIVER = f"{PIPES}\nfeatures._KEEP_EVERY = -1\nrun(main)\n"
 
 
 def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
@@ -535,7 +536,7 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     n, folder = len(lists_of(own).names), tmp_path / "PocketNet"
     held = Held(own / "loose_crop" / lists_of(own).names[40])
     arguments = [*DEMO, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets, "--batch-size", BATCH]
-    process = start(demo, SCRIPT, *arguments)
+    process = start(demo, sys.executable, "-c", f"{PIPES}\nrun(main)\n", *arguments)
     held.feed(process, folder / "6_IJBC.npy")
     writer = held.wait(process)
     embeddings = np.load(folder / "features_12_IJBC" / "direct.npy", mmap_mode="r")
