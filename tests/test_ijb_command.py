@@ -290,7 +290,7 @@ def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path
     (job / "results.json").write_text('{"IJBC": {"0": 1}}')
     (tmp_path / "score").symlink_to(demo / SCRIPT)
     variables = {
-        "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": str(tmp_path / "ijbb"), "IJB_MODEL_PREFIX": str(demo / "output/demo/12"),
+        "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": "ijbb", "IJB_MODEL_PREFIX": str(demo / "output/demo/12"),
         "IJB_CONFIG": str(demo / "config/config_demo.py"), "IJB_RESULT_DIR": "results", "IJB_JOB": "mine",
     }  # fmt: skip
     done = run_command(tmp_path, "./score", *SMALL, **variables)

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 _CHUNK = 1 << 20  # bytes
 _SAMPLES = 256  # chunks
@@ -120,7 +120,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -
             failed[path] = error.strerror or str(error)
     if failed:
         first = next(iter(failed))
-        names = ", ".join(path.name for path in failed)
+        names = one_line(", ".join(path.name for path in failed))
         raise UserError(
             f"{first.parent}: {names} could not be written ({failed[first]}) and stay as they were; {advice}"
         )
