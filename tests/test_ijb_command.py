@@ -35,6 +35,7 @@ from utils.run_log import log
 SCRIPT = "eval/IJB/runIJBEval.sh"
 PLAN = Plan(target="IJBC", people=5, probes=4, pairs=60)
 BATCH = 16
+HELD = 72  # of the fifth batch: the loader is two batches ahead, so two have been embedded when it is read
 ALONE = [*DEMO, "workers=0"]  # the images are read by the process itself, batch after batch
 LEFT = ["12_IJBC.npy", "6_IJBC.npy", "IJBC.pdf", "IJBC.png", "IJBC.txt", "results.json", "test.log"]
 
@@ -534,7 +535,7 @@ DRIVER = f"{PIPES}\nfeatures._KEEP_EVERY = -1\nrun(main)\n"
 def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
     """Interrupted at its second checkpoint, the first is not embedded again."""
     n, folder = len(lists_of(own).names), tmp_path / "PocketNet"
-    held = Held(own / "loose_crop" / lists_of(own).names[40])
+    held = Held(own / "loose_crop" / lists_of(own).names[HELD])
     arguments = [*DEMO, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets, "--batch-size", BATCH]
     process = start(demo, sys.executable, "-c", f"{PIPES}\nrun(main)\n", *arguments)
     held.feed(process, folder / "6_IJBC.npy")
@@ -563,7 +564,7 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
 
 def test_killed_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
     n = len(lists_of(own).names)
-    held = Held(own / "loose_crop" / lists_of(own).names[40])
+    held = Held(own / "loose_crop" / lists_of(own).names[HELD])
     arguments = [
         *ALONE, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12",
         "--batch-size", BATCH,
