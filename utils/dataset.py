@@ -35,7 +35,7 @@ class FaceDataset:
         self.folder = Path(folder)
         check_training_files(self.folder)
         self.reader = IndexedRecordReader(self.folder / "train.rec", self.folder / "train.idx")
-        self.keys = find_image_keys(self.reader)  # (N,)
+        self.keys, self.n_missing = find_image_keys(self.reader)  # (N,); images announced that are not there
         if not len(self.keys):
             raise RecordError(f"{self.reader.rec}: no images")
 
@@ -46,7 +46,9 @@ class FaceDataset:
 
     @cached_property
     def label_values(self) -> np.ndarray:
-        """The first label of every image as it stands in the file: (N,) float32. Reads all records' heads."""
+        """The first label of every image as it stands in the file: (N,) float32. Reads all records' heads, by which it
+        is seen, too, that the index lacks none. Raises RecordError."""
+        self.reader.check_complete()
         return self.reader.labels(self.keys)
 
     def __len__(self) -> int:
@@ -240,6 +242,8 @@ def _checked_classes(config: EasyDict) -> int:
             f"take the files' count, or num_classes={in_files}"
         )
     log.info(f"Data: {len(dataset)} images of {in_files} identities in {config.rec}")
+    if dataset.n_missing:
+        log.warning(f"{dataset.reader.idx}: {dataset.n_missing} of the images that record 0 announces are not there")
     dataset.check_identities(num_classes)
     if config.num_image not in (0, len(dataset)):
         log.warning(f"config num_image: {config.num_image}, but the files hold {len(dataset)}: the files count")

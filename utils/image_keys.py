@@ -10,20 +10,21 @@ from utils.recordio import Header, IndexedRecordReader, RecordError
 EXACT = 1 << 24  # float32 holds every whole number below it
 
 
-def find_image_keys(reader: IndexedRecordReader) -> np.ndarray:
-    """Return the keys of the images, in the order of the index: (N,) int64.
+def find_image_keys(reader: IndexedRecordReader) -> tuple[np.ndarray, int]:
+    """Return the keys of the images, in the order of the index: (N,) int64; and how many that record 0 announces are
+    not in the index, as tools leave them out that could not read a photo.
 
     Record 0 of the MS1MV2 layout is a header: no image, its labels are the end of the image keys, which begin with 1,
     and the end of the identity keys behind them. In a plain file every record is an image.
 
-    Raises RecordError where the header is damaged or the index lacks images that it announces.
+    Raises RecordError where the header is damaged, or the index ends before the images that it announces.
     """
     keys = reader.keys
     if 0 not in keys:
-        return keys
+        return keys, 0
     header, payload = reader.read_image(0)
     if header.flag == 0 or payload:
-        return keys
+        return keys, 0
     announced = float(np.ravel(header.label)[0])
     if not (math.isfinite(announced) and announced.is_integer() and announced >= 1):
         raise RecordError(
@@ -32,8 +33,7 @@ def find_image_keys(reader: IndexedRecordReader) -> np.ndarray:
         )
     end = find_image_end(reader, int(announced))
     found = keys[(keys >= 1) & (keys < end)]
-    _check_count(reader, found, end)
-    return found
+    return found, _count_missing(reader, found, end)
 
 
 def find_image_end(reader: IndexedRecordReader, announced: int) -> int:
@@ -55,14 +55,13 @@ def is_identity(header: Header, payload: bytes) -> bool:
     return header.flag == 2 and not payload
 
 
-def _check_count(reader: IndexedRecordReader, found: np.ndarray, end: int) -> None:
-    """Raise RecordError unless every key from 1 to end - 1 was found."""
-    if len(found) == end - 1:
-        return
-    present = np.sort(found)
-    gaps = np.flatnonzero(present != np.arange(1, len(present) + 1))
-    first = int(gaps[0]) + 1 if len(gaps) else len(present) + 1
-    raise RecordError(
-        f"{reader.idx}: record 0 of {reader.rec} announces {end - 1} images, {end - 1 - len(found)} of them are not in "
-        f"the index, the first is key {first}; {reindex_hint(reader.rec)}"
-    )
+def _count_missing(reader: IndexedRecordReader, found: np.ndarray, end: int) -> int:
+    """Return how many of the keys from 1 to end - 1 were not found. Raise RecordError where the index ends before them:
+    it was cut short, and the file with it."""
+    missing = end - 1 - len(found)
+    if missing and found.max(initial=0) < end - 1 and not (reader.keys >= end).any():
+        raise RecordError(
+            f"{reader.idx}: record 0 of {reader.rec} announces {end - 1} images, {missing} of them are not in the "
+            f"index, which ends with key {reader.keys.max()}; {reindex_hint(reader.rec)}"
+        )
+    return missing

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.record_index import PART_HEAD, RecordError, naming_file, open_record_file, read_index
+from utils.record_index import PART_HEAD, RecordError, naming_file, open_record_file, read_index, reindex_hint
 from utils.record_scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART, check_indexed_ends
 
 IMAGE_HEADER = struct.Struct("<IfQQ")
@@ -195,6 +195,23 @@ class IndexedRecordReader:
             for i in begin + np.flatnonzero(~plain):
                 labels[i] = np.ravel(self.read_image(int(wanted[i]))[0].label)[0]
         return labels
+
+    def check_complete(self) -> None:
+        """Raise RecordError where a record of the file stands between two of the index. Reads the head of each."""
+        words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
+        indexed = np.sort(self._offsets)
+        for begin in range(0, len(self), _LABELS_AT_ONCE):
+            offsets = self._offsets[:-1][begin : begin + _LABELS_AT_ONCE]
+            length = words.take(offsets // 4 + 1, mode="clip").astype(np.int64)
+            ends = offsets + PART_HEAD + (length + 3 & ~3)
+            # A record of several parts (its length word has a cflag) is left out: its end is not that of its first.
+            ends = ends[(length < LENGTH_LIMIT) & (ends < self._size)]
+            ends = ends[words.take(ends // 4, mode="clip") == MAGIC]
+            unknown = ends[indexed[np.searchsorted(indexed, ends)] != ends]
+            if unknown.size:
+                raise RecordError(
+                    f"{self.idx}: the record at byte {unknown[0]} of {self.rec} is not in it; {reindex_hint(self.rec)}"
+                )
 
     def _plain_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the first labels of the records at `offsets`, and which of them are sound and of a single part."""
