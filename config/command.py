@@ -39,6 +39,8 @@ class CommandParser(argparse.ArgumentParser):
             value = after[0] if after and not after[0].startswith("-") else "VALUE"
         field = similar_field(name)
         fix = f"set the field of the config: {field}={shorten(value, quote=False)}" if field else "--help lists them"
+        if field == "resume":  # a command that resumes has the option
+            fix = "this command does not resume a run"
         return ConfigError(f"{shorten(name, quote=False)}: no such option; {fix}")
 
 

@@ -212,7 +212,7 @@ def test_a_damaged_config_json_is_one_line(tmp_path, text, message):
         (["--learning_rate", "--config"], "--config: expected one argument; --help lists the options"),
         (["--learning_rate"], "--learning_rate: no such option; set the field of the config: lr=VALUE"),
         (["--frobnicate"], "--frobnicate: no such option; --help lists them"),
-        (["--resume", "1"], "--resume: no such option; set the field of the config: resume=1"),
+        (["--resume", "1"], "--resume: no such option; this command does not resume a run"),
     ],
 )
 def test_a_wrong_option_names_the_field_that_is_meant(arguments, message):

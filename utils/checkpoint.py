@@ -111,7 +111,7 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
                 )
             return {backbone_name(weights[0]): weights[0]}
         for file in (path, path.with_name(path.name + "backbone.pth"), path.with_name(path.name + ".pth")):
-            if file.is_file():
+            if file.exists() and not file.is_dir():  # a pipe as well: whoever reads it says what it is
                 return {backbone_name(file): file}
     except OSError as error:  # no path can be that long, or it may not be looked at
         raise CheckpointError(f"{option} {prefix!r}: {error.strerror}") from None
