@@ -16,7 +16,7 @@ from eval.scoring import Score
 from eval.sets import VerificationSet
 from utils.checkpoint import backbone_name
 from utils.errors import UserError, one_line
-from utils.files import replace_text, save_figure, sha256, write_files
+from utils.files import open_regular, replace_text, save_figure, sha256, write_files
 from utils.run_log import log
 
 _RUN_FILES = ("checkpoint.pth", "training.log", "search.log", "config.json")  # what a run of this project leaves
@@ -199,8 +199,9 @@ def _sha256_once(path: Path, _mtime_ns: int, _size: int) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a file holds; empty where it holds none."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        with open_regular(path) as file:
+            found = json.load(file)
+    except (OSError, ValueError, RecursionError):  # a UserError over a pipe is a ValueError
         return {}
     return found if isinstance(found, dict) else {}
 

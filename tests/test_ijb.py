@@ -593,6 +593,15 @@ def test_an_empty_list(folder, name, content, recwarn):
     assert not recwarn.list  # the error is all that is said
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_that_is_a_pipe_is_not_waited_for(folder, name):
+    path = folder / "meta" / f"ijbc_{name}"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a pipe\)"):
+        read_protocol(folder, "IJBC")
+
+
 @pytest.mark.parametrize("name", NAMES[3:])
 def test_a_list_for_identification_with_nothing_but_its_header(folder, name):
     path = write(folder, name, LISTS[name][:1])

@@ -10,13 +10,14 @@ import csv
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import is_there, open_regular
 
 TARGETS = ("IJBB", "IJBC")
 SKIP = "--skip-missing leaves such out and counts them"
@@ -187,7 +188,7 @@ def line_of(path: Path, row: int) -> int:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The rows of a CSV that are not blank, each with where it stands."""
-    with path.open(newline="", encoding=_ENCODING, errors="replace") as stream:
+    with TextIOWrapper(open_regular(path), newline="", encoding=_ENCODING, errors="replace") as stream:
         reader = csv.reader(stream, strict=True)
         while True:
             try:
@@ -203,6 +204,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool]) -> np.ndarray:
     """The rows of a list; where one is malformed, UserError with its line and the form it should have."""
     try:
+        open_regular(path).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a file is empty
             rows = np.loadtxt(
@@ -210,6 +212,8 @@ def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool])
             )
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or 'no such file'}") from None
+    except UserError:
+        raise
     except (ValueError, OverflowError) as error:
         found = _malformed(path, form, fits) or f"{path}: {error!s:.100}; a line should read '{form}'"
         raise UserError(found) from None
