@@ -211,7 +211,7 @@ def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool])
                 path, dtype=dtype, comments=None, ndmin=1 if isinstance(dtype, list) else 2, encoding=_ENCODING
             )
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or 'no such file'}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
     except UserError:
         raise
     except (ValueError, OverflowError) as error:
