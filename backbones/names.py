@@ -6,6 +6,7 @@ from typing import NamedTuple
 from utils.errors import UserError
 
 NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
+SIZES = {"s": (16, 18), "m": (32, 9)}  # channel and n_layers of PocketNetS and PocketNetM
 # Also met in published configs: PocketNetS-128, PocketNetM256, resnet100; "DartFaceNet", an older name of PocketNet;
 # "resnet", the published command line's name of its default teacher, an IResNet-100.
 _POCKETNET = re.compile(r"pocketnet[-_]?([sm]?)[-_]?(128|256|512)?|dartfacenet", re.IGNORECASE)

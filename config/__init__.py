@@ -75,7 +75,7 @@ def load_config(
     for name in without_effect:
         if similar_field(name) and name not in PUBLISHED_UNUSED:
             raise unknown_field(name, config[name])
-        del config[name]
+        EasyDict.pop(config, name)  # also where the name is that of a method
     set_by = dict.fromkeys(config, "file")
     for name, default in base.items():
         if name not in config:
@@ -87,6 +87,7 @@ def load_config(
             config[name] = from_project(config[name])
     if file.suffix == ".json":
         config.output = str(file.parent)  # a run's folder may have been moved or copied
+        config.test_output = ""  # nor does a folder from elsewhere say where results are written
     overridden = _apply(config, overrides, distills)
     set_by |= dict.fromkeys(overridden, "command line")
     _check(config, distills)
@@ -118,7 +119,8 @@ def parse_command(
 
 def typed_output(overrides: Iterable[str]) -> str | None:
     """Returns the folder of an override "output=FOLDER", for commands that read what a run has left there."""
-    typed = [text for name, _, text in (override.partition("=") for override in overrides) if name == "output"]
+    parts = (override.removeprefix("config.").partition("=") for override in overrides)
+    typed = [text for name, _, text in parts if name == "output"]
     return typed[-1] if typed else None
 
 

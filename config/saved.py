@@ -4,6 +4,7 @@ It holds data alone: reading it runs no code.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ from config.paths import to_project
 from utils.files import is_there, replace_text
 
 FILE = "config.json"
+_OF_ONE_START = ("resume", "global_step")
+log = logging.getLogger("pocketnet")  # that of utils.run_log
 
 
 def save_config(config: EasyDict) -> None:
-    """Writes the config to {output}/config.json; paths as a config file has them. Raises ConfigError."""
-    fields: dict[str, Any] = {name: to_project(value) if name in PATHS else value for name, value in config.items()}
+    """Writes the config to {output}/config.json; paths as a config file has them.
+
+    Where the run began (resume, global_step) is no part of it: who goes on says so anew. On a full disk the file is
+    missing, and the run goes on.
+    """
+    fields: dict[str, Any] = {
+        name: to_project(value) if name in PATHS and isinstance(value, str) else value
+        for name, value in config.items()
+        if name not in _OF_ONE_START
+    }
     fields["lr_func"] = None
     if "lr_func" in config.set_by:  # a function of the file's own: its values; else lr_steps make it again
         fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
@@ -27,7 +38,7 @@ def save_config(config: EasyDict) -> None:
     try:
         replace_text(path, json.dumps(fields, indent=1, default=str) + "\n")
     except OSError as error:
-        raise ConfigError(f"config output: {path} cannot be written ({error.strerror}); make room") from None
+        log.warning(f"{path} could not be written ({error.strerror}): later commands need --config; training goes on")
 
 
 def saved_config(folder: str | Path) -> Path | None:
@@ -48,7 +59,7 @@ def read_saved(path: Path) -> EasyDict:
     if not isinstance(fields, dict):
         raise ConfigError(f"config {path}: should be a JSON object of fields; name a config with --config FILE")
     factors = fields.pop("lr_func", None)
-    config = EasyDict(fields)
+    config = EasyDict({name: value for name, value in fields.items() if name not in _OF_ONE_START})
     if factors is not None:
         config.lr_func = _from_values(path, factors)
     return config

@@ -4,7 +4,7 @@ import logging
 
 from easydict import EasyDict
 
-from backbones.names import parse_name
+from backbones.names import SIZES, parse_name
 from config.fields import DISTILLATION, PUBLISHED_UNUSED, SEARCH, base
 from utils.errors import shorten
 
@@ -41,6 +41,12 @@ def log_unused(config: EasyDict, command: str) -> None:
         log.info(f"Config: {', '.join(known)}: fields of the published config files that nothing uses")
     if unknown:
         log.warning(f"Config: {', '.join(unknown)}: no such fields, without effect (config/base.py lists the fields)")
+    size = parse_name(config.net_name).size
+    if size and (config.channel, config.n_layers) != SIZES[size]:
+        log.warning(
+            f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name; "
+            f"channel={config.channel} and n_layers={config.n_layers} count"
+        )
     if unused := unused_fields(config, command):
         hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
         log.warning(f"Config: {', '.join(unused)}: set, but not used by this command{hint}")

@@ -50,8 +50,11 @@ def find_people(photos: Path) -> list[list[Path]]:
 
     Raises UserError unless two people or more have photos.
     """
-    folders = sorted(path for path in photos.iterdir() if path.is_dir())
-    people = [sorted(path for path in folder.iterdir() if path.suffix.lower() in KINDS) for folder in folders]
+    folders = sorted(path for path in photos.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
+    people = [[path for path in person if path.suffix.lower() in KINDS] for person in files]
+    if left_out := sum(map(len, files)) - sum(map(len, people)):
+        print(f"{photos}: {left_out} files that are neither .jpg nor .png are left out", file=sys.stderr)
     people = [person for person in people if person]
     if len(people) < 2:
         raise UserError(

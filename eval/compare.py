@@ -31,6 +31,7 @@ from config import (
     from_project,
     from_working_folder,
     load_config,
+    log_unused,
     require_data,
     typed_path,
 )
@@ -94,6 +95,8 @@ def main() -> None:
 
     with processes() as world:
         init_logging(args.out / "compare.log")
+        for config in {id(config): config for config in configs}.values():
+            log_unused(config, "eval")
         scorer = Scorer(configs[0], world, load_sets(configs[0], photos, world))
         a, b = (score(scorer, config, path, world) for config, path in zip(configs, files, strict=True))
     comparisons = [compare(held.name, a[held.name], b[held.name], held.issame) for held in scorer.sets]

@@ -104,7 +104,11 @@ def finish(report: Report, failed: dict[Path, UserError]) -> None:
         print(f"\n{report.format_tables()}")
         if thresholds := report.format_thresholds():
             print(f"\nWhich threshold:\n{thresholds}")
-        report.write()
+        try:
+            report.write()
+        except UserError as error:
+            unscored = f"; not scored: {', '.join(path.name for path in failed)}" if failed else ""
+            raise UserError(f"{error}{unscored}") from None
         names = [path.name for path in (report.json, report.txt, report.png, report.csv) if path]
         print(f"\nIn {report.folder}: test.log, {', '.join(names)}; {report.thresholds}", flush=True)
     raise_failed(failed, len(failed) + len(report.scores))

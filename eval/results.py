@@ -9,7 +9,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from config import FOLDER, make_folder
+from config import FOLDER, from_project, make_folder
 from eval.pairs import PhotoPairs
 from eval.report import Entries, entries_of, format_tables, format_thresholds, roc_figure
 from eval.scoring import Score
@@ -226,7 +226,11 @@ def weights_folder(output: str) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run of this project wrote in the folder, so that results may come there, too."""
+    """Whether the folder is the output of a run here, so that results may come there, too. A folder that was copied or
+    downloaded is not: its config.json names another."""
+    kept = read_json(folder / "config.json").get("output")
+    if isinstance(kept, str):
+        return Path(from_project(kept)).resolve() == folder.resolve()
     return any((folder / name).is_file() for name in _RUN_FILES)
 
 

@@ -19,6 +19,7 @@ from config import (
     require_data,
     save_config,
     shipped_configs,
+    typed_output,
 )
 from config.base import config as base
 from config.usage import unused_fields
@@ -163,6 +164,32 @@ def test_relative_paths_count_from_the_project_in_a_file_and_from_the_working_fo
     assert (config.rec, config.test_output, config.teacher_cache) == (str(ROOT / "data/faces_emore"), "", "")
 
 
+def test_a_folder_from_elsewhere_says_nothing_of_where_to_write_or_begin(tmp_path):
+    kept = {"output": "/elsewhere", "test_output": "/elsewhere", "resume": "0", "global_step": 7}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    config = load_config(tmp_path)
+    assert (config.output, config.test_output, config.resume, config.global_step) == (str(tmp_path), "", "auto", 0)
+
+
+def test_a_full_disk_costs_the_kept_config_and_no_run(tmp_path, said):
+    config = load_config(S128, [f"output={tmp_path}"])
+    (tmp_path / "config.json").mkdir()  # in place of a full disk
+    save_config(config)
+    assert "config.json could not be written (Is a directory)" in said.text
+
+
+def test_the_folder_that_is_typed():
+    assert typed_output(["lr=1", "output=a=b"]) == "a=b" and typed_output(["config.output=c"]) == "c"
+    assert typed_output(["test_output=a"]) is None
+
+
+def test_a_name_that_means_another_size_is_a_warning(said):
+    for overrides, warned in ((["net_name=PocketNetM"], True), (["channel=32", "n_layers=9"], True), ([], False)):
+        said.clear()
+        log_unused(load_config(S128, overrides), "train")
+        assert ("by its name; channel=" in said.text) == warned
+
+
 def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
     own = written(tmp_path, "config.lr_func = lambda epoch: 1 / (1 + epoch)\nconfig.num_epoch = 3")
     monkeypatch.chdir(ROOT)
@@ -173,7 +200,8 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
             fields = [name for name in base if name != "lr_func"]
             assert [saved[name] for name in fields] == [config[name] for name in fields]
             assert [saved.lr_func(epoch) for epoch in range(3)] == [config.lr_func(epoch) for epoch in range(3)]
-    assert json.loads((tmp_path / "config.json").read_text())["rec"] == "tests"
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["rec"] == "tests" and not {"resume", "global_step"} & set(kept)
     with pytest.raises(ConfigError, match="defines lr_func"):
         load_config(tmp_path, ["lr_steps=2"])
     monkeypatch.chdir(tmp_path)
@@ -194,12 +222,16 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
         ('{"lr_func": [-1]}', "config lr_func: should give a factor for epoch 0, gives -1"),
         ('{"embeding_size": 3}', "the nearest is 'embedding_size'"),
         ('{"1": "1"}', None),
+        ('{"items": 3, "pop": 4, "update": 5}', None),
     ],
 )
 def test_a_damaged_config_json_is_one_line(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     if message is None:
-        assert load_config(tmp_path).without_effect == ["1"]
+        config = load_config(tmp_path)
+        assert config.without_effect == list(json.loads(text)) and set(config) == set(base)
+        config.output = str(tmp_path)
+        save_config(config)
     else:
         assert message in refused(path=tmp_path)
 

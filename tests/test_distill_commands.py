@@ -115,6 +115,7 @@ def test_a_student_starts_from_weights(demo, tmp_path):
         (["teacher_global_step=5"], "no trained output/demo/5backbone.pth; there are the steps 6, 12"),
         (["teacher_global_step=0"], "no trained output/demo/0backbone.pth; there are the steps 6, 12"),
         (["output=output/demo"], "config output: 'output/demo' is the teacher's folder; name another"),
+        (["output=output/demo", "teacher_pth=output/demo/12backbone.pth"], "'output/demo' is the teacher's folder"),
         (["teacher_channel=8"], r"12backbone\.pth: .* is \(.*\) there and \(.*\) by the config"),
         (["teacher_network=iresnet50"], r"12backbone\.pth: is of another network: it has .* \(.*lacks .* \(.*\)"),
         (["embedding_size=64"], r"12backbone\.pth: tail\.6\.weight is \(32, .*\) there and \(64, .*\) by the config"),
@@ -140,6 +141,13 @@ def test_a_refusal_of_two_processes_starts_with_one_line(demo, tmp_path):
     failed = kd(demo, tmp_path, "teacher_global_step=5", NPROC="2")
     assert failed.returncode != 0
     assert failed.stderr.count("error: config teacher_global_step: no trained output/demo/5backbone.pth") == 1
+
+
+def test_filling_checks_the_fields_of_distillation(demo, tmp_path):
+    fill = [sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER, f"teacher_cache={tmp_path}"]
+    for field in ("teacher_precision=fp8", "teacher_genotype=mine", "teacher_channel=-3", "multi_step=maybe"):
+        failed = run_command(demo, *fill, field)
+        assert failed.returncode == 2 and re.fullmatch(rf"error: config {field.split('=')[0]}: .*\n", failed.stderr)
 
 
 def test_filling_needs_a_place(demo):

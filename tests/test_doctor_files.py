@@ -199,7 +199,7 @@ def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
     assert "5header.pth: no such checkpoint" in ask_student("student_header=1").found
     assert "0backbone.pth: no such checkpoint" in ask_student("student_global_step=0").found
     assert "is of another network" in ask_student("n_layers=5").found
-    assert "is the output folder" in ask_student(f"output={weights}").found
+    assert "is in the output folder" in ask_student(f"output={weights}").found
 
 
 def test_teacher_files_that_are_missing(tmp_path, tiny_data):

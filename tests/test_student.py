@@ -59,7 +59,11 @@ def test_what_does_not_fit_is_one_line(demo, tmp_path):
     for fields, message in (
         (["student_global_step=7"], "7backbone.pth: no such checkpoint"),
         (["n_layers=5"], "is of another network: .*check student_pth, student_global_step, net_name"),
-        ([f"output={demo / 'output' / 'demo'}"], "config student_pth: 'output/demo' is the output folder"),
+        ([f"output={demo / 'output' / 'demo'}"], "config student_pth: 'output/demo' is in the output folder"),
+        (
+            ["output=output/demo", "student_pth=output/demo/12backbone.pth"],
+            "config student_pth: 'output/demo/12backbone.pth' is in the output folder",
+        ),
     ):
         failed = start(demo, tmp_path, *fields)
         assert failed.returncode == 2 and re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import secrets
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -42,9 +43,9 @@ def write_file(path: Path, content: Any) -> None:
     """Writes what torch.save writes, whole or not at all: a temporary file, then a rename. Both have reached the disk
     when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # x: a file or link that somebody put there is never opened
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())

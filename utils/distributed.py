@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.errors import ENDED, UserError, restarts
+from utils.errors import ENDED, PassingError, RetryableExit, UserError, restarts
 from utils.signals import SAVING, handled
 
 T = TypeVar("T")
@@ -142,11 +142,16 @@ def on_main(world: World, check: Callable[[], T]) -> T:
     if world.size > 1:
         dist.broadcast_object_list(told)
     result, failed = told
-    if not failed:
-        return result
+    if failed:
+        _raise_on_main(world, result)
+    return result
+
+
+def _raise_on_main(world: World, error: UserError) -> NoReturn:
+    """Raises the error on the main process, which prints it, and on the others what ends them alike."""
     if world.is_main:
-        raise result
-    raise SystemExit(2)
+        raise error
+    raise RetryableExit(2) if isinstance(error, PassingError) else SystemExit(2)
 
 
 def main_first(world: World, action: Callable[[], T]) -> T:
@@ -159,11 +164,9 @@ def main_first(world: World, action: Callable[[], T]) -> T:
 def together(world: World, action: Callable[[], T]) -> T:
     """The result of `action`, run by every process. A UserError of any of them ends all, told once."""
     result = try_together(world, action)
-    if not isinstance(result, UserError):
-        return result
-    if world.is_main:
-        raise result
-    raise SystemExit(2)
+    if isinstance(result, UserError):
+        _raise_on_main(world, result)
+    return result
 
 
 def try_together(world: World, action: Callable[[], T]) -> T | UserError:

@@ -21,6 +21,10 @@ class UserError(ValueError):
     """
 
 
+class RetryableExit(SystemExit):
+    """Ends a process because another one met a PassingError, which that one prints."""
+
+
 def one_line(text: object) -> str:
     """Returns a text or path with what cannot be printed, as control characters in a name, written as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

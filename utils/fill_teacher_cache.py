@@ -10,7 +10,7 @@ if not __package__:  # run as a script: the modules are found from the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import make_folder, parse_command, require_data
+from config import log_unused, make_folder, parse_command, require_data
 from utils.dataset import EpochSampler, FaceDataset
 from utils.distill import open_caches
 from utils.distributed import main_first, processes
@@ -24,13 +24,15 @@ from utils.teacher_cache import fill
 
 def main() -> None:
     """The command line."""
-    config = parse_command("Compute the teacher's embeddings of all training images.", switches=["multi_step"])
+    description = "Compute the teacher's embeddings of all training images."
+    config = parse_command(description, switches=["multi_step"], distills=True)
     require_data(config)
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
     folder = make_folder(config, "teacher_cache")
     with told(config), processes(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
+        log_unused(config, "train_kd")
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
         teacher, files = prepare_teacher(config, world, epoch_ends(config, sampler), build_backbone)

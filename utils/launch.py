@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from utils.distributed import LOOPBACK, World, gather_rows, on_main
-from utils.errors import ENDED, PassingError, UserError, restarts, tell
+from utils.errors import ENDED, PassingError, RetryableExit, UserError, restarts, tell
 from utils.files import replace_text
 from utils.signals import SAVING, is_ignored
 from utils.stopping import SAVE
@@ -114,7 +114,7 @@ def ending(folder: Path, world: World) -> Iterator[None]:
         raise SystemExit(0)
     try:
         yield
-    except PassingError:
+    except (PassingError, RetryableExit):
         raise
     except UserError as error:
         _note(note, names, 2)

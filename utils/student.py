@@ -16,10 +16,12 @@ from utils.sharded import ShardedArcFace, load_full
 
 def check_student(config: EasyDict) -> None:
     """Raises UserError where the run would set aside, as files of an earlier run, the weights that it starts from."""
-    if config.student_pth and Path(config.student_pth).resolve() == Path(config.output).resolve():
+    path = Path(config.student_pth)
+    folder = path.parent if is_there(path.is_file) else path
+    if config.student_pth and folder.resolve() == Path(config.output).resolve():
         raise UserError(
-            f"config student_pth: {config.student_pth!r} is the output folder; to go on from a step there use --resume "
-            "1 global_step=STEP, to train anew from its weights name another output"
+            f"config student_pth: {config.student_pth!r} is in the output folder; to go on from a step there use "
+            "--resume 1 global_step=STEP, to train anew from its weights name another output"
         )
 
 

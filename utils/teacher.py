@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones.names import parse_name
+from backbones.names import SIZES, parse_name
 from utils.checkpoint import list_backbones, load_weights
 from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
@@ -59,7 +59,7 @@ def teacher_network(config: EasyDict) -> EasyDict:
     teacher_channel, teacher_n_layers and teacher_genotype say otherwise.
     """
     size = parse_name(config.teacher_network).size
-    channel, n_layers = {"s": (16, 18), "m": (32, 9)}.get(size, (config.channel, config.n_layers))
+    channel, n_layers = SIZES.get(size, (config.channel, config.n_layers))
     genotype = config.teacher_genotype or config.genotype
     return EasyDict(
         net_name=config.teacher_network,
@@ -108,7 +108,9 @@ def check_folders(config: EasyDict) -> None:
     """Raises UserError unless a teacher is named, and another folder for the student."""
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
-    if Path(config.teacher_pth).resolve() == Path(config.output).resolve():
+    path = Path(config.teacher_pth)
+    folder = path.parent if is_there(path.is_file) else path
+    if folder.resolve() == Path(config.output).resolve():
         raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 
 

@@ -27,6 +27,7 @@ from config import (
     from_project,
     from_working_folder,
     load_config,
+    log_unused,
     overrides_of,
     typed_output,
     typed_path,
@@ -60,6 +61,7 @@ def main() -> None:
     spread_over_gpus()
     with processes() as world:
         init_logging(folder / "test.log" if world.is_main else None)
+        log_unused(config, "eval")
         evaluate(args, config, checkpoints, folder, world)
 
 
@@ -105,13 +107,13 @@ def evaluate(
             else:
                 report.add(name, replace(result, sha256=sha256(path), pairs_sha256=digest), scores)
     if world.is_main:
-        if not args.keep_features:
-            for features in embedded:  # only now: interrupted at a later checkpoint, none is embedded again
-                features.remove()
         if report.results:
             print(f"\n{report.format_table()}", flush=True)
             report.finish()
             print(f"\nIn {folder}: {', '.join(written(args.target))}")
+        if not args.keep_features:
+            for features in embedded:  # only now, when all that they are for is written: nothing is embedded twice
+                features.remove()
         raise_failed(failed, len(checkpoints))
 
 
@@ -199,7 +201,7 @@ def score(features: Features, protocol: Protocol, switches: Switches, path: Path
     scores[~there] = np.nan
     curve = roc(scores[there], same[there]) if not there.all() else roc(scores, same)
     result = IjbScore(
-        checkpoint=str(path),
+        checkpoint=str(path.resolve()),
         tpr=dict(zip(FPRS, tpr_nearest(curve, FPRS).tolist(), strict=True)),
         auc=auc(curve),
         images=int(kept.sum()),
