@@ -59,7 +59,7 @@ def test_half_precision(tmp_path, tiny_data, monkeypatch):
     assert ill(ask(config, "precision")).mend == "precision=fp32"
     config.teacher_pth = "somewhere"
     assert [check.mend for check in ask(config, "precision", kd=True)] == ["precision=fp32", "teacher_precision=fp32"]
-    plan = replace(doctor.plan_run(config), world=World(0, 1, torch.device("cuda", 0)))
+    plan = replace(doctor.plan_run(config, distils=True), world=World(0, 1, torch.device("cuda", 0)))
     for has, wanted in ((True, [PASS, PASS]), (False, [WARN, PASS])):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
         assert states(SUBJECTS["precision"](plan)) == wanted

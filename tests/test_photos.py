@@ -22,8 +22,7 @@ from eval.photos import PhotoFiles, PixelBudget, open_photo
 from eval.sets import load_sets
 from tests.conftest import ROOT, encode, face, write_data
 from utils.distributed import World
-from utils.errors import UserError
-from utils.files import printable
+from utils.errors import UserError, one_line
 from utils.image_size import photo_size
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -284,7 +283,7 @@ def test_an_odd_name_survives_our_own_csv(people, tmp_path, odd):
     np.testing.assert_array_equal(again.pairs, pairs.pairs)
     with (tmp_path / "pairs.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         assert len(list(csv.reader(stream))) == len(pairs.issame) + 1
-    assert printable(path).isprintable()
+    assert one_line(path).isone_line()
 
 
 def test_pairs_of_a_pipe(people, tmp_path):

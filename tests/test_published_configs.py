@@ -56,8 +56,8 @@ def test_a_published_config_trains_distils_and_is_scored(demo, teacher, tmp_path
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no golden vectors of the large networks in {SHARED.name}")
 def test_the_published_teacher_is_an_iresnet_100(tmp_path):
     """What teacher_network="resnet" builds has the published teacher's keys and shapes."""
-    shapes = json.loads((SHARED / "golden" / "state_dict_shapes.json").read_text())["iresnet100"]
-    for name in ("config_PocketNetM128.py", "config_PocketNetS128.py"):
+    shapes = json.loads((SHARED / "golden" / "state_dict_shapes.json").read_text())["iresnet100_256"]
+    for name in ("config_PocketNetM256.py", "config_PocketNetS256.py"):
         path = tmp_path / name
         path.write_text(published_config(PUBLISHED[name]))
         teacher = build_backbone(teacher_network(load_config(path, distills=True)))

@@ -22,6 +22,14 @@ LONG = ["num_epoch=60", "save_step=1000"]
 SAVED = r"Asked for a checkpoint after step (\d+): it is written, and the run goes on"
 
 
+@pytest.fixture(autouse=True)
+def hangup_as_in_a_terminal():
+    """Acts as by default, for the runs that inherit it, though the tests may run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def start(ways: str, data: Path, folder: Path, *changes: str, before: tuple[str, ...] = ()) -> Started:
     """A training in one process, or in two that torchrun starts."""
     if ways == "one process":
