@@ -1,5 +1,6 @@
 """What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
 
+import json
 import logging
 import os
 import pickle
@@ -199,6 +200,14 @@ def demo(project) -> Path:
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
     return project
+
+
+def copy_run(folder: Path, to: Path) -> Path:
+    """A copy of a run's folder as if the run had been there: its config.json names another."""
+    shutil.copytree(folder, to)
+    kept = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(kept | {"output": str(to)}))
+    return to
 
 
 @pytest.fixture

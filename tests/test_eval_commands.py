@@ -28,7 +28,7 @@ from eval.compare import compare, total
 from eval.pairs import read_pairs
 from eval.sets import VerificationSet, bin_set, photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
-from tests.conftest import DEMO, SMALL, encode, face, run_command, write_data
+from tests.conftest import DEMO, SMALL, copy_run, encode, face, run_command, write_data
 from utils.distributed import World
 from utils.errors import run
 
@@ -114,7 +114,7 @@ def test_steps_that_are_not_there(command, tmp_path, steps):
 
 def test_own_pairs(demo, own, tmp_path):
     """As a person types it, the file's name with a space; the config's own results are left alone."""
-    shutil.copytree(demo / "output" / "demo", tmp_path / "out")
+    copy_run(demo / "output" / "demo", tmp_path / "out")
     for name in ("results.json", "thresholds.json"):
         (tmp_path / "out" / name).write_text('{"6": {"kept": {}}}')
     done = run_command(
@@ -140,7 +140,7 @@ def test_own_pairs(demo, own, tmp_path):
 def test_a_folder_of_people(command, demo, own, tmp_path):
     """Made pairs are the same each time, and those of the CSV that they leave; the thresholds do what they say."""
     out = tmp_path / "out"
-    shutil.copytree(demo / "output" / "demo", out)
+    copy_run(demo / "output" / "demo", out)
     folder = [*DEMO, f"output={out}", "--folder", own / "own", "--n-pairs", "300"]
     done = command("eval/eval.py", *folder, "--steps=12")
     assert done.returncode == 0 and done.stderr == ""
@@ -196,7 +196,7 @@ def test_nothing_published_is_shown_beside_own_photos(command, own, tmp_path):
 
 def test_thresholds_stand_beside_the_checkpoints_if_they_may(command, demo, own, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(demo / "output" / "demo", out)
+    copy_run(demo / "output" / "demo", out)
     (out / "thresholds.json").unlink(missing_ok=True)
     out.chmod(0o555)
     options = [*DEMO, f"output={out}", f"test_output={tmp_path / 'test'}", "--steps=6"]

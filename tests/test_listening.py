@@ -1,7 +1,6 @@
 """On one machine nothing of a command's several processes listens beyond the loopback."""
 
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEMO, ROOT
+from tests.conftest import DEMO, ROOT, copy_run
 from tests.listening import address_of, is_loopback, listening_addresses
 from tests.test_faults import Started, children, fields
 
@@ -58,7 +57,7 @@ def test_two_training_processes_that_are_started_again(tiny_data, tmp_path):
 
 def test_two_processes_of_eval_whose_terminal_is_closed(demo, tmp_path):
     """Under nohup, that ends none of them."""
-    out = Path(shutil.copytree(demo / "output" / "demo", tmp_path / "out"))
+    out = copy_run(demo / "output" / "demo", tmp_path / "out")
     command = [sys.executable, "eval/eval.py", *DEMO, f"output={out}"]
     run = Started("env", f"--chdir={demo}", "nohup", *command, NPROC="2")
     found: set[str] = set()
