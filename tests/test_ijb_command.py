@@ -720,7 +720,7 @@ def test_no_image_at_all(inside, own, nets, tmp_path):
     [
         (["--target", "IJBA"], "--target IJBA: should be IJBB or IJBC"),
         (["--target", "ijbc"], "--target ijbc: should be IJBB or IJBC"),
-        (["--target", "IJBB"], r"meta/ijbb_name_5pts_score\.txt: no such file"),
+        (["--target", "IJBB"], r"meta/ijbb_name_5pts_score\.txt: No such file"),
         (["--image-path", ""], "--image-path: name the folder of the set"),
         (["--image-path", "nowhere"], "--image-path 'nowhere': no folders loose_crop and meta in it"),
         (["--image-path", "train.py"], "--image-path 'train.py': no folders"),

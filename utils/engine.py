@@ -35,6 +35,7 @@ ANEW = Start()
 # In place of a signal's number, by which all processes stop at one step: a process soon has no more images, for its
 # workers died or hang (another try may go well), or for the files are wrong.
 LOADER_FAILED, DATA_FAILED = 254, 255
+_DATA_FAILED = "The run ends, for the images behind this step cannot be read; once they can, {}"
 
 
 def train(
@@ -81,7 +82,7 @@ def train(
             task.start_epoch(epoch)
             run_log.resume_clock(position.step)
             lr = update.set_learning_rate(epoch)
-            for decoded in _agreed(loader.epoch(epoch, position.seen), world):
+            for decoded in _agreed(loader.epoch(epoch, position.seen), position, config, world):
                 batch = _on_device(decoded, task, _generator(config, position, world), world)
                 position = position.after_step(images_a_step)
                 step = position.step
@@ -125,9 +126,14 @@ def train(
     return position.step
 
 
-def _agreed(batches: Iterator[Decoded], world: World) -> Iterator[Decoded]:
+def _agreed(batches: Iterator[Decoded], position: Position, config: EasyDict, world: World) -> Iterator[Decoded]:
     """The batches of an epoch. A UserError over the first ones ends all processes."""
-    first = together(world, lambda: next(batches, None))
+    try:
+        first = together(world, lambda: next(batches, None))
+    except UserError:
+        if position.step:  # the checkpoint of the epoch before stands
+            log.warning(_DATA_FAILED.format(again(config)))
+        raise
     if first is not None:
         yield first
         yield from batches
@@ -143,7 +149,7 @@ def _end_if_data_failed(number: int, loader: Loader, config: EasyDict) -> None:
     failure itself, in others SystemExit, or PassingError where another try may go well."""
     if number < LOADER_FAILED:
         return
-    log.warning(f"The run ends, for the images behind this step cannot be read; once they can, {again(config)}")
+    log.warning(_DATA_FAILED.format(again(config)))
     if loader.failure:
         loader.raise_failure()
     if number == LOADER_FAILED:
