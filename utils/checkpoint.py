@@ -3,19 +3,18 @@
 import os
 import pickle
 import re
-import secrets
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError, one_line
-from utils.files import open_regular
+from utils.files import open_regular, write_atomic
 from utils.safe_pickle import UnsupportedContent, check_file
 from utils.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, take_state_dict
 
@@ -43,15 +42,13 @@ def write_file(path: Path, content: Any) -> None:
     """Writes what torch.save writes, whole or not at all: a temporary file, then a rename. Both have reached the disk
     when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:  # x: a file or link that somebody put there is never opened
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_atomic(path, write)
     if hasattr(os, "O_DIRECTORY"):  # the rename is the folder's, and not every system opens folders
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
