@@ -48,7 +48,9 @@ def spawn(function, folder, *args, size=2):
     context.set_forkserver_preload(["torch._dynamo", "tests.training"])  # DistributedDataParallel imports torch._dynamo
     folder.mkdir(exist_ok=True)
     meet = str(folder / f"meet-{uuid.uuid4().hex}")
-    workers = [context.Process(target=_joined, args=(function, meet, r, size, folder, *args)) for r in range(size)]
+    environment = dict(os.environ)  # the server of forks has the one that it was started with
+    ranks = [environment | {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)} for r in range(size)]
+    workers = [context.Process(target=_joined, args=(function, meet, rank, folder, *args)) for rank in ranks]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -56,8 +58,10 @@ def spawn(function, folder, *args, size=2):
     assert [worker.exitcode for worker in workers] == [0] * size
 
 
-def _joined(function, meet, rank, size, folder, *args):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank))
+def _joined(function, meet, environment, folder, *args):
+    os.environ.clear()
+    os.environ.update(environment)
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     torch.set_num_threads(1)
     store = dist.FileStore(meet, size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
