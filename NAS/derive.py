@@ -19,7 +19,7 @@ from config import FOLDER, CommandParser, add_config_arguments, load_config
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run
-from utils.files import is_there
+from utils.files import is_there, replace_text, save_figure, write_files
 from utils.flops import Cost, count
 
 
@@ -48,9 +48,13 @@ def main() -> None:
     else:
         genotype, origin = found_genotype(Path(load_config(args.config or CONFIG, args.overrides).output), args.epoch)
     cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
-    path.write_text(config_text(args, genotype, origin, cost), encoding="utf-8")
+    text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
-    draw_cells(genotype, args.name).savefig(picture, dpi=80)
+    writers = {
+        path: lambda path: replace_text(path, text),
+        picture: lambda path: save_figure(path, cells, dpi=80),
+    }
+    write_files(writers, "make room, or write access, and try again")
     print(f"{path}: {_describe(cost)}\n{picture}: its cells")
     print(f"Train it: ./train.sh --config {path.relative_to(FOLDER.parent)}")
 

@@ -20,6 +20,7 @@ from matplotlib.path import Path as Curve
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
 from config import CommandParser, add_config_arguments, load_config, typed_path
 from utils.errors import UserError, run
+from utils.files import save_figure
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
 _BOX_WIDTH, _BOX_HEIGHT = 0.5, 0.3  # of a state; states are 1 apart
@@ -100,8 +101,10 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     figure = draw_cells(parse(config.genotypes[config.genotype]), config.genotype)
     try:
-        figure.savefig(args.out, dpi=100)
-    except (OSError, ValueError) as error:  # ValueError: a kind of file that matplotlib does not write
+        save_figure(args.out, figure, dpi=100)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: {error.strerror}") from None
+    except ValueError as error:  # a kind of file that matplotlib does not write
         raise UserError(f"--out {args.out}: {error!s:.100}") from None
     print(args.out)
 

@@ -10,6 +10,7 @@ import os
 import sys
 from array import array
 from pathlib import Path
+from typing import BinaryIO
 
 if not __package__:  # run as a script, this folder stands first on the path instead of the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -18,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError, run
+from utils.files import write_atomic
 from utils.record_index import naming_file
 from utils.record_scan import scan_file
 from utils.recordio import IMAGE_HEADER
@@ -75,17 +77,15 @@ def read_keys(rec: Path) -> tuple[np.ndarray, np.ndarray, str]:
 
 def write_index(idx: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
     """Write an index file, whole or not at all. Raises RecordError where it cannot be written."""
-    temporary = idx.with_name(f".{idx.name}.{os.getpid()}.tmp")
-    try:
-        with naming_file(idx), temporary.open("wb") as file:
-            for begin in range(0, len(keys), _LINES_AT_ONCE):
-                part = slice(begin, begin + _LINES_AT_ONCE)
-                lines = zip(keys[part].tolist(), offsets[part].tolist(), strict=True)
-                file.write(b"".join(b"%d\t%d\n" % line for line in lines))
-        with naming_file(idx):
-            temporary.replace(idx)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def write(file: BinaryIO) -> None:
+        for begin in range(0, len(keys), _LINES_AT_ONCE):
+            part = slice(begin, begin + _LINES_AT_ONCE)
+            lines = zip(keys[part].tolist(), offsets[part].tolist(), strict=True)
+            file.write(b"".join(b"%d\t%d\n" % line for line in lines))
+
+    with naming_file(idx):
+        write_atomic(idx, write)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,17 @@ def test_damage_is_named_and_an_old_index_stays(tmp_path):
     assert (folder / "train.idx").read_bytes() == whole
 
 
+def test_the_index_is_written_through_no_link(tmp_path):
+    """Neither one at its own name nor one at a name that its temporary file could be guessed to have."""
+    rec, idx = write(tmp_path, [b"one"])
+    whole = idx.read_bytes()
+    (tmp_path / "precious").write_text("precious")
+    for name in ("a.made", f".a.made.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    assert reindexed(rec) == whole
+    assert (tmp_path / "precious").read_text() == "precious" and not (tmp_path / "a.made").is_symlink()
+
+
 @pytest.mark.parametrize("cut", [1, 4, 9, 500])
 def test_a_file_cut_short(cut, tmp_path):
     rec, _ = write(tmp_path, [b"one", pack(Header(0, 1.0, 1, 0), bytes(1000))])

@@ -71,6 +71,31 @@ def test_the_result_trains(demo, searched, tmp_path):
     assert again.returncode == 2 and "is there already; take another, or --force" in again.stderr
 
 
+def test_results_are_written_through_no_link(demo, searched, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    pictures = [demo / "config" / "config_linked.png", tmp_path / "cells.pdf", tmp_path / "cells"]
+    links = [demo / "config" / "config_linked.py", *pictures]
+    for link in links:
+        link.symlink_to(tmp_path / "precious")
+    derive = ["NAS/derive.py", "--name", "linked", "--force", f"output={searched[0]}"]
+    draw = ["NAS/visualize.py", "--config", "config/config_linked.py", "--out"]
+    for command in (derive, *([*draw, picture] for picture in pictures[1:])):
+        done = run_command(demo, sys.executable, *command)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "precious").read_text() == "precious" and not any(link.is_symlink() for link in links)
+    assert [path.read_bytes()[:4] for path in pictures] == [b"\x89PNG", b"%PDF", b"\x89PNG"]
+    for link in links[:2]:
+        link.unlink()
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(demo, tmp_path):
+    draw = ["NAS/visualize.py", "--config", "config/config_demo.py", "--out"]
+    for out, message in ((tmp_path, "Is a directory"), (tmp_path / "a.xyz", "Format 'xyz' is not supported")):
+        failed = run_command(demo, sys.executable, *draw, out)
+        assert failed.returncode == 2
+        assert re.fullmatch(f"error: --out {re.escape(str(out))}: {message}.*\n", failed.stderr), failed.stderr
+
+
 def test_two_processes_have_the_same_alphas(demo, tmp_path):
     """A process whose alphas are not the first one's ends the run."""
     few = ["num_epoch=1", "max_steps=2", f"output={tmp_path}", f"log_dir={tmp_path / 'logs'}", "compile=True"]

@@ -103,8 +103,11 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def save_figure(path: Path, figure: Any, dpi: int) -> None:
-    """Writes a matplotlib figure with `write_atomic`, in the format of the path's suffix. Raises OSError."""
-    write_atomic(path, partial(figure.savefig, format=path.suffix[1:], dpi=dpi))
+    """Writes a matplotlib figure with `write_atomic`, in the format of the path's suffix, PNG without one.
+
+    Raises OSError, and ValueError for a format that matplotlib does not write.
+    """
+    write_atomic(path, partial(figure.savefig, format=path.suffix[1:] or "png", dpi=dpi))
 
 
 def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -> None:

@@ -18,7 +18,7 @@ from eval.IJB.protocol import SKIP, Images, line_of
 from utils.dataset import ListSampler
 from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
-from utils.files import is_there, open_regular, reserve
+from utils.files import is_there, open_regular, replace_text, reserve
 from utils.loader import Loader
 from utils.run_log import log
 
@@ -112,7 +112,7 @@ class Features:
             described.unlink(missing_ok=True)
             for name, (dtype, shape) in _layout(n_images, size).items():
                 _write_zeros(self.folder / f"{name}.npy", dtype, shape)
-            described.write_text(text)  # last: where it stands the files are whole
+            replace_text(described, text)  # last: where it stands the files are whole
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; name another --result-dir") from None
 
