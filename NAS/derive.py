@@ -15,7 +15,7 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 
 from backbones.augment_cnn import AugmentCNN
 from backbones.genotypes import Genotype, parse, to_text
-from config import FOLDER, CommandParser, add_config_arguments, load_config
+from config import FOLDER, CommandParser, add_config_arguments, load_config, log_unused
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run
@@ -43,10 +43,12 @@ def main() -> None:
         raise UserError(f"--name {args.name}: {path} is there already; take another, or --force")
     if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
         raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
+    config = load_config(args.config or CONFIG, args.overrides)
+    log_unused(config, "derive --genotype" if args.genotype else "derive")
     if args.genotype:
         genotype, origin = parse(_text(args.genotype)), "Given by hand"
     else:
-        genotype, origin = found_genotype(Path(load_config(args.config or CONFIG, args.overrides).output), args.epoch)
+        genotype, origin = found_genotype(Path(config.output), args.epoch)
     cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")

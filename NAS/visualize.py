@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as Curve
 
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
-from config import CommandParser, add_config_arguments, load_config, typed_path
+from config import CommandParser, add_config_arguments, load_config, log_unused, typed_path
 from utils.errors import UserError, run
 from utils.files import save_figure
 
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=typed_path, default=Path("cells.png"), help="the picture (%(default)s)")
     args = parser.parse()
     config = load_config(args.config, args.overrides)
+    log_unused(config, "visualize")
     figure = draw_cells(parse(config.genotypes[config.genotype]), config.genotype)
     try:
         save_figure(args.out, figure, dpi=100)

@@ -1,6 +1,17 @@
 """Checks a config and its folders, prints every field: python -m config [--kd] [--config FILE] [field=value …]"""
 
-from config import CommandParser, add_config_arguments, load_config, make_folder, overrides_of, require_data
+import logging
+import sys
+
+from config import (
+    CommandParser,
+    add_config_arguments,
+    load_config,
+    log_unused,
+    make_folder,
+    overrides_of,
+    require_data,
+)
 from utils.errors import run
 
 
@@ -16,6 +27,11 @@ def main() -> None:
         make_folder(config, field)
     for name, value in config.items():
         print(f"{name} = {value!r}")
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    if args.kd:
+        log_unused(config, "train_kd", "./train_kd.sh")
+    else:
+        log_unused(config, "train", "./train.sh")
 
 
 if __name__ == "__main__":

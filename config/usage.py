@@ -23,17 +23,21 @@ _UNUSED_BY = {
         "num_image", "compile",
     ),
 }  # fmt: skip
-# Evaluation takes the config of a training: only what is typed for it is worth a warning.
-_USED_IN_EVALUATION = (
-    *_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image",
-)  # fmt: skip
+# Other commands take the config of a training or a search: only what is typed for them is worth a warning.
+_USED_OF_TYPED = {
+    "eval": (*_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image"),
+    "flops": (*_NETWORK, "output"),
+    "visualize": ("genotype", "genotypes"),
+    "derive": ("output",),
+    "derive --genotype": (),
+}
 
 
-def log_unused(config: EasyDict, command: str) -> None:
-    """Logs one warning with the fields that a person set and this command does not use, and what the file has beside
+def log_unused(config: EasyDict, command: str, name: str = "this command") -> None:
+    """Logs one warning with the fields that a person set and a command does not use, and what the file has beside
     fields: published names that nothing reads as a note, others as a warning.
 
-    command: train, train_kd, search or eval.
+    command: train, train_kd, search, or one of _USED_OF_TYPED. name: what the warning calls it.
     """
     known = [name for name in config.without_effect if name in PUBLISHED_UNUSED]
     unknown = [shorten(name, quote=False) for name in config.without_effect if name not in PUBLISHED_UNUSED]
@@ -44,18 +48,19 @@ def log_unused(config: EasyDict, command: str) -> None:
     size = parse_name(config.net_name).size
     if size and (config.channel, config.n_layers) != SIZES[size]:
         log.warning(
-            f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name; "
-            f"channel={config.channel} and n_layers={config.n_layers} count"
+            f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name, "
+            f"but channel={config.channel} and n_layers={config.n_layers} count; other sizes are net_name=PocketNet"
         )
     if unused := unused_fields(config, command):
         hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
-        log.warning(f"Config: {', '.join(unused)}: set, but not used by this command{hint}")
+        log.warning(f"Config: {', '.join(unused)}: set, but not used by {name}{hint}")
 
 
 def unused_fields(config: EasyDict, command: str) -> list[str]:
     """Returns the fields that a person set to other values than the defaults and that the command does not use."""
-    if command == "eval":
-        unused = {name for name, where in config.set_by.items() if where == "command line"} - {*_USED_IN_EVALUATION}
+    if command in _USED_OF_TYPED:
+        typed = {name for name, where in config.set_by.items() if where == "command line"}
+        unused = typed - {*_USED_OF_TYPED[command]}
     else:
         unused = {*_UNUSED_BY[command]}
         if command != "search" and not config.student_pth:

@@ -143,6 +143,10 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, said):
         ("train_kd", ["teacher_channel=3", "n_nodes=2"], ["n_nodes"]),
         ("search", ["w=3", "m=0.3", "n_nodes=2", "eval_step=9"], ["m", "eval_step", "w"]),
         ("eval", ["lr=3", "batch_size=9", "eval_batch=9", "channel=8"], ["batch_size", "lr"]),
+        ("flops", ["lr=3", "channel=8", "val_targets=lfw"], ["val_targets", "lr"]),
+        ("visualize", ["genotype=softmax_casia", "channel=8"], ["channel"]),
+        ("derive", ["output=x", "channel=8", "rec=tests"], ["rec", "channel"]),
+        ("derive --genotype", ["output=x"], ["output"]),
         ("train", ["w=100", "teacher_pth="], []),  # as the defaults: nobody is misled
     ],
 )
@@ -187,7 +191,7 @@ def test_a_name_that_means_another_size_is_a_warning(said):
     for overrides, warned in ((["net_name=PocketNetM"], True), (["channel=32", "n_layers=9"], True), ([], False)):
         said.clear()
         log_unused(load_config(S128, overrides), "train")
-        assert ("by its name; channel=" in said.text) == warned
+        assert ("by its name, but channel=" in said.text) == warned
 
 
 def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
@@ -478,5 +482,12 @@ def test_the_command_prints_every_field_and_fails_with_2(tmp_path):
     assert shown.returncode == 0 and all(f"{name} = " in shown.stdout for name in base)
     between = command("seed=5", "--config", "config/config_demo.py", f"rec={tmp_path}")
     assert between.returncode == 0 and "seed = 5\n" in between.stdout
+    unused = ["--config", "config/config_demo.py", f"rec={tmp_path}", "n_nodes=2", "w=3"]
+    for options, said in (
+        ([], "Config: n_nodes, w: set, but not used by ./train.sh; ./train_kd.sh trains with a teacher"),
+        (["--kd", "teacher_pth=x"], "Config: n_nodes: set, but not used by ./train_kd.sh"),
+    ):
+        shown = command(*unused, *options)
+        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.splitlines()[-1] == said
     failed = command("--config", "config/config_demo.py", "lr=x")
     assert (failed.returncode, failed.stderr) == (2, "error: config lr: should be float, is 'x'\n")

@@ -120,6 +120,18 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
     assert {check.state for check in told if check.subject in ("disk", "memory")} == {PASS}
 
 
+@pytest.mark.parametrize(
+    ("kd", "fields", "unused", "mend"),
+    [
+        (False, ["w=3", "n_nodes=2"], "n_nodes, w: set, but not used by ./train.sh", "./train_kd.sh trains with"),
+        (True, ["w=3", "n_nodes=2"], "n_nodes: set, but not used by ./train_kd.sh", "remove them from the config"),
+    ],
+)
+def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, unused, mend):
+    check = ill(ask(config_of(tmp_path, tiny_data, *fields), "config", kd=kd))
+    assert check.state == WARN and check.found == f"Config: {unused}" and check.mend.startswith(mend)
+
+
 # --------------------------------------------------------------------------------------------------------- the schedule
 
 

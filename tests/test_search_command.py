@@ -81,7 +81,7 @@ def test_results_are_written_through_no_link(demo, searched, tmp_path):
     draw = ["NAS/visualize.py", "--config", "config/config_linked.py", "--out"]
     for command in (derive, *([*draw, picture] for picture in pictures[1:])):
         done = run_command(demo, sys.executable, *command)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "precious").read_text() == "precious" and not any(link.is_symlink() for link in links)
     assert [path.read_bytes()[:4] for path in pictures] == [b"\x89PNG", b"%PDF", b"\x89PNG"]
     for link in links[:2]:
@@ -89,7 +89,10 @@ def test_results_are_written_through_no_link(demo, searched, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_one_line(demo, tmp_path):
-    draw = ["NAS/visualize.py", "--config", "config/config_demo.py", "--out"]
+    draw = ["NAS/visualize.py", "--config", "config/config_demo.py", "seed=3", "--out"]
+    drawn = run_command(demo, sys.executable, *draw, tmp_path / "cells.png")
+    assert (drawn.returncode, drawn.stderr) == (0, "Config: seed: set, but not used by this command\n")
+    draw = [*draw[:3], "--out"]
     for out, message in ((tmp_path, "Is a directory"), (tmp_path / "a.xyz", "Format 'xyz' is not supported")):
         failed = run_command(demo, sys.executable, *draw, out)
         assert failed.returncode == 2

@@ -24,6 +24,7 @@ from config import (
     CommandParser,
     add_config_arguments,
     load_config,
+    log_unused,
     make_folder,
     overrides_of,
     require_data,
@@ -46,7 +47,7 @@ from utils.run_checkpoint import task_of
 # In this order, for some need what others find out. Partial: utils/checks, as the rest of utils, knows neither config
 # nor backbones nor eval, and is handed what it needs of them.
 SUBJECTS: dict[str, Callable[[Run], Iterator[Check]]] = {
-    "config": settings,
+    "config": partial(settings, log_unused),
     "device": device,
     "precision": precision,
     "data": partial(data, require_data),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import build_backbone
-from config import load_config, parse_command, shipped_configs
+from config import load_config, log_unused, parse_command, shipped_configs
 from utils.errors import run
 
 
@@ -59,6 +59,7 @@ def main() -> None:
     """The command line."""
     if len(sys.argv) > 1:
         config = parse_command("Count a backbone's parameters and operations.")
+        log_unused(config, "flops")
         configs = {Path(config.output).name: config}
     else:
         configs = {path.stem.removeprefix("config_"): load_config(path) for path in shipped_configs()}

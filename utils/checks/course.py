@@ -1,7 +1,7 @@
 """The course of the run: its network, learning rate and steps, how its head is split, where it begins."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from utils.sharded import ShardedArcFace
 from utils.task import Task
 
 
-def settings(plan: Run) -> Iterator[Check]:
-    """The network, and the schedule."""
+def settings(log_unused: Callable[[EasyDict, str, str], None], plan: Run) -> Iterator[Check]:
+    """The network, the schedule, and as warnings the settings that have no effect."""
     config = plan.config
     size = "" if parse_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
@@ -36,6 +36,10 @@ def settings(plan: Run) -> Iterator[Check]:
     yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {told}")
     kind = "distillation (./train_kd.sh)" if plan.distils else "plain training (./train.sh; --kd: for ./train_kd.sh)"
     yield Check("config", PASS, f"checked for {kind}")
+    if plan.distils:
+        log_unused(config, "train_kd", "./train_kd.sh")
+    else:
+        log_unused(config, "train", "./train.sh")
 
 
 def steps(plan: Run) -> Iterator[Check]:

@@ -14,6 +14,7 @@ PASS, WARN, FAIL = "pass", "warn", "fail"
 CLOSE = 0.85  # of what is free: a need beyond it is told as a warning, for needs are estimates
 # By subject, for messages that name no mend themselves.
 _MENDS = {
+    "config": "remove them from the config",
     "data": "copy the files again, or make them anew (data/README.md)",
     "images": "copy the files again, or make them anew (data/README.md); on_bad_image=skip trains without such images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
