@@ -1,9 +1,11 @@
 """The search as a task of the training loop: before each step of the weights, one of the alphas."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,10 +18,20 @@ from NAS.cost import expected, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.distributed import World, to_device, unwrap
+from utils.distributed import World, to_device, together, unwrap
+from utils.errors import UserError
 from utils.images import normalise
-from utils.loader import Decoded, Loader
+from utils.loader import AHEAD, Decoded, Loader
 from utils.task import Batch, Task
+
+
+class ValBatch(NamedTuple):
+    """A batch of the validation half on the device, and where the half is after it."""
+
+    images: Tensor  # (B, 3, 112, 112), as they are
+    labels: Tensor  # (B,)
+    epoch: int
+    seen: int  # images of the epoch that all processes have taken
 
 
 class SearchTask(Task):
@@ -51,12 +63,20 @@ class SearchTask(Task):
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
         self.cost_of_equals = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
         self.optimizer: torch.optim.Optimizer
-        self.val_epoch = self.val_seen = 0  # of the validation half, as the loader counts them
-        self.val_batches = self._endless(val_loader)
+        self.val_epoch = self.val_seen = 0  # of the validation half, after the last batch that was used
+        self.loaders = (val_loader,)
+        self._val_batches = self._endless(val_loader)
+        self._waiting: deque[ValBatch] = deque()
 
     def start(self, optimizer: torch.optim.Optimizer) -> None:
         """The weights' optimizer, whose momentum and learning rate the unrolled step takes."""
         self.optimizer = optimizer
+
+    def start_epoch(self, epoch: int) -> None:
+        """Before the first of all, reads the first validation batches. Raises UserError on every process where one of
+        them cannot."""
+        if not self._waiting:
+            together(self.world, self._read_first)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Enlarged, and cut at random."""
@@ -76,7 +96,7 @@ class SearchTask(Task):
 
     def _step_alphas(self, train: tuple[Tensor, Tensor]) -> Tensor:
         xi = self.optimizer.param_groups[0]["lr"]
-        gradients, loss = self.architect.gradient(train, next(self.val_batches), xi, self.optimizer)
+        gradients, loss = self.architect.gradient(train, self._next_val(), xi, self.optimizer)
         if self.config.cost_weight:
             with self.architect.alphas_learn():
                 relative = self._expected_cost() * (self.config.cost_weight / self.cost_of_equals)
@@ -95,14 +115,36 @@ class SearchTask(Task):
         normal, reduce = self.net.edge_weights()
         return expected([*normal, *reduce], self.costs)
 
-    def _endless(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the validation half, epoch after epoch: images as they are, (B, 3, 112, 112), and labels."""
+    def _next_val(self) -> tuple[Tensor, Tensor]:
+        batch = self._waiting.popleft()
+        self._read_ahead()
+        self.val_epoch, self.val_seen = batch.epoch, batch.seen
+        return batch.images, batch.labels
+
+    def _read_first(self) -> None:
+        self._read_ahead()
+        (loader,) = self.loaders
+        if len(self._waiting) < AHEAD and loader.failure:
+            loader.raise_failure()
+
+    def _read_ahead(self) -> None:
+        """Reads validation batches until AHEAD are waiting: the steps that are left when all processes learn that no
+        more can be read, also where an epoch of the half begins, at whose first batches the loader fails at once."""
+        try:
+            self._waiting.extend(islice(self._val_batches, AHEAD - len(self._waiting)))
+        except (UserError, RuntimeError) as error:
+            self.loaders[0].failure = error.with_traceback(None)
+
+    def _endless(self, loader: Loader) -> Iterator[ValBatch]:
+        """Batches of the validation half, epoch after epoch."""
+        epoch, seen = self.val_epoch, self.val_seen
         while True:
-            for decoded in loader.epoch(self.val_epoch, self.val_seen):
-                self.val_seen += self.config.batch_size * self.world.size
-                images = to_device(decoded.images, self.world.device)
-                yield normalise(images), to_device(decoded.labels, self.world.device)
-            self.val_epoch, self.val_seen = self.val_epoch + 1, 0
+            for decoded in loader.epoch(epoch, seen):
+                seen += self.config.batch_size * self.world.size
+                images = normalise(to_device(decoded.images, self.world.device))
+                # A copy also on the CPU: the loader's memory has another batch before this one is used.
+                yield ValBatch(images, to_device(decoded.labels, self.world.device).clone(), epoch, seen)
+            epoch, seen = epoch + 1, 0
 
     def files(self, step: int) -> dict[str, nn.Module]:
         """{step}supernet.pth, alphas included."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from NAS.data import split
+from tests.conftest import ROOT, run_command, write_data
 from tests.test_faults import Started, children, fields, step_of
 from tests.training import CPU, run, small_config
 from utils.dataset import EpochSampler, FaceDataset, load_training_data
@@ -118,6 +119,46 @@ def test_a_bad_image_of_the_second_process_ends_both_with_a_checkpoint(data, tmp
     assert step_of(output) == 6  # the other process learns of it after step 5, of which both have the next batch
     assert len(re.findall(r"^error: .*not a readable image", run.said, re.MULTILINE)) == 1, run.said
     assert "Traceback" not in run.said and "another process" not in run.said
+
+
+def val_batches(data: Path, seed: int, batch_size: int, epoch: int, processes: int) -> list[list[int]]:
+    """The images of each validation batch of a search's epoch, those of all processes together."""
+    half = split(FaceDataset(data).label_values.astype(int), seed).val
+    sampler = EpochSampler(half, batch_size * processes, seed=seed)
+    sampler.epoch = epoch
+    return list(sampler)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_bad_validation_image_ends_a_search_with_a_checkpoint(tmp_path, processes):
+    """In the first batch of the half's second epoch, which begins amid an epoch of the other half: 17 and 18 images."""
+    data, output = write_data(tmp_path / "data", identities=7, shots=5), tmp_path / "out"
+
+    def images_at_the_start(seed: int) -> set[int]:
+        """Those that the first epoch leaves out."""
+        first, second = (val_batches(data, seed, 3, epoch, processes) for epoch in (0, 1))
+        return set(second[0]) - set(np.concatenate(first))
+
+    seed = next(seed for seed in range(99) if images_at_the_start(seed))
+    break_image(data, min(images_at_the_start(seed)))
+    small = ["n_nodes=2", "channel=2", "search_eval=0", "batch_size=3", "save_step=1000", f"seed={seed}", "num_epoch=2"]
+    run = Started("NAS/search.sh", *fields(data, output), *small, NPROC=str(processes))
+    assert run.end() == 2, run.said
+    # Of 5 batches, or 2 in two processes; AHEAD of them are read ahead. The second process learns of it a step later.
+    assert step_of(output) == (4 if processes == 1 else 2)
+    assert len(re.findall(r"^error: .*not a readable image", run.said, re.MULTILINE)) == 1, run.said
+    assert "Traceback" not in run.said and "the same command goes on from the last checkpoint" in run.said
+
+
+def test_a_bad_validation_image_is_known_before_its_turn(data, tmp_path):
+    break_image(data, val_batches(data, 0, 2, 0, 1)[8][1])
+    small = ["n_nodes=2", "channel=2", "search_eval=0", "batch_size=2", "save_step=1000", "num_epoch=1"]
+    search = [sys.executable, "NAS/search.py", *fields(data, tmp_path / "out"), *small]
+    failed = run_command(ROOT, *search)
+    assert failed.returncode == 2 and re.fullmatch("error: .*not a readable image.*\n", failed.stderr), failed.stderr
+    assert step_of(tmp_path / "out") == 5
+    done = run_command(ROOT, *search, "on_bad_image=skip")
+    assert done.returncode == 0 and "Resumes at step 5" in done.stdout, done.stderr
 
 
 def test_a_worker_that_is_killed_leaves_a_checkpoint(data, tmp_path):

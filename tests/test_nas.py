@@ -342,6 +342,7 @@ def search_task(*overrides: str, sample: int = 0) -> SearchTask:
         samples["val"] = Decoded(images, torch.arange(sample) % 3, torch.arange(sample))
     task = SearchTask(net, Loader(Noise(), EpochSampler(12, 4)), samples, config, CPU)
     task.start(torch.optim.SGD(net.weights(), 0.01, 0.9))
+    task.start_epoch(0)
     return task
 
 

@@ -99,14 +99,15 @@ def train(
                     run_log.resume_clock(step)
                 if step == total_steps:
                     break
-                if loader.failure:
-                    stop.signal = _failure_code(loader.failure)
+                failed = next((each for each in (loader, *task.loaders) if each.failure), None)
+                if failed:
+                    stop.signal = _failure_code(failed)
                 asked = stop.asked(run_log.is_due(step))
                 if asked.signal:
                     if kept := not update.bad_steps.is_last():
                         writer.submit(_checkpoint(state, position, config))
                         writer.close()
-                    _end_if_data_failed(asked.signal, loader, config)
+                    _end_if_data_failed(asked.signal, failed, config)
                     if kept:
                         log.warning(f"Stopped by {Signals(asked.signal).name} after step {step}: {again(config)}")
                         raise SystemExit(128 + asked.signal)
@@ -139,19 +140,20 @@ def _agreed(batches: Iterator[Decoded], position: Position, config: EasyDict, wo
         yield from batches
 
 
-def _failure_code(failure: Exception) -> int:
+def _failure_code(failed: Loader) -> int:
     """What stands for a loader's failure in place of a signal's number."""
-    return DATA_FAILED if isinstance(failure, UserError) and not isinstance(failure, PassingError) else LOADER_FAILED
+    final = isinstance(failed.failure, UserError) and not isinstance(failed.failure, PassingError)
+    return DATA_FAILED if final else LOADER_FAILED
 
 
-def _end_if_data_failed(number: int, loader: Loader, config: EasyDict) -> None:
-    """Where the run was stopped because a process soon has no more images, raises what is wrong: in that process the
-    failure itself, in others SystemExit, or PassingError where another try may go well."""
+def _end_if_data_failed(number: int, failed: Loader | None, config: EasyDict) -> None:
+    """Where the run was stopped because a process soon has no more images, raises what is wrong: in the process whose
+    loader failed that failure itself, in others SystemExit, or PassingError where another try may go well."""
     if number < LOADER_FAILED:
         return
     log.warning(_DATA_FAILED.format(again(config)))
-    if loader.failure:
-        loader.raise_failure()
+    if failed:
+        failed.raise_failure()
     if number == LOADER_FAILED:
         raise PassingError(f"the loader of another process failed; {again(config)}")
     raise SystemExit(2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.distributed import unwrap
+from utils.loader import Loader
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Task:
     """Turns a batch into named losses; the one named "Loss" is minimised. Whatever else is called may do nothing."""
 
     suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")  # of the published files' names, behind the step
+
+    loaders: tuple[Loader, ...] = ()  # that the task reads itself: a failure of one ends the run as the loop's own does
 
     def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
         """Both are trained; the backbone's gradient is clipped."""
