@@ -47,6 +47,7 @@ from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pac
 from utils.resume import find_start
 from utils.run_checkpoint import Position
 from utils.run_state import RunState
+from utils.step_ranges import StepRanges
 from utils.update import Update
 
 MINUTES = 5  # that a test may take on a busy machine; alone, one takes a quarter of one
@@ -574,7 +575,7 @@ def runs(folder: Path) -> Iterator[Target]:
     loader, _ = load_training_data(config, CPU)
     made = Update(ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2)), loader.dataset.keys, config, CPU)
     whole = RunState(made.task, made, RunningMean(CPU), loader, config, CPU)
-    content = whole.take(Position(7, (5,), 16))
+    content = whole.take(Position(7, StepRanges.load([5]), 16))
     path = Path(config.output, "checkpoint.pth")
     write_file(path, content)
     sound = path.read_bytes()

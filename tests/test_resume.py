@@ -19,7 +19,8 @@ from utils.errors import UserError
 from utils.faults import told
 from utils.losses import ArcFaceTask
 from utils.resume import Start, find_start
-from utils.run_checkpoint import PARTS, VERSION, Position, read_checkpoint, write_checkpoint
+from utils.run_checkpoint import PARTS, VERSION, Position, position_of, read_checkpoint, write_checkpoint
+from utils.step_ranges import StepRanges
 from utils.stopping import Requests, Stop
 from utils.teacher import teacher_files
 
@@ -105,7 +106,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
 
 def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
-    ends = epoch_ends(config, EpochSampler(40, 8), Position(7, (5,), 16))
+    ends = epoch_ends(config, EpochSampler(40, 8), Position(7, StepRanges.load([5]), 16))
     assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
     assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
     with pytest.raises(IndexError):
@@ -116,6 +117,33 @@ def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config.update(teacher_pth=str(tmp_path), max_steps=10**9)
     with pytest.raises(UserError, match="config max_steps: 200,000,000 epochs are too many"):
         teacher_files(config, epoch_ends(config, EpochSampler(40, 8)))
+
+
+def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
+    """Ones of the same number of steps, then of another, as with another number of processes."""
+    position = Position(0)
+    for _ in range(3):
+        position = Position(position.step + 5, position.ends).after_epoch()
+    million = StepRanges(range(5, 10**7, 5), range(10**7 + 3, 2 * 10**7, 3))
+    for ends in (position.ends, million, million.append(3 * 10**7), StepRanges()):
+        state = dict.fromkeys(PARTS) | {
+            "version": VERSION,
+            "position": {"step": 3 * 10**7, "ends": ends.save(), "seen": 0},
+        }
+        write_checkpoint(tmp_path, 1, state)
+        found = position_of(read_checkpoint(tmp_path))
+        assert found.epoch == len(ends) and found.ends.ranges == ends.ranges
+    assert position.ends.save() == [[5, 16, 5]] and million.append(3 * 10**7).save()[2:] == [3 * 10**7]
+
+
+def test_ends_in_older_checkpoints_are_numbers():
+    for numbers in ([], [5], [5, 10, 15], [3, 8, 13, 13, 15, 17, 16, 40], list(range(0, 10**6, 3))):
+        ends = StepRanges.load(numbers)
+        assert (list(ends), len(ends), ends[-3:]) == (numbers, len(numbers), numbers[-3:]) and len(ends.ranges) < 6
+        assert list(StepRanges.load(ends.save())) == numbers
+    for wrong in ([-1], [True], [1.0], [2**63], [[1, 2]], [[1, 2, 0]], ["a"], [[0, 2**63 - 1, 1]] * 2, 5):
+        with pytest.raises((ValueError, TypeError)):
+            StepRanges.load(wrong)
 
 
 def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, said):
@@ -133,10 +161,10 @@ def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path
     config = small_config(tmp_path, tiny_data, "num_epoch=3")
     alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
     assert list(epoch_ends(config, alone)) == [10, 20, 30]
-    half_way = Position(13, (10,), 12)  # alone until now
+    half_way = Position(13, StepRanges.load([10]), 12)  # alone until now
     assert list(epoch_ends(config, alone, half_way)) == [10, 20, 30]
     assert list(epoch_ends(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
-    assert list(epoch_ends(config, pair, Position(21, (10, 16, 21)))) == [10, 16, 21]
+    assert list(epoch_ends(config, pair, Position(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
     config.max_steps = 18
     assert list(epoch_ends(config, pair, half_way)) == [10, 16, 18]
     assert list(epoch_ends(config, alone)) == [10, 18]

@@ -1,38 +1,12 @@
 """The global step at which each epoch of a run ends, by arithmetic: a run may have any number of epochs."""
 
 from collections.abc import Sequence
-from typing import overload
 
 from easydict import EasyDict
 
 from utils.dataset import BatchSampler
 from utils.run_checkpoint import BEGINNING, Position
-
-
-class EpochEnds(Sequence[int]):
-    """The global step at the end of each epoch: of those that are done, then every `steps` from `first` on, the last
-    at `total`."""
-
-    def __init__(self, done: Sequence[int], first: int, steps: int, total: int) -> None:
-        self.done = done
-        self.coming = range(first, total, steps)  # without the last
-        self.total = total
-
-    def __len__(self) -> int:
-        return len(self.done) + len(self.coming) + 1
-
-    @overload
-    def __getitem__(self, epoch: int) -> int: ...
-    @overload
-    def __getitem__(self, epoch: slice) -> list[int]: ...
-    def __getitem__(self, epoch: int | slice) -> int | list[int]:
-        if isinstance(epoch, slice):
-            return [self[i] for i in range(len(self))[epoch]]
-        epoch = range(len(self))[epoch]  # raises IndexError, and counts from the end below zero
-        if epoch < len(self.done):
-            return self.done[epoch]
-        epoch -= len(self.done)
-        return self.coming[epoch] if epoch < len(self.coming) else self.total
+from utils.step_ranges import StepRanges
 
 
 def epoch_ends(config: EasyDict, sampler: BatchSampler, position: Position = BEGINNING) -> Sequence[int]:
@@ -45,4 +19,4 @@ def epoch_ends(config: EasyDict, sampler: BatchSampler, position: Position = BEG
     total = config.max_steps or (first + (left - 1) * steps if left > 0 else position.step)
     if position.is_last(config):
         return position.ends or (position.step,)
-    return EpochEnds(position.ends, first, steps, total)
+    return StepRanges(*position.ends.ranges, range(first, total, steps), range(total, total + 1))

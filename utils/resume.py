@@ -18,6 +18,7 @@ from utils.launch import launchers, restarted
 from utils.loader import Loader
 from utils.run_checkpoint import ANEW, BEGINNING, FILE, Position, kept_checkpoints, position_of, read_checkpoint
 from utils.run_log import log
+from utils.step_ranges import StepRanges
 from utils.task import Task
 
 
@@ -59,7 +60,7 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
     on_main(world, lambda: _require_published(config, way.suffixes))
     steps = len(loader)
     whole, rest = divmod(config.global_step, steps)
-    ends = range(steps, config.global_step + 1, steps)
+    ends = StepRanges(range(steps, config.global_step + 1, steps))
     position = Position(config.global_step, ends, rest * config.batch_size * world.size)
     if world.is_main:
         log.info(

@@ -2,8 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from utils.checkpoint import CheckpointError, read_file, reading, write_file
 from utils.files import is_there
 from utils.run_log import log
 from utils.state_dicts import first_not_finite
+from utils.step_ranges import StepRanges
 
 FILE = "checkpoint.pth"
 VERSION = 2  # of the file
@@ -28,7 +28,7 @@ class Position:
     """How far a run is."""
 
     step: int = 0  # global steps done
-    ends: Sequence[int] = ()  # the step at the end of each epoch that is done
+    ends: StepRanges = field(default_factory=StepRanges)  # the step at the end of each epoch that is done
     seen: int = 0  # images that all processes together have taken of the epoch now under way
 
     @property
@@ -46,7 +46,7 @@ class Position:
 
     def after_epoch(self) -> "Position":
         """At the start of the next epoch."""
-        return Position(self.step, (*self.ends, self.step))
+        return Position(self.step, self.ends.append(self.step))
 
 
 BEGINNING = Position()
@@ -121,7 +121,7 @@ def kept_checkpoints(folder: Path) -> list[Path]:
 def position_of(state: dict[str, Any]) -> Position:
     """Where it is. Raises ValueError where it holds something else than whole numbers."""
     position = state["position"]
-    found = Position(position["step"], tuple(position["ends"]), position["seen"])
-    if not all(type(number) is int and number >= 0 for number in (found.step, *found.ends, found.seen)):
+    found = Position(position["step"], StepRanges.load(position["ends"]), position["seen"])
+    if not all(type(number) is int and number >= 0 for number in (found.step, found.seen)):
         raise ValueError("a position is of whole numbers")
     return found

@@ -69,7 +69,7 @@ class RunState:
             "version": VERSION,
             "way": type(self.task).__name__,
             "run": self.launchers,
-            "position": {"step": position.step, "ends": list(position.ends), "seen": position.seen},
+            "position": {"step": position.step, "ends": position.ends.save(), "seen": position.seen},
             "images": self.loader.sampler.n_images,
             "data": self.data,
             "config": plain(self.config),
