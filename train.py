@@ -1,5 +1,10 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
+if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+    from utils.signals import drop_requests
+
+    drop_requests()
+
 import os
 import shlex
 from collections.abc import Callable, Sequence

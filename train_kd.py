@@ -1,5 +1,10 @@
 """Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
 
+if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+    from utils.signals import drop_requests
+
+    drop_requests()
+
 from collections.abc import Sequence
 
 from easydict import EasyDict

@@ -10,6 +10,11 @@ from pathlib import Path
 if not __package__:  # run as a script, this folder stands first on the path instead of the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+    from utils.signals import drop_requests
+
+    drop_requests()
+
 import numpy as np
 import torch
 from easydict import EasyDict

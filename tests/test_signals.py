@@ -115,6 +115,52 @@ def test_a_request_to_every_process_of_a_run_ends_none(tiny_data, tmp_path):
     assert steps and all((tmp_path / f"checkpoint.{step}.pth").is_file() for step in steps), run.said
 
 
+@pytest.fixture
+def requests_at_imports(tmp_path) -> Path:
+    """A folder for PYTHONPATH, by which every process sends itself both signals when it imports torch."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text("""
+import os, signal, sys
+
+class Send:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(os.getpid(), number)
+
+sys.meta_path.insert(0, Send())
+""")
+    return tmp_path / "path"
+
+
+@pytest.mark.parametrize("script", ["train.py", "train_kd.py", "NAS/search.py"])
+def test_a_request_during_the_imports_ends_nothing(requests_at_imports, script):
+    run = Started(sys.executable, script, "--help", PYTHONPATH=str(requests_at_imports))
+    assert run.end() == 0 and "usage: " in run.said, run.said
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_request_before_the_first_step_ends_nothing(tiny_data, tmp_path, requests_at_imports, processes):
+    """Neither train.sh in its checks, nor the interpreter that follows; a later one leaves a checkpoint."""
+    python = tmp_path / "python"
+    python.write_text(f"""#!/usr/bin/env bash
+if grep -q launch.sh /proc/$PPID/cmdline; then kill -USR1 $PPID; touch {tmp_path}/sent; fi
+kill -USR2 $$
+exec {sys.executable} -u "$@"
+""")
+    python.chmod(0o755)
+    environment = {"PYTHON": str(python), "PYTHONPATH": str(requests_at_imports)}
+    if processes == "2":
+        environment["NPROC"] = "2"  # else train.sh asks Python how many, as it asks for the config of two
+    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=3", **environment)
+    assert run.until("Global Step: 6 "), run.said
+    assert (tmp_path / "sent").exists()
+    run.process.send_signal(signal.SIGUSR1)
+    assert run.until(SAVED), run.said
+    assert run.end() == 0, run.said
+
+
 def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
     """By a shell that says: trap '' INT HUP USR1 USR2 TERM."""
     quiet = ("bash", "-c", "trap '' INT HUP USR1 USR2 TERM; exec \"$@\"", "quiet")

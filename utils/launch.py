@@ -19,7 +19,7 @@ import torch
 from utils.distributed import LOOPBACK, World, gather_rows, on_main
 from utils.errors import ENDED, PassingError, RetryableExit, UserError, restarts, tell
 from utils.files import replace_text
-from utils.signals import SAVING, is_ignored
+from utils.signals import SAVING, drop_requests, is_ignored
 from utils.stopping import SAVE
 
 NOTE = ".ended"  # in the run's folder: exit code, launcher
@@ -144,4 +144,5 @@ def _note(note: Path, names: list[str], code: object) -> None:
 
 
 if __name__ == "__main__":
+    drop_requests()
     sys.exit(launch(sys.argv[1:]))

@@ -4,6 +4,15 @@
 # are those of train.sh.
 set -euo pipefail
 
+# A request for a checkpoint that comes before the program can heed it is dropped, and ends nothing. Ignored signals stay
+# so in the program unless it is told that it may handle them; what was ignored before this script is left so.
+POCKETNET_DROPPED_SIGNALS=
+for name in SIGUSR1 SIGUSR2; do
+  [ -n "$(trap -p "$name")" ] || POCKETNET_DROPPED_SIGNALS+="$name "
+done
+export POCKETNET_DROPPED_SIGNALS
+trap '' USR1 USR2
+
 fail() {
   echo "error: $*" >&2
   exit 2

@@ -1,5 +1,6 @@
 """The signals on which a run ends or leaves a checkpoint. What is ignored at its start stays ignored."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,19 @@ from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
 SAVING = (signal.SIGUSR1, signal.SIGUSR2)  # schedulers send them some time ahead of the end
+
+_DROPPED = "POCKETNET_DROPPED_SIGNALS"  # environment: the names of those that utils/launch.sh alone ignores
+
+
+def drop_requests() -> None:
+    """Keeps requests for a checkpoint from ending the process until something handles them: they are dropped.
+
+    Entry scripts call it before the imports that take seconds.
+    """
+    dropped = os.environ.pop(_DROPPED, "").split()
+    for number in SAVING:
+        if not is_ignored(number) or number.name in dropped:
+            signal.signal(number, lambda *_: None)
 
 
 def is_ignored(number: int) -> bool:
