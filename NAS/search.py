@@ -38,10 +38,11 @@ from utils.engine import train
 from utils.errors import UserError, run
 from utils.faults import told
 from utils.launch import ending
-from utils.loader import Decoded, Loader
+from utils.loader import Loader
 from utils.lock import alone
 from utils.resume import find_start, nothing_to_do
 from utils.run_log import init_logging, log
+from utils.shared_buffers import Decoded
 
 CONFIG = Path(__file__).with_name("config.py")
 

@@ -21,7 +21,8 @@ from NAS.supernet import Supernet
 from utils.distributed import World, to_device, together, unwrap
 from utils.errors import UserError
 from utils.images import normalise
-from utils.loader import AHEAD, Decoded, Loader
+from utils.loader import Loader
+from utils.shared_buffers import AHEAD, Decoded
 from utils.task import Batch, Task
 
 

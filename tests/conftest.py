@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tests import forked
-from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, IndexedRecordWriter, pack
 from utils.run_log import log
 
 ROOT = Path(__file__).resolve().parents[1]

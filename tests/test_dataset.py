@@ -24,7 +24,8 @@ from utils.errors import UserError
 from utils.image_keys import find_image_end, find_image_keys
 from utils.images import mirror, normalise
 from utils.loader import Loader
-from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, IndexedRecordWriter, pack
 
 CPU = World(0, 1, torch.device("cpu"))
 

@@ -12,7 +12,7 @@ from data.faces_procedural import draw
 from data.make_demo_faces import Plan, make, person_photos, plan_pairs
 from tests.conftest import ROOT, run_command
 from utils.errors import UserError
-from utils.recordio import IndexedRecordReader
+from utils.record_reader import IndexedRecordReader
 
 SMALL = Plan(people=3, shots=2, test_people=3, pairs=40)
 FILES = {"train.rec", "train.idx", "property", "demo.bin", "people.png", "made.json"}

@@ -43,7 +43,8 @@ from utils.dataset import MOST_CLASSES, FaceDataset, load_training_data
 from utils.engine import RunningMean
 from utils.errors import UserError
 from utils.losses import ArcFace, ArcFaceTask
-from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, IndexedRecordWriter, pack
 from utils.resume import find_start
 from utils.run_checkpoint import Position
 from utils.run_state import RunState

@@ -80,7 +80,7 @@ def test_the_engine_knows_no_evaluation_and_evaluation_no_engine():
             assert not any(name.startswith(("config", "backbones")) for name in builds), file
 
 
-@pytest.mark.parametrize("module", ["utils.recordio", "backbones.genotypes", "eval.verification", "config"])
+@pytest.mark.parametrize("module", ["utils.record_reader", "backbones.genotypes", "eval.verification", "config"])
 def test_modules_that_do_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

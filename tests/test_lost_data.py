@@ -17,7 +17,8 @@ from tests.test_faults import Started, children, fields, step_of
 from tests.training import CPU, run, small_config
 from utils.dataset import EpochSampler, FaceDataset, load_training_data
 from utils.errors import UserError
-from utils.loader import AHEAD, Loader
+from utils.loader import Loader
+from utils.shared_buffers import AHEAD
 
 
 @pytest.fixture

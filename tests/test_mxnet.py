@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, pack, unpack
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, IndexedRecordWriter, pack, unpack
 
 PYTHON = ROOT / os.environ.get("POCKETNET_MXNET_PYTHON", ".venv-mxnet/bin/python")
 

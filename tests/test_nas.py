@@ -27,7 +27,8 @@ from tests.conftest import GOLDEN, golden_images, golden_state
 from utils.dataset import EpochSampler
 from utils.distributed import World, autocast
 from utils.errors import UserError
-from utils.loader import Decoded, Loader
+from utils.loader import Loader
+from utils.shared_buffers import Decoded
 from utils.task import Batch as TaskBatch
 
 CPU = World(0, 1, torch.device("cpu"))

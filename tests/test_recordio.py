@@ -1,4 +1,4 @@
-"""utils/recordio.py against files that MXNet wrote (tests/golden/rec), round trips, and files that are damaged."""
+"""Record files against those that MXNet wrote (tests/golden/rec), round trips, and files that are damaged."""
 
 import hashlib
 import json
@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import recordio
+from utils import record_reader
 from utils.errors import UserError
-from utils.recordio import Header, IndexedRecordReader, IndexedRecordWriter, RecordError, pack, unpack
+from utils.record_index import RecordError
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, IndexedRecordWriter, pack, unpack
 
 GOLDEN = Path(__file__).parent / "golden" / "rec"
 MAGIC = bytes.fromhex("0a23d7ce")
@@ -139,7 +141,7 @@ def test_round_trip(seed, keys, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_labels(seed, tmp_path, monkeypatch):
     """Numbers and arrays of labels, in single parts and, as the payload has magic words, in several."""
-    monkeypatch.setattr(recordio, "_LABELS_AT_ONCE", 64)
+    monkeypatch.setattr(record_reader, "_LABELS_AT_ONCE", 64)
     rng = np.random.default_rng(seed)
     expected = rng.integers(0, 100_000, 300).astype(np.float32)
     records = [
@@ -502,7 +504,7 @@ def test_wrong_length_of_a_part_that_is_not_the_last(tmp_path):
 
 
 def test_parts_that_add_up_to_too_much(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordio, "LENGTH_LIMIT", 64)
+    monkeypatch.setattr(record_reader, "LENGTH_LIMIT", 64)
     rec, idx = raw(tmp_path, part(1, bytes(40)), part(3, bytes(20)))
     read_error(rec, idx, 1, 12, "add up to 64 bytes")
 

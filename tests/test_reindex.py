@@ -11,7 +11,8 @@ from data.reindex import read_keys, write_index
 from tests.conftest import GOLDEN, ROOT, SHARED, run_command, write_data
 from tests.test_recordio import MAGIC, overwrite, random_payloads, write
 from utils.errors import UserError
-from utils.recordio import Header, IndexedRecordReader, pack
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header, pack
 
 
 def reindexed(rec):

@@ -17,8 +17,8 @@ from utils.image_keys import find_image_keys
 from utils.image_size import image_size
 from utils.images import SIZE
 from utils.loader import Loader, S
-from utils.record_index import open_record_file
-from utils.recordio import IndexedRecordReader, RecordError
+from utils.record_index import RecordError, open_record_file
+from utils.record_reader import IndexedRecordReader
 from utils.run_log import log
 
 MOST_CLASSES = 1 << 24  # a label is a float32, which holds no more whole numbers in a row

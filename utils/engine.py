@@ -19,11 +19,11 @@ from utils.epochs import epoch_ends
 from utils.errors import PassingError, UserError
 from utils.faults import again
 from utils.images import mirror, normalise
-from utils.loader import Decoded
 from utils.resume import Start, archive_earlier_run
 from utils.run_checkpoint import FILE, Position, not_finite, write_checkpoint
 from utils.run_log import RunLog, log
 from utils.run_state import RunState, whole
+from utils.shared_buffers import Decoded
 from utils.state_dicts import first_not_finite
 from utils.stopping import Requests, Stop
 from utils.task import Batch, Task

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-from utils.record_index import reindex_hint
-from utils.recordio import Header, IndexedRecordReader, RecordError
+from utils.record_index import RecordError, reindex_hint
+from utils.record_reader import IndexedRecordReader
+from utils.recordio import Header
 
 EXACT = 1 << 24  # float32 holds every whole number below it
 

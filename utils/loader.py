@@ -1,66 +1,35 @@
-"""Batches decoded ahead by worker processes, straight into memory that they share with the training process.
-
-A batch that travels through the data loader's queue is copied into fresh shared memory, and the page faults of that
-cost as much as decoding it. Here each worker owns a few slots for good and only the slot's number travels.
-"""
+"""Batches decoded ahead by worker processes: their order, their failures, and the signals that the workers get."""
 
 import ctypes
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import cv2
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from utils.errors import PassingError, UserError
-from utils.images import SIZE
 from utils.run_log import log
+from utils.shared_buffers import AHEAD, PREFETCH, Decoded, ImageSource, SharedBuffers, Ticket
 from utils.signals import ENDING, SAVING
 
 if TYPE_CHECKING:
     from utils.dataset import BatchSampler
 
-PREFETCH = 4  # batches that a worker is ahead
-AHEAD = 2  # batches that are taken before they are used: what is wrong with one is known in time to end in good order
-# A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, AHEAD more are
-# taken, one is in use by the consumer, and one is for good measure.
-SLOTS = PREFETCH + AHEAD + 2
 # What the system and torch say where no process, thread, file handle or memory is left.
 _EXHAUSTED = re.compile(
     r"too many open files( in system)?|cannot allocate memory|can't allocate memory|can't start new thread|"
     r"resource temporarily unavailable|no space left on device|unable to mmap",
     re.IGNORECASE,
 )
-
-Ticket = tuple[int, int, int, list[str]]  # worker, slot, images in it, what was wrong with images left out
-
-
-class Decoded(NamedTuple):
-    """A batch as it leaves the loader, on the CPU."""
-
-    images: Tensor  # (B, 112, 112, 3) uint8 RGB
-    labels: Tensor  # (B,) int64
-    indices: Tensor  # (B,) int64, the images' places in the data set
-
-
-class ImageSource(Protocol):
-    """Where the loader's images come from: `utils.dataset.FaceDataset` for training."""
-
-    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-        """Writes the images of these indices into (n, 112, 112, 3) uint8 RGB, and (n,) int64. Raises UserError."""
 
 
 S = TypeVar("S", bound=ImageSource)
@@ -83,7 +52,7 @@ class Loader(Generic[S]):
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
         try:
-            self._slots = _Slots(dataset, workers, sampler.batch_size, skip_bad)
+            self._buffers = SharedBuffers(dataset, workers, sampler.batch_size, skip_bad)
         except RuntimeError as error:
             raise _explained(error, workers) from None
         self.workers = workers
@@ -93,7 +62,7 @@ class Loader(Generic[S]):
             None  # of a batch behind the last one handed out: `epoch` raises it in its turn
         )
         self._loader = DataLoader(
-            self._slots,
+            self._buffers,
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=_as_is,
@@ -128,7 +97,7 @@ class Loader(Generic[S]):
             for message in ticket[3]:
                 self.skipped += 1
                 log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
-            batch = self._slots.batch(ticket)
+            batch = self._buffers.batch(ticket)
             yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
         if self.failure:
             self.raise_failure()
@@ -219,70 +188,6 @@ def _explained(error: Exception, workers: int) -> Exception:
         f"config workers: {workers} loader workers could not be started ({match[0]}); lower workers or batch_size, or "
         "raise the limits of files and processes (ulimit -n, ulimit -u)"
     )
-
-
-class _Slots(Dataset):
-    """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
-
-    def __init__(self, dataset: ImageSource, workers: int, batch_size: int, skip_bad: bool) -> None:
-        self.dataset = dataset
-        self.skip_bad = skip_bad
-        shape = (max(1, workers), SLOTS, batch_size)
-        self.images = torch.zeros(*shape, SIZE, SIZE, 3, dtype=torch.uint8)
-        self.labels = torch.zeros(shape, dtype=torch.int64)
-        self.indices = torch.zeros(shape, dtype=torch.int64)
-        if workers:
-            on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes, each with its own slots
-            _check_shared_memory(on_this_machine * self.images.numel())
-            for memory in (self.images, self.labels, self.indices):
-                memory.share_memory_()
-        self.turn = 0  # counts the batches of this worker
-
-    def __getitems__(self, indices: list[int]) -> Ticket | UserError:
-        info = get_worker_info()
-        worker, slot, n = info.id if info else 0, self.turn % SLOTS, len(indices)
-        self.turn += 1
-        batch = self.batch((worker, slot, n, []))
-        batch.indices[:] = torch.tensor(indices)
-        messages: list[str] = []
-        try:
-            self.dataset.read_into(indices, batch.images.numpy(), batch.labels.numpy())
-        except UserError as error:
-            messages = self._read_good_ones(batch) if self.skip_bad else []
-            if not 0 < len(messages) < n:
-                return error  # raised here, it would reach the training process as a page of traceback
-        return worker, slot, n, messages
-
-    def _read_good_ones(self, batch: Decoded) -> list[str]:
-        """Reads images one by one, puts good ones in the place of bad ones; returns what is wrong with these."""
-        messages: list[str] = []
-        good: list[int] = []
-        bad: list[int] = []
-        for i, index in enumerate(batch.indices.tolist()):
-            try:
-                self.dataset.read_into([index], batch.images[i : i + 1].numpy(), batch.labels[i : i + 1].numpy())
-                good.append(i)
-            except UserError as error:
-                bad.append(i)
-                messages.append(str(error))
-        for place, i in enumerate(bad if good else []):
-            for memory in batch:
-                memory[i] = memory[good[place % len(good)]]
-        return messages
-
-    def batch(self, ticket: Ticket) -> Decoded:
-        worker, slot, n, _ = ticket
-        return Decoded(*(memory[worker, slot, :n] for memory in (self.images, self.labels, self.indices)))
-
-
-def _check_shared_memory(size: int) -> None:
-    """A container's small /dev/shm would end the run with a bus error."""
-    shm = Path("/dev/shm")
-    if shm.is_dir() and shutil.disk_usage(shm).free < size:
-        raise UserError(
-            f"config workers: their {size >> 20} MiB do not fit in the shared memory left in {shm}; "
-            "lower workers or batch_size, or give the container more (docker run --shm-size)"
-        )
 
 
 def _leave_signals(worker: int) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 from utils.dataset import EpochSampler, FaceDataset
 from utils.distributed import World
 from utils.images import SIZE
-from utils.loader import SLOTS
 from utils.run_checkpoint import Position
+from utils.shared_buffers import SLOTS
 from utils.teacher import Teacher
 
 
