@@ -34,8 +34,9 @@ from config import (
     typed_output,
 )
 from eval.embedding import make_runtime
+from eval.folders import result_folder, weights_folder
 from eval.photo_arguments import add_photo_arguments, photo_pairs, readable_again
-from eval.results import Report, raise_failed, result_folder, weights_folder
+from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
 from eval.sets import load_sets
 from utils.checkpoint import CheckpointError, find_backbones, load_weights

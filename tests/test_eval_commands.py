@@ -341,7 +341,7 @@ def test_a_file_of_any_name(command, demo, tmp_path):
 
 
 def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.results.FOLDER", tmp_path / "project" / "config")
+    monkeypatch.setattr("eval.folders.FOLDER", tmp_path / "project" / "config")
     for name in ("a", "b"):
         weights = tmp_path / name / "weights"
         weights.mkdir(parents=True)
