@@ -39,6 +39,11 @@ class PhotoPairs:
         flags = np.array([pair[2] for pair in pairs])
         return cls(one_line(name), list(places), np.array(rows, np.int64).reshape(-1, 2), flags, notes, most_different)
 
+    @property
+    def source(self) -> str:
+        """The option that they are from: folder or pairs."""
+        return "pairs" if self.most_different is None else "folder"
+
     def write(self, file: Path) -> None:
         """Write them as a CSV that --pairs reads. Raises OSError."""
         text = io.StringIO(newline="")

@@ -95,11 +95,13 @@ class Report:
 
     def _write_thresholds_to(self, path: Path) -> Path:
         advice = self.photos.how_to_get if self.photos else None
+        # "folder:lfw", as a folder of photos may be called as a verification set is.
+        source = f"{self.photos.source}:" if self.photos else ""
         found = {
-            step: {name: thresholds_of(score, advice) for name, score in sets.items()}
+            step: {source + name: thresholds_of(score, advice) for name, score in sets.items()}
             for step, sets in self.scores.items()
         }
-        replace_entries(path, self._merged(path, found))
+        replace_entries(path, self._merged(path, found, source))
         return path
 
     def _named(self) -> Results:
@@ -107,13 +109,16 @@ class Report:
         keys = keys_of(self.scores, owners_of(self.json, self.weights), self.weights)
         return {keys[step]: sets for step, sets in self.scores.items()}
 
-    def _merged(self, path: Path, new: Entries) -> Entries:
-        """New entries, each with what it was made of and the warning of its set, in place among those of a file."""
+    def _merged(self, path: Path, new: Entries, source: str = "") -> Entries:
+        """New entries, each with what it was made of and the warning of its set, in place among those of a file.
+
+        source: what stands before the names of the sets there.
+        """
         signed = {
-            step: {name: self._made_of(step, name) | entry for name, entry in sets.items()}
+            step: {name: self._made_of(step, name.removeprefix(source)) | entry for name, entry in sets.items()}
             for step, sets in new.items()
         }
-        return merge(path, signed, self.weights, {name: held.digest for name, held in self.sets.items()})
+        return merge(path, signed, self.weights, {source + name: held.digest for name, held in self.sets.items()})
 
     def _made_of(self, step: str, name: str) -> dict[str, str]:
         held = self.sets[name]

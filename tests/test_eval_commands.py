@@ -140,7 +140,7 @@ def test_own_pairs(demo, own, tmp_path):
     assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
     assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
     thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
-    assert list(thresholds) == ["kept", "pairs"] and "needs at least 100" in thresholds["pairs"]["1e-02"]
+    assert list(thresholds) == ["kept", "pairs:pairs"] and "needs at least 100" in thresholds["pairs:pairs"]["1e-02"]
     assert (
         "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
         in (done.stdout)
@@ -156,7 +156,7 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     done = command("eval/eval.py", *folder, "--steps=12")
     assert done.returncode == 0 and done.stderr == ""
     first, pairs = (out / "results_own.json").read_bytes(), (out / "pairs_own.csv").read_bytes()
-    thresholds = result_of(out / "thresholds.json")["12"]["own"]
+    thresholds = result_of(out / "thresholds.json")["12"]["folder:own"]
     assert {path.name for path in out.iterdir()} >= {"results_own.txt", "roc_own.png", "thresholds.json"}
 
     assert command("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
@@ -170,7 +170,7 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
     assert by_pairs == json.loads(first)["12"]["own"]
     assert (out / "results_own.json").read_bytes() == first
-    again = result_of(out / "thresholds.json")["12"]["pairs_own"]
+    again = result_of(out / "thresholds.json")["12"]["pairs:pairs_own"]
     assert again["1e-02"] == thresholds["1e-02"]
     assert thresholds["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000 makes them"
     assert thresholds["1e-04"] == (
@@ -442,7 +442,7 @@ def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
     table = done.stdout.partition("Which threshold")[2]
     assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
     # beside the checkpoints of the demo's run
-    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["large"]["warning"] == warning
+    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
 
 
 def test_the_option_for_more_pairs_is_named(command, own, tmp_path):

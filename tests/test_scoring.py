@@ -20,6 +20,7 @@ from config import load_config, shipped_configs
 from eval.embedding import TorchRuntime, embed, make_runtime
 from eval.folders import run_name
 from eval.openvino_runtime import OpenVinoRuntime, is_installed
+from eval.pairs import PhotoPairs
 from eval.published import published
 from eval.report import Results, entries_of, format_tables, format_thresholds, roc_figure
 from eval.results import Report, thresholds_of
@@ -695,6 +696,18 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
     assert [sets["lfw"]["1e-02"]["frr"] for sets in found.values()] == [
         scores[name].operating[1e-2].frr for name in ("easy", "hard")
     ]
+
+
+@pytest.mark.parametrize("most_different", [None, 100])
+def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
+    report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
+    report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
+    report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), most_different=most_different)
+    for _ in range(2):
+        report.write()
+        kept = json.loads((tmp_path / "thresholds.json").read_text())["5"]
+        assert list(kept) == ["lfw", "folder:lfw" if most_different else "pairs:lfw"] and "outdated" not in str(kept)
+        assert [entry["different"] for entry in kept.values()] == [scores[name].different for name in ("easy", "hard")]
 
 
 def test_a_run_that_is_moved_takes_its_results_along(results, tmp_path):
