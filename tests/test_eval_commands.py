@@ -1,5 +1,6 @@
 """eval/eval.py and eval/compare.py as a person runs them: every option, every slip."""
 
+import errno
 import importlib
 import json
 import logging
@@ -24,7 +25,7 @@ from scipy import stats
 from backbones import build_backbone
 from config import load_config
 from eval.bins import read_bin
-from eval.compare import compare, total
+from eval.compare import compare, set_aside, total
 from eval.pairs import read_pairs
 from eval.sets import VerificationSet, bin_set, photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
@@ -41,7 +42,7 @@ from tests.conftest import (
     write_overflowing,
 )
 from utils.distributed import World
-from utils.errors import run
+from utils.errors import UserError, run
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -561,13 +562,43 @@ def test_compare_the_other_way_round(command, demo, own, tmp_path):
 
 
 def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
-    """Nothing is in dispute, and no picture of an earlier comparison says otherwise."""
+    """Nothing is in dispute, and no picture of an earlier comparison in its place says otherwise."""
     (tmp_path / "12-12").mkdir()
     (tmp_path / "12-12" / "compare_pairs.png").write_bytes(b"old")
     (row,) = compared(demo, own, command, tmp_path, 12, 12)["sets"]
     assert (row["only_a"], row["only_b"], row["p"], row["interval"]) == (0, 0, 1, [0, 0])
     assert row["a"] == row["b"] and row["verdict"] == "no difference shown"
-    assert {path.name for path in (tmp_path / "12-12").iterdir()} == {"compare.txt", "compare.json", "compare.log"}
+    names = {"compare.txt", "compare.json", "compare.log", "old-1"}
+    assert {path.name for path in (tmp_path / "12-12").iterdir()} == names
+    assert (tmp_path / "12-12" / "old-1" / "compare_pairs.png").read_bytes() == b"old"
+
+
+def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
+    """The same one again takes its place."""
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.glob("compare[._]*") if path.suffix != ".log"}
+
+    first = ["eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path]
+    for _ in range(2):
+        assert "earlier comparison" not in command(*first).stdout
+    before = files(tmp_path)
+    assert before.keys() == {"compare.txt", "compare.json", "compare_demo.png"}
+    done = command("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
+    assert done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
+    assert files(tmp_path / "old-1") == before and files(tmp_path)["compare.json"] != before["compare.json"]
+    assert command(*first).returncode == 0 and files(tmp_path) == before
+    assert result_of(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
+
+
+def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eval.compare.archive", full)
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"):
+        set_aside(tmp_path, "other")
+    assert (tmp_path / "compare.json").read_text() == "{}"
 
 
 def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):

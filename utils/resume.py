@@ -1,6 +1,5 @@
 """Where a run begins: with its checkpoint.pth, with published files, or anew."""
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from easydict import EasyDict
 from utils.checkpoint import reading, remove_remains
 from utils.distributed import World, on_main
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import archive, is_there
 from utils.launch import launchers, restarted
 from utils.loader import Loader
 from utils.run_checkpoint import ANEW, BEGINNING, FILE, Position, kept_checkpoints, position_of, read_checkpoint
@@ -122,12 +121,7 @@ def archive_earlier_run(folder: Path, start: Start, suffixes: Sequence[str]) -> 
     files = earlier_files(folder, start, suffixes)
     if not files:
         return
-    number = next(n for n in itertools.count(1) if not (folder / f"old-{n}").exists())
-    archive = folder / f"old-{number}"
-    archive.mkdir()
-    for path in files:
-        path.replace(archive / path.name)
-    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive}")
+    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive(folder, files)}")
 
 
 def earlier_files(folder: Path, start: Start, suffixes: Sequence[str]) -> list[Path]:
