@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.files import is_there, write_atomic
+from utils.files import is_no_folder, is_there, write_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
@@ -160,5 +160,6 @@ def _numbered(folder: Path, name: str, number: str) -> Path:
 
 def _existing(path: Path) -> Path:
     if not is_there(path.is_file):
-        raise UserError(f"no photo {one_line(path)}")
+        name = one_line(path)
+        raise UserError(f"{name} is not a regular file" if is_no_folder(path) else f"no photo {name}")
     return path

@@ -13,6 +13,7 @@ from eval.pairs import PhotoPairs
 from eval.photos import PhotoFiles, open_photo
 from utils.distributed import World, gather_rows, share_of, together
 from utils.errors import UserError, one_line
+from utils.files import is_there
 from utils.images import SIZE
 from utils.run_log import log
 
@@ -105,7 +106,7 @@ def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
     file that is named twice is scored once. Raises UserError where none is there, or one cannot be used.
     """
     paths = {target: Path(config.rec, f"{target}.bin") for target in config.val_targets}
-    present = {target: path for target, path in paths.items() if path.is_file()}
+    present = {target: path for target, path in paths.items() if is_there(path.exists)}
     missing = [target for target in paths if target not in present]
     if not present:
         raise UserError(

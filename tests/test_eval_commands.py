@@ -714,6 +714,13 @@ def test_bad_input(command, own, tmp_path, script, options, message):
     one_line(command(script, *where, *DEMO, *given), message)
 
 
+def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", tmp_path)
+    os.mkfifo(tmp_path / "lfw.bin")
+    failed = command("eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=lfw,demo", f"test_output={tmp_path}")
+    one_line(failed, r"lfw\.bin: is not a regular file \(a pipe\); name a file, or copy its content into one")
+
+
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [

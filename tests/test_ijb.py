@@ -593,7 +593,7 @@ def test_an_empty_list(folder, name, content, recwarn):
     assert not recwarn.list  # the error is all that is said
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_list_that_is_a_pipe_is_not_waited_for(folder, name):
     path = folder / "meta" / f"ijbc_{name}"
     path.unlink()

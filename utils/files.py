@@ -35,6 +35,11 @@ def is_there(check: Callable[[], bool]) -> bool:
         return False
 
 
+def is_no_folder(path: Path) -> bool:
+    """Whether something other than a folder is there. A pipe or a device counts: whoever opens it says what it is."""
+    return is_there(path.exists) and not is_there(path.is_dir)
+
+
 def make_writable(folder: Path) -> Path:
     """The folder, made where it is missing. Raises OSError where no file can be written in it."""
     folder.mkdir(parents=True, exist_ok=True)

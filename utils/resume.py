@@ -148,7 +148,7 @@ def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
     folder = Path(config.output)
     for suffix in suffixes:
         path = folder / f"{config.global_step}{suffix}"
-        if not is_there(path.is_file):
+        if not is_there(path.exists):
             steps = {int(re.match(r"\d+", file.name)[0]) for file in published_files(folder, suffixes)}  # type: ignore[index]
             known = ", ".join(map(str, sorted(steps))) or "there is none"
             raise UserError(

@@ -49,7 +49,7 @@ class Crops:
         there = {path.name for path in self.folder.iterdir()}
         flat = np.array(["/" not in name for name in self.images.names])
         missing = [i for i in np.flatnonzero(flat) if self.images.names[i] not in there]
-        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).is_file)]
+        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).exists)]
         if missing and not self.skip_missing:
             raise self._error(int(min(missing)), "is missing", len(missing))
         return len(missing)
