@@ -138,6 +138,7 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
         list(firsts),
         part=share_of(len(firsts), world),
         name=lambda index: f"{path}: image {places[index]} of {len(encoded)}",
+        progress=f"Decoding {path.stem}" if world.is_main else "",
     )
     return VerificationSet(name or path.stem, images, np.array(rows).reshape(-1, 2), issame)
 
@@ -153,6 +154,7 @@ def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
         name=lambda index: one_line(photos.paths[index]),
         resized=resized,
         open_with=open_photo,
+        progress=f"Decoding {photos.name}" if world.is_main else "",
     )
     return VerificationSet(photos.name, images, photos.pairs, photos.issame, tuple(sorted(resized)))
 

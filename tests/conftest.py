@@ -1,5 +1,6 @@
 """What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
 
+import itertools
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -233,6 +235,13 @@ def bad_checkpoints_error(total: int) -> str:
         rf"error: 3 of {total} checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
         r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"
     )
+
+
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """Between any two looks at the clock of a progress, 25 seconds pass."""
+    seconds = itertools.count(0, 25)
+    monkeypatch.setattr("utils.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.fixture
