@@ -1,8 +1,8 @@
 """Results that are kept in a file: those of earlier commands beside new ones, each of its own folder of weights.
 
-A file is {checkpoint: {set: entry}}. A checkpoint is named by its step while the file knows one folder of weights; those
-of any other folder have the folder's name behind it, as in "295672 (PocketNetS128-1f0a3c)". An entry's "weights" is the
-folder: "." for the one that the file is in, a path from the project's folder where it is inside, else a whole path.
+A file is {checkpoint: {set: entry}}. Checkpoints of the first folder of weights are named by their steps; those of any
+other have the folder's name behind the step, as in "295672 (PocketNetS128-1f0a3c)". An entry's "weights" is the folder:
+"." for the one that the file is in, a path relative to the project where it is inside, else an absolute path.
 """
 
 import itertools

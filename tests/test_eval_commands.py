@@ -575,6 +575,7 @@ def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
 
 def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
     """The same one again takes its place."""
+
     def files(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.glob("compare[._]*") if path.suffix != ".log"}
 
@@ -584,7 +585,9 @@ def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
     before = files(tmp_path)
     assert before.keys() == {"compare.txt", "compare.json", "compare_demo.png"}
     done = command("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
-    assert done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
+    assert (
+        done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
+    )
     assert files(tmp_path / "old-1") == before and files(tmp_path)["compare.json"] != before["compare.json"]
     assert command(*first).returncode == 0 and files(tmp_path) == before
     assert result_of(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
@@ -596,7 +599,9 @@ def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr("eval.compare.archive", full)
     (tmp_path / "compare.json").write_text("{}")
-    with pytest.raises(UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"):
+    with pytest.raises(
+        UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"
+    ):
         set_aside(tmp_path, "other")
     assert (tmp_path / "compare.json").read_text() == "{}"
 

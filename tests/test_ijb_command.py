@@ -428,7 +428,9 @@ def test_two_networks_in_one_job_keep_their_results(inside, ijb, nets, tmp_path)
     assert list(results_of(job)) == ["6", name] and "outdated" not in str(results_of(job))
     assert not np.array_equal(*(np.load(job / f"{step}_IJBC.npy") for step in ("6", name)))
     table = (job / "IJBC.txt").read_text()
-    assert f"steps without a name: checkpoints in {one}\nsteps with ({run_name(other)}): checkpoints in {other}" in table
+    assert (
+        f"steps without a name: checkpoints in {one}\nsteps with ({run_name(other)}): checkpoints in {other}" in table
+    )
     for folder in (one, other):  # each finds its embeddings again
         assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").embedded == 0
 
