@@ -19,7 +19,7 @@ from config import FOLDER, CommandParser, add_config_arguments, load_config, log
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run
-from utils.files import is_there, replace_text, save_figure, write_files
+from utils.files import is_no_folder, is_there, open_regular, replace_text, save_figure, write_files
 from utils.flops import Cost, count
 
 
@@ -64,13 +64,16 @@ def main() -> None:
 def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
     """The genotype of an epoch (default: the last), and where it is from. Raises UserError where there is none."""
     path = folder / "genotypes.jsonl"
-    if not is_there(path.is_file):
+    if not is_there(path.exists):
         raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}; search first: NAS/search.sh")
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        with open_regular(path) as file:
+            lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
         by_epoch = {int(line["epoch"]): line for line in lines}
         chosen = by_epoch[max(by_epoch) if epoch is None else epoch]
         return parse(chosen["genotype"]), f"Found by a search, epoch {chosen['epoch']} of {folder}"
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"--epoch: {error.args[0]} is not in {path}") from None
     except (OSError, ValueError, TypeError) as error:
@@ -79,11 +82,12 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
 
 def _text(given: str) -> str:
     path = Path(given)
-    if not is_there(path.is_file):
+    if not is_no_folder(path):
         return given
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(path) as file:
+            return file.read().decode()
+    except (OSError, ValueError) as error:
         raise UserError(f"--genotype {given}: no text that can be read ({error!s:.80})") from None
 
 

@@ -30,10 +30,10 @@ from config.fields import (
     unknown_field,
 )
 from config.paths import from_project, from_working_folder, typed_path
-from config.saved import read_saved, save_config, saved_config
+from config.saved import read_config_file, read_saved, save_config, saved_config
 from config.usage import log_unused
 from utils.errors import shorten
-from utils.files import is_there, make_writable
+from utils.files import is_no_folder, is_there, make_writable
 
 __all__ = [
     "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "from_project", "from_working_folder",
@@ -158,7 +158,7 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
         path = Path(from_working_folder(str(path)))
         if is_there(path.is_dir) and (saved := saved_config(path)):
             return saved
-        if not is_there(path.is_file):
+        if not is_no_folder(path):
             raise ConfigError(
                 f"config: no file {shorten(str(path))}; there are {', '.join(map(str, shipped_configs()))}"
             )
@@ -177,11 +177,12 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
 
 def _run(path: Path) -> EasyDict:
     """The `config` that the file defines."""
+    source = read_config_file(path)
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         # Not imported: a copied file of the same size and second would be served from a stale __pycache__.
         # Compiled from bytes: Python itself minds a byte-order mark or another encoding, as an import would.
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
+        exec(compile(source, str(path), "exec"), namespace)
     except _OF_A_CONFIG as error:
         raise ConfigError(f"config {path}: {type(error).__name__}: {error}") from error
     config = namespace.get("config")

@@ -13,7 +13,8 @@ from easydict import EasyDict
 
 from config.fields import PATHS, ConfigError
 from config.paths import to_project
-from utils.files import is_there, replace_text
+from utils.errors import UserError
+from utils.files import is_there, open_regular, replace_text
 
 FILE = "config.json"
 _OF_ONE_START = ("resume", "global_step")
@@ -45,15 +46,26 @@ def saved_config(folder: str | Path) -> Path | None:
     """Returns the config.json of a folder, or of a checkpoint's folder; None where there is none."""
     path = Path(folder)
     path = (path if is_there(path.is_dir) else path.parent) / FILE
-    return path if is_there(path.is_file) else None
+    return path if is_there(path.exists) else None
+
+
+def read_config_file(path: Path) -> bytes:
+    """Reads a file whole. Raises ConfigError where it cannot be read, or is a pipe, a device or a folder."""
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror}") from None
+    except UserError as error:
+        raise ConfigError(f"config {error}") from None
 
 
 def read_saved(path: Path) -> EasyDict:
     """Reads a config.json. Raises ConfigError where it holds no config."""
     try:
-        fields = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror}") from None
+        fields = json.loads(read_config_file(path))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {path}: is not JSON ({error!s:.60}); name a config with --config FILE") from None
     if not isinstance(fields, dict):

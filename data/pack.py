@@ -1,7 +1,7 @@
 """Packs photos of people, a folder a person, for training: python data/pack.py PHOTOS OUT
 
 Makes OUT with train.rec, train.idx and property in the layout of MS1MV2. The photos are aligned faces of 112×112 pixels
-as JPEG or PNG, whose bytes are kept; the people are labelled 0, 1, 2, … by the names of their folders.
+as JPEG, PNG, BMP or WebP, whose bytes are kept; the people are labelled 0, 1, 2, … by the names of their folders.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from utils.errors import UserError, run
 from utils.files import open_regular
-from utils.image_size import image_size
+from utils.image_size import SUFFIXES, image_size
 from utils.recordio import Header, IndexedRecordWriter, pack
 
 SIZE = 112  # pixels
-KINDS = {".jpg", ".jpeg", ".png"}
+_KINDS = ", ".join(SUFFIXES)
 
 
 def main() -> None:
@@ -52,14 +52,14 @@ def find_people(photos: Path) -> list[list[Path]]:
     """
     folders = sorted(path for path in photos.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
-    people = [[path for path in person if path.suffix.lower() in KINDS] for person in files]
+    people = [[path for path in person if path.suffix.lower() in SUFFIXES] for person in files]
     if left_out := sum(map(len, files)) - sum(map(len, people)):
-        print(f"{photos}: {left_out} files that are neither .jpg nor .png are left out", file=sys.stderr)
+        print(f"{photos}: {left_out} files of other kinds than {_KINDS} are left out", file=sys.stderr)
     people = [person for person in people if person]
     if len(people) < 2:
         raise UserError(
-            f"{photos}: {len(people)} of its {len(folders)} folders hold .jpg or .png photos; there should be two "
-            "people or more, a folder for each"
+            f"{photos}: {len(people)} of its {len(folders)} folders hold photos ({_KINDS}); there should be "
+            "two people or more, a folder for each"
         )
     return people
 
@@ -86,7 +86,7 @@ def _read_photo(path: Path) -> bytes:
         photo = file.read()
     size = image_size(photo)
     if size != (SIZE, SIZE):
-        found = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG or PNG image"
+        found = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG, PNG, BMP or WebP image"
         raise UserError(f"{path}: {found}; training takes aligned faces of {SIZE}×{SIZE} pixels: align and crop it")
     return photo
 

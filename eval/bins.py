@@ -21,11 +21,12 @@ from eval.bin_pickle import CORRUPT, DataUnpickler, RefusedError, StoredArray
 from utils.errors import UserError
 from utils.files import open_regular
 from utils.image_size import image_size
+from utils.progress import Progress
 
 SIDE = 112  # pixels, of the square faces that the networks take
 MOST_PIXELS = 1 << 25  # of an image: 100 MB once decoded
 _MOST_OBLONG = 64  # times as long as wide: resized, an image one pixel wide would take gigabytes
-_CHUNK = 64  # images a thread decodes at a time: enough to hide the cost of handing over
+_CHUNK = 16  # images a thread decodes at a time: hides the cost of handing over, and large photos take under a minute
 
 
 def _unpickle(path: Path) -> object:
@@ -149,6 +150,7 @@ def decode(
     name: Callable[[int], str] | None = None,
     resized: list[int] | None = None,
     open_with: Callable[[bytes], AbstractContextManager[NDArray[np.uint8] | None]] = _opened,
+    progress: str = "",
 ) -> NDArray[np.uint8]:
     """Decode the images of a part (default: all) into RGB pixels (n, 112, 112, 3), with one thread a core by default.
 
@@ -157,6 +159,7 @@ def decode(
 
     `encoded` may read an image when it is asked for; the decoding threads ask. `open_with` gives its pixels for the
     time of a block, or None, or raises UserError with the reason. `resized` is given the indices of resized images.
+    `progress` names a bar on a terminal, or lines of the log.
 
     Raises UserError at the first image that cannot be decoded, by its `name` (default: "image 3 of 12"), and where
     there is no memory for all.
@@ -186,9 +189,13 @@ def decode(
         raise problem(wanted[0], f"and all behind it take {size} MiB decoded, more than there is") from None
 
     # OpenCV lets go of Python's lock while it decodes. map reports the first chunk that failed and drops the rest.
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for _ in pool.map(decode_chunk, range(0, len(wanted), _CHUNK)):
-            pass
+    starts = range(0, len(wanted), _CHUNK)
+    with (
+        ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+        Progress(len(wanted), progress, "images", bool(progress)) as shown,
+    ):
+        for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
+            shown.update(min(_CHUNK, len(wanted) - start))
     return images
 
 

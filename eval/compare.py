@@ -3,7 +3,7 @@
 A and B are checkpoints, or folders (their last one is taken). Where no --config is named, the config.json of each
 one's run says its network; --config-b names B's config where it is another. Both judge the same pairs: those of
 config.val_targets, or your own (--pairs, --folder; as for eval/eval.py). Leaves in --out: compare.txt, compare.json,
-and compare_{set}.png, the pairs on which they differ.
+and compare_{set}.png, the pairs on which they differ. Those of another comparison there are moved to a folder old-N.
 
 The interval takes in that thresholds are chosen from data too, so it can lie off the difference seen; McNemar's test
 takes the thresholds as they are.
@@ -43,7 +43,7 @@ from eval.verification import resampled_accuracies
 from utils.checkpoint import backbone_name, find_backbones, load_weights
 from utils.distributed import World, place, processes
 from utils.errors import UserError, run
-from utils.files import make_writable, replace_text, save_figure, write_files
+from utils.files import archive, make_writable, open_regular, replace_text, save_figure, write_files
 from utils.run_log import init_logging
 
 _SHOWN = 24  # pairs of each kind in a picture
@@ -114,6 +114,8 @@ def main() -> None:
     for held in scorer.sets:
         picture = args.out / f"compare_{held.name.replace('/', '_')}.png"
         writers[picture] = partial(write_differences, held, a[held.name], b[held.name])
+    if old := set_aside(args.out, content):
+        print(f"\nThe earlier comparison in {args.out} is now in {old}", flush=True)
     write_files(writers, "make room, or name another folder with --out")
     print(f"\nIn {args.out}: compare.txt, compare.json and, as compare_SET.png, the pairs in dispute")
 
@@ -129,12 +131,31 @@ def score(scorer: Scorer, config: EasyDict, path: Path, world: World) -> dict[st
         raise UserError(f"{path}: {error}") from None
 
 
+def set_aside(folder: Path, content: str) -> Path | None:
+    """Move the files of a comparison in a folder, other than the one of this compare.json, to a folder old-N; return
+    that. Raises UserError."""
+    names = ("compare.txt", "compare.json", "compare_*.png")
+    files = sorted(path for name in names for path in folder.glob(name))
+    try:
+        with open_regular(folder / "compare.json") as file:
+            same = file.read() == content.encode()
+    except (OSError, UserError):
+        same = False
+    if same or not files:
+        return None
+    try:
+        return archive(folder, files)
+    except OSError as error:
+        raise UserError(
+            f"--out {folder}: an earlier comparison there cannot be moved to a folder old-N ({error.strerror}); name "
+            "another folder"
+        ) from None
+
+
 def write_differences(held: VerificationSet, a: Score, b: Score, path: Path) -> None:
-    """Write the picture of the pairs on which A and B differ; where there are none, remove an earlier one."""
+    """Write the picture of the pairs on which A and B differ, if there are any."""
     figure = differences(held, a, b)
-    if figure is None:
-        path.unlink(missing_ok=True)
-    else:
+    if figure is not None:
         save_figure(path, figure, dpi=100)
 
 

@@ -9,7 +9,8 @@
 
 Writes test.log, results.json, results.txt and roc.png beside the checkpoints of a run, else in a folder of output/eval,
 or in config.test_output; thresholds.json beside the checkpoints of a run, else with the rest. results.json, results.txt
-and thresholds.json keep what earlier commands found of other checkpoints, roc.png shows those of this one. On several
+and thresholds.json keep what earlier commands found of other checkpoints, also those of another network of equal steps;
+roc.png shows those of this one. On several
 GPUs it uses all; NPROC=1 keeps it to one.
 """
 
@@ -34,8 +35,9 @@ from config import (
     typed_output,
 )
 from eval.embedding import make_runtime
+from eval.folders import result_folder, weights_folder
 from eval.photo_arguments import add_photo_arguments, photo_pairs, readable_again
-from eval.results import Report, raise_failed, result_folder, weights_folder
+from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
 from eval.sets import load_sets
 from utils.checkpoint import CheckpointError, find_backbones, load_weights

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.files import is_there, write_atomic
+from utils.files import is_no_folder, is_there, write_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
@@ -38,6 +38,11 @@ class PhotoPairs:
         rows = [[places.setdefault(path, len(places)) for path in pair[:2]] for pair in pairs]
         flags = np.array([pair[2] for pair in pairs])
         return cls(one_line(name), list(places), np.array(rows, np.int64).reshape(-1, 2), flags, notes, most_different)
+
+    @property
+    def source(self) -> str:
+        """The option that they are from: folder or pairs."""
+        return "pairs" if self.most_different is None else "folder"
 
     def write(self, file: Path) -> None:
         """Write them as a CSV that --pairs reads. Raises OSError."""
@@ -155,5 +160,6 @@ def _numbered(folder: Path, name: str, number: str) -> Path:
 
 def _existing(path: Path) -> Path:
     if not is_there(path.is_file):
-        raise UserError(f"no photo {one_line(path)}")
+        name = one_line(path)
+        raise UserError(f"{name} is not a regular file" if is_no_folder(path) else f"no photo {name}")
     return path

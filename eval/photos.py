@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eval.bins import MOST_PIXELS
 from utils.errors import UserError, one_line
+from utils.files import open_regular
 from utils.image_size import photo_size
 
 IMAGE_SUFFIXES = (
@@ -33,7 +34,8 @@ class PhotoFiles(Sequence[bytes]):
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # no slices
         try:
-            return self.paths[index].read_bytes()
+            with open_regular(self.paths[index]) as file:
+                return file.read()
         except OSError as error:
             raise UserError(f"{one_line(self.paths[index])}: {error.strerror}") from None
 

@@ -8,11 +8,12 @@ from easydict import EasyDict
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from eval.merging import Entries, split_key
 from eval.published import published
 from eval.scoring import FARS, Score
+from utils.errors import one_line
 
 Results = Mapping[str, Mapping[str, Score]]  # checkpoint -> set -> score
-Entries = dict[str, dict[str, Any]]  # the same of results.json: checkpoint -> set -> numbers
 
 _FARS = [f"{far:.0e}" for far in FARS]
 _NUMBERS = ("accuracy", "std", "auc", "eer", "xnorm")
@@ -40,7 +41,9 @@ def format_tables(entries: Entries, config: EasyDict | None, advice: Callable[[i
         for name, sets in entries.items() if isinstance(sets, dict)
         for held, entry in sets.items() if _is_outdated(entry)
     ]  # fmt: skip
-    notes = _footnotes(shown, names, advice)
+    weights = {key: str(entry.get("weights", "?")) for key, sets in shown.items() for entry in sets.values()}
+    is_known = config and any(published(config, name) is not None for name in names)
+    notes = folder_notes(weights, config if is_known else None) + _footnotes(shown, names, advice)
     if outdated:
         notes.append(f"not shown, for files or pairs have changed since: {', '.join(outdated)}; score them again")
     parts = [_accuracy_table(shown, names, config), _detail_table(shown, names), "\n".join(notes)]
@@ -65,8 +68,11 @@ def _row(entry: Any) -> dict[str, Any] | None:
     return row if all(isinstance(number, int | float) for number in numbers) else None
 
 
-def _step(name: str) -> str:
-    return "untrained" if name == "0" else name
+def _step(key: str) -> str:
+    name, folder = split_key(key)
+    if name == "0":
+        return f"untrained ({folder})" if folder else "untrained"
+    return key
 
 
 def _first_width(entries: Entries) -> int:
@@ -112,6 +118,24 @@ def _detail_table(entries: Entries, names: list[str]) -> str:
                 f"{100 * row['eer']:>8.2f}{tars}{row['squared_distance']:>14.3f}{row['xnorm']:>9.3f}"
             )
     return "\n".join(lines)
+
+
+def folder_notes(weights: Mapping[str, str], known: EasyDict | None) -> list[str]:
+    """Whose checkpoints are whose, where a table has those of several folders of weights.
+
+    weights: the folder of each key. known: the config of the network whose published values the table has.
+    """
+    folders = {split_key(key)[1]: folder for key, folder in weights.items()}
+    if len(folders) < 2:
+        return []
+    notes = [
+        f"{f'steps with ({name})' if name else 'steps without a name'}: checkpoints in "
+        f"{'this folder' if folder == '.' else one_line(folder)}"
+        for name, folder in folders.items()
+    ]
+    if known:
+        notes.append(f"published: of {known.net_name}, embedding_size {known.embedding_size}")
+    return notes
 
 
 def _footnotes(entries: Entries, names: list[str], advice: Callable[[int], str] | None) -> list[str]:

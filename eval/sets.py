@@ -13,6 +13,7 @@ from eval.pairs import PhotoPairs
 from eval.photos import PhotoFiles, open_photo
 from utils.distributed import World, gather_rows, share_of, together
 from utils.errors import UserError, one_line
+from utils.files import is_there
 from utils.images import SIZE
 from utils.run_log import log
 
@@ -105,7 +106,7 @@ def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
     file that is named twice is scored once. Raises UserError where none is there, or one cannot be used.
     """
     paths = {target: Path(config.rec, f"{target}.bin") for target in config.val_targets}
-    present = {target: path for target, path in paths.items() if path.is_file()}
+    present = {target: path for target, path in paths.items() if is_there(path.exists)}
     missing = [target for target in paths if target not in present]
     if not present:
         raise UserError(
@@ -137,6 +138,7 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
         list(firsts),
         part=share_of(len(firsts), world),
         name=lambda index: f"{path}: image {places[index]} of {len(encoded)}",
+        progress=f"Decoding {path.stem}" if world.is_main else "",
     )
     return VerificationSet(name or path.stem, images, np.array(rows).reshape(-1, 2), issame)
 
@@ -152,6 +154,7 @@ def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
         name=lambda index: one_line(photos.paths[index]),
         resized=resized,
         open_with=open_photo,
+        progress=f"Decoding {photos.name}" if world.is_main else "",
     )
     return VerificationSet(photos.name, images, photos.pairs, photos.issame, tuple(sorted(resized)))
 

@@ -5,18 +5,24 @@ import copyreg
 import os
 import pickle
 import pickletools
+import re
 import struct
 import subprocess
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from eval import verification
 from eval.bins import SIDE, decode, load_bin, read_bin
+from eval.pairs import PhotoPairs
+from eval.sets import bin_set, photo_set
 from tests.conftest import SHARED
+from utils.distributed import World
 from utils.errors import UserError
 
 PROTOCOLS = range(6)
@@ -242,6 +248,21 @@ def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, fa
     np.testing.assert_array_equal(decode(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):
         decode(images, name=lambda i: f"here: image {i} of {len(images)}", part=slice(3, 6))
+
+
+def test_decoding_has_a_line_every_minute(tmp_path, encoded, said, slow_clock):
+    """For a set and for photos, on the main process alone."""
+    images = [encoded[0] + bytes(i) for i in range(100)]  # no two alike
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [True, False] * 25)))
+    (tmp_path / "photo.png").write_bytes(encoded[0])
+    pairs = np.arange(100).reshape(-1, 2)
+    own = PhotoPairs("own", [tmp_path / "photo.png"] * 100, pairs, np.array([True, False] * 25))
+    for load, name in ((partial(bin_set, tmp_path / "lfw.bin"), "lfw"), (partial(photo_set, own), "own")):
+        said.clear()
+        load(World(0, 1, torch.device("cpu")))
+        assert re.findall(rf"Decoding {name}: (\d+) of 100 images, [\d.]+ minutes to go", said.text) == ["48", "96"]
+        load(World(1, 2, torch.device("cpu")))
+        assert said.text.count("Decoding") == 2
 
 
 def test_undecodable_image_is_named(write, encoded):

@@ -215,6 +215,13 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
     assert load_config("moved").output == "moved" and load_config("moved", ["output=new"]).output == "new"
 
 
+def test_a_config_that_is_a_pipe_is_one_line(tmp_path):
+    """Nor is the config.json of a folder passed over, which would take another network's config."""
+    for name, path in (("config.py", tmp_path / "config.py"), ("config.json", tmp_path)):
+        os.mkfifo(tmp_path / name)
+        assert f"{name}: is not a regular file (a pipe)" in refused(path=path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

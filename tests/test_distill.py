@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import re
 
 import numpy as np
@@ -222,6 +223,15 @@ def test_a_teacher_that_is_missing(tmp_path, files, overrides, message):
     config = config_of(f"teacher_pth={tmp_path}", "teacher_global_step=7", *overrides)
     with pytest.raises(UserError, match=message):
         teacher_files(config, [4, 8, 12])
+
+
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.onnx"])
+def test_a_teacher_that_is_a_pipe_is_named(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    config = config_of(f"teacher_pth={tmp_path / name}", f"output={tmp_path / 'out'}", "channel=4", "n_layers=4")
+    files = teacher_files(config, [4])
+    with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a pipe\)"):
+        check_files(make_teacher(config, CPU, build_backbone), files, CPU)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The doctor: every failure provoked, none of them told of a run that is well."""
 
+import os
 import re
 import shutil
 import sys
@@ -204,6 +205,10 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
     told = ask(config, "sets")
     assert states(told) == [WARN, state, PASS] and all(check.mend for check in told[:2])
     assert told[0].found == f"no lfw.bin in {data}: left out" and "cut.bin: not a verification set" in told[1].found
+    os.mkfifo(data / "pipe.bin")
+    config.val_targets = ["pipe", "tiny"]
+    check = ask(config, "sets")[0]
+    assert check.state == state and "pipe.bin: is not a regular file (a pipe)" in check.found
     config.val_targets = ["lfw"]
     check = ill(ask(config, "sets"))
     assert check.state == state and "none of lfw.bin" in check.found

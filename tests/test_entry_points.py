@@ -80,6 +80,7 @@ def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
     assert list(ours) == list(alone)
     for step, sets in alone.items():
         one, other = ours[step]["demo"], sets["demo"]
+        assert (one.pop("weights"), other.pop("weights")) == ("output/demo", ".")
         for same in ("tar", "sha256", "pairs_sha256"):
             assert one.pop(same) == other.pop(same)
         assert one.pop("interval") == pytest.approx(other.pop("interval"))

@@ -1,5 +1,6 @@
 """eval/eval.py and eval/compare.py as a person runs them: every option, every slip."""
 
+import errno
 import importlib
 import json
 import logging
@@ -24,13 +25,24 @@ from scipy import stats
 from backbones import build_backbone
 from config import load_config
 from eval.bins import read_bin
-from eval.compare import compare, total
+from eval.compare import compare, set_aside, total
 from eval.pairs import read_pairs
 from eval.sets import VerificationSet, bin_set, photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
-from tests.conftest import DEMO, SMALL, copy_run, encode, face, run_command, write_data
+from tests.conftest import (
+    DEMO,
+    SMALL,
+    add_bad_checkpoints,
+    bad_checkpoints_error,
+    copy_run,
+    encode,
+    face,
+    run_command,
+    write_data,
+    write_overflowing,
+)
 from utils.distributed import World
-from utils.errors import run
+from utils.errors import UserError, run
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -129,7 +141,7 @@ def test_own_pairs(demo, own, tmp_path):
     assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
     assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
     thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
-    assert list(thresholds) == ["kept", "pairs"] and "needs at least 100" in thresholds["pairs"]["1e-02"]
+    assert list(thresholds) == ["kept", "pairs:pairs"] and "needs at least 100" in thresholds["pairs:pairs"]["1e-02"]
     assert (
         "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
         in (done.stdout)
@@ -145,11 +157,12 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     done = command("eval/eval.py", *folder, "--steps=12")
     assert done.returncode == 0 and done.stderr == ""
     first, pairs = (out / "results_own.json").read_bytes(), (out / "pairs_own.csv").read_bytes()
-    thresholds = result_of(out / "thresholds.json")["12"]["own"]
+    thresholds = result_of(out / "thresholds.json")["12"]["folder:own"]
     assert {path.name for path in out.iterdir()} >= {"results_own.txt", "roc_own.png", "thresholds.json"}
 
     assert command("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
-    assert (tmp_path / "again" / "results_own.json").read_bytes() == first
+    again = (tmp_path / "again" / "results_own.json").read_text()
+    assert again.replace(f'"weights": "{out}"', '"weights": "."').encode() == first
     assert (tmp_path / "again" / "pairs_own.csv").read_bytes() == pairs
     assert not (tmp_path / "again" / "thresholds.json").exists()  # it stands beside the checkpoints
 
@@ -158,7 +171,7 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
     assert by_pairs == json.loads(first)["12"]["own"]
     assert (out / "results_own.json").read_bytes() == first
-    again = result_of(out / "thresholds.json")["12"]["pairs_own"]
+    again = result_of(out / "thresholds.json")["12"]["pairs:pairs_own"]
     assert again["1e-02"] == thresholds["1e-02"]
     assert thresholds["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000 makes them"
     assert thresholds["1e-04"] == (
@@ -259,34 +272,18 @@ def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
 # --------------------------------------------------------------------------------- checkpoints, folders and full disks
 
 
-def not_finite(path: Path, to: Path) -> None:
-    """A copy of weights whose embeddings overflow, though each weight is finite."""
-    weights = torch.load(path, weights_only=True)
-    for value in weights.values():
-        if value.is_floating_point():
-            value.fill_(3e38)
-    torch.save(weights, to)
-
-
 @pytest.fixture
 def some_bad(demo, tmp_path) -> Path:
     """A run's folder with a cut, a foreign and an overflowing checkpoint among sound ones."""
     out = tmp_path / "out"
     shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
-    (out / "3backbone.pth").write_bytes((out / "6backbone.pth").read_bytes()[:5000])
-    torch.save({"other.weight": torch.zeros(3)}, out / "4backbone.pth")
-    not_finite(out / "6backbone.pth", out / "5backbone.pth")
-    return out
+    return add_bad_checkpoints(out)
 
 
 def assert_scores_the_rest(done, out: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert list(result_of(out / "results.json")) == ["0", "6", "12"]
-    assert re.fullmatch(
-        r"error: 3 of 6 checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
-        r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n",
-        done.stderr,
-    ), done.stderr
+    assert re.fullmatch(bad_checkpoints_error(6), done.stderr), done.stderr
     for step in (3, 4, 5):
         assert re.search(rf"{step}backbone\.pth: .*: left out", (out / "test.log").read_text())
     assert "nan" not in done.stdout
@@ -303,7 +300,7 @@ def test_bad_checkpoints_are_left_out_by_two_processes(demo, some_bad):
 
 
 def test_embeddings_that_are_not_finite_are_an_error_of_file_and_set(command, demo, tmp_path):
-    not_finite(demo / "output" / "demo" / "6backbone.pth", tmp_path / "6backbone.pth")
+    write_overflowing(demo / "output" / "demo" / "6backbone.pth", tmp_path / "6backbone.pth")
     message = rf"{re.escape(str(tmp_path))}/6backbone\.pth: .*not finite"
     one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path / 'out'}"), message)
     one_line(command("eval/compare.py", tmp_path / "6", "output/demo", *DEMO, "--out", tmp_path / "out"), message)
@@ -341,7 +338,7 @@ def test_a_file_of_any_name(command, demo, tmp_path):
 
 
 def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.results.FOLDER", tmp_path / "project" / "config")
+    monkeypatch.setattr("eval.folders.FOLDER", tmp_path / "project" / "config")
     for name in ("a", "b"):
         weights = tmp_path / name / "weights"
         weights.mkdir(parents=True)
@@ -446,7 +443,7 @@ def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
     table = done.stdout.partition("Which threshold")[2]
     assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
     # beside the checkpoints of the demo's run
-    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["large"]["warning"] == warning
+    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
 
 
 def test_the_option_for_more_pairs_is_named(command, own, tmp_path):
@@ -565,13 +562,48 @@ def test_compare_the_other_way_round(command, demo, own, tmp_path):
 
 
 def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
-    """Nothing is in dispute, and no picture of an earlier comparison says otherwise."""
+    """Nothing is in dispute, and no picture of an earlier comparison in its place says otherwise."""
     (tmp_path / "12-12").mkdir()
     (tmp_path / "12-12" / "compare_pairs.png").write_bytes(b"old")
     (row,) = compared(demo, own, command, tmp_path, 12, 12)["sets"]
     assert (row["only_a"], row["only_b"], row["p"], row["interval"]) == (0, 0, 1, [0, 0])
     assert row["a"] == row["b"] and row["verdict"] == "no difference shown"
-    assert {path.name for path in (tmp_path / "12-12").iterdir()} == {"compare.txt", "compare.json", "compare.log"}
+    names = {"compare.txt", "compare.json", "compare.log", "old-1"}
+    assert {path.name for path in (tmp_path / "12-12").iterdir()} == names
+    assert (tmp_path / "12-12" / "old-1" / "compare_pairs.png").read_bytes() == b"old"
+
+
+def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
+    """The same one again takes its place."""
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.glob("compare[._]*") if path.suffix != ".log"}
+
+    first = ["eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path]
+    for _ in range(2):
+        assert "earlier comparison" not in command(*first).stdout
+    before = files(tmp_path)
+    assert before.keys() == {"compare.txt", "compare.json", "compare_demo.png"}
+    done = command("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
+    assert (
+        done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
+    )
+    assert files(tmp_path / "old-1") == before and files(tmp_path)["compare.json"] != before["compare.json"]
+    assert command(*first).returncode == 0 and files(tmp_path) == before
+    assert result_of(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
+
+
+def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eval.compare.archive", full)
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"
+    ):
+        set_aside(tmp_path, "other")
+    assert (tmp_path / "compare.json").read_text() == "{}"
 
 
 def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
@@ -685,6 +717,13 @@ def test_bad_input(command, own, tmp_path, script, options, message):
     where = ["output/demo/6", "output/demo/12", "--out", tmp_path / "out"] if "compare" in script else []
     given += [] if where else [f"test_output={tmp_path / 'out'}"]
     one_line(command(script, *where, *DEMO, *given), message)
+
+
+def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", tmp_path)
+    os.mkfifo(tmp_path / "lfw.bin")
+    failed = command("eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=lfw,demo", f"test_output={tmp_path}")
+    one_line(failed, r"lfw\.bin: is not a regular file \(a pipe\); name a file, or copy its content into one")
 
 
 @pytest.mark.parametrize(

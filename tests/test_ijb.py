@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from itertools import product
 from pathlib import Path
 
@@ -593,7 +594,7 @@ def test_an_empty_list(folder, name, content, recwarn):
     assert not recwarn.list  # the error is all that is said
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_list_that_is_a_pipe_is_not_waited_for(folder, name):
     path = folder / "meta" / f"ijbc_{name}"
     path.unlink()
@@ -846,6 +847,14 @@ def test_images_are_embedded_once_and_only_those_that_are_there_are_done(photos,
     assert again.met == 1  # the missing one may have come meanwhile
     features.remove()
     assert not (tmp_path / "features").exists()
+
+
+def test_embedding_has_a_line_every_minute(photos, tmp_path, said, slow_clock):
+    crops = Crops(photos / "loose_crop", images_of(photos), skip_missing=False)
+    runtime = Means()
+    runtime.batch = 1
+    embed_images(open_features(tmp_path), crops, runtime, 0, ALONE, "IJBC 6")
+    assert re.findall(r"IJBC 6: (\d) of 5 images, [\d.]+ minutes to go", said.text) == ["3"]
 
 
 @pytest.mark.parametrize("error", [UserError, KeyboardInterrupt, ZeroDivisionError])

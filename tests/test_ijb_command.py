@@ -22,12 +22,13 @@ from backbones import build_backbone
 from config import load_config
 from data.make_demo_ijb import Plan, make
 from eval.embedding import TorchRuntime
+from eval.folders import run_name
 from eval.IJB import evaluate
 from eval.IJB.alignment import crop, similarity
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Switches
 from eval.openvino_runtime import is_installed
-from tests.conftest import DEMO, SMALL, run_command
+from tests.conftest import DEMO, SMALL, add_bad_checkpoints, bad_checkpoints_error, run_command
 from tests.test_ijb import published_features, published_search, published_templates
 from utils.errors import run
 from utils.run_log import log
@@ -390,28 +391,13 @@ def test_two_processes_give_the_same(demo, ijb, nets, scored, tmp_path):
 # ------------------------------------------------------------------------------- several checkpoints, folders and disks
 
 
-def overflowing(path: Path, to: Path) -> None:
-    """Weights whose embeddings are not finite, though each weight is."""
-    weights = torch.load(path, weights_only=True)
-    for value in weights.values():
-        if value.is_floating_point():
-            value.fill_(3e38)
-    torch.save(weights, to)
-
-
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_bad_checkpoints_are_left_out_and_named(demo, ijb, nets, scored, tmp_path, processes):
-    folder = Path(shutil.copytree(nets, tmp_path / "nets"))
-    (folder / "7backbone.pth").write_bytes((nets / "6backbone.pth").read_bytes()[:5000])
-    overflowing(nets / "6backbone.pth", folder / "8backbone.pth")
+    folder = add_bad_checkpoints(Path(shutil.copytree(nets, tmp_path / "nets")))
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", folder, "--job", "mine"]
     done = run_command(demo, SCRIPT, *DEMO, *arguments, NPROC=processes)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert re.fullmatch(
-        r"error: 2 of 4 checkpoints could not be scored: \S*7backbone\.pth: not a readable checkpoint.*; "
-        r"\S*8backbone\.pth: .*not finite.*\n",
-        done.stderr,
-    ), done.stderr
+    assert re.fullmatch(bad_checkpoints_error(5), done.stderr), done.stderr
     assert "nan" not in done.stdout and list(results_of(tmp_path / "mine")) == ["6", "12"]
     lines = (tmp_path / "mine" / "IJBC.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["6", "12"]
@@ -429,6 +415,24 @@ def test_results_of_other_checkpoints_stay_and_are_marked_when_their_file_change
     assert said.code == 0 and "file has changed since" in results_of(job)["6"]["outdated"]
     assert (job / "IJBC.txt").read_text().splitlines()[1].split()[0] == "12"
     assert "outdated" not in results_of(job)["12"]
+
+
+def test_two_networks_in_one_job_keep_their_results(inside, ijb, nets, tmp_path):
+    """Scores and embeddings of equal steps too."""
+    one, other, job = *(Path(shutil.copytree(nets, tmp_path / name / "nets")) for name in "ab"), tmp_path / "PocketNet"
+    shutil.copy(other / "12backbone.pth", other / "6backbone.pth")
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--batch-size", BATCH, "--keep-features"]
+    for folder in (one, other):
+        assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").code == 0
+    name = f"6 ({run_name(other)})"
+    assert list(results_of(job)) == ["6", name] and "outdated" not in str(results_of(job))
+    assert not np.array_equal(*(np.load(job / f"{step}_IJBC.npy") for step in ("6", name)))
+    table = (job / "IJBC.txt").read_text()
+    assert (
+        f"steps without a name: checkpoints in {one}\nsteps with ({run_name(other)}): checkpoints in {other}" in table
+    )
+    for folder in (one, other):  # each finds its embeddings again
+        assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").embedded == 0
 
 
 def test_the_job_is_called_after_the_checkpoints_folder(inside, ijb, nets, tmp_path, monkeypatch):
@@ -450,6 +454,8 @@ def test_links_are_replaced_and_a_broken_file_too(inside, ijb, nets, again, tmp_
     (again / "PocketNet" / "results.json").write_text("[" * 200_000)
     said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
     assert said.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
+    assert (again / "PocketNet" / "results.json.damaged").read_text() == "[" * 200_000
+    assert said.out.count("damaged, or not of results") == 1
     for name in names:
         assert (tmp_path / name).read_text() == "precious" and not (again / "PocketNet" / name).is_symlink()
 
@@ -597,6 +603,7 @@ def test_an_unreadable_image_mended_the_same_command_goes_on(inside, own, nets, 
 
 def test_another_checkpoint_of_the_same_name_is_embedded_anew(inside, ijb, nets, scored, again, tmp_path):
     shutil.copy(nets / "6backbone.pth", tmp_path / "12backbone.pth")
+    (again / "PocketNet" / "results.json").unlink()  # which would keep the two apart by their names
     arguments = ["--image-path", ijb, "--result-dir", again, "--batch-size", BATCH]
     said = inside(*ALONE, *arguments, "--model-prefix", tmp_path / "12")
     assert said.code == 0 and said.embedded == len(lists_of(ijb).names)

@@ -1,5 +1,6 @@
 """ONNX files as teachers."""
 
+import os
 import sys
 
 import numpy as np
@@ -76,6 +77,13 @@ def test_a_damaged_file_is_one_line(tmp_path, damage):
     with pytest.raises(UserError, match=r"t\.onnx: ") as refused:
         OnnxTeacher(16, CPU).load(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_pipe_or_a_folder_is_named(tmp_path):
+    os.mkfifo(tmp_path / "t.onnx")
+    for path, kind in ((tmp_path / "t.onnx", "a pipe"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=rf"{path.name}: is not a regular file \({kind}\)"):
+            OnnxTeacher(16, CPU).load(path)
 
 
 def test_a_missing_file_and_a_missing_runtime(tmp_path, monkeypatch):

@@ -5,9 +5,13 @@ import sys
 import numpy as np
 import pytest
 
+from data.pack import find_people, write_records
 from data.reindex import read_keys
 from tests.conftest import ROOT, encode, face, run_command
+from utils.data_folder import check_training_files
 from utils.dataset import FaceDataset
+from utils.errors import UserError
+from utils.image_size import SUFFIXES
 from utils.recordio import unpack
 
 
@@ -32,7 +36,7 @@ def packed(photos, out):
 def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     done = packed(photos, tmp_path / "new" / "out")
     assert done.returncode == 0
-    assert done.stderr.endswith("photos: 1 files that are neither .jpg nor .png are left out\n")
+    assert done.stderr.endswith("photos: 1 files of other kinds than .jpg, .jpeg, .png, .bmp, .webp are left out\n")
     assert "5 photos of 2 people; train with rec=" in done.stdout
     data = FaceDataset(tmp_path / "new" / "out")
     names = ["Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png", "Bob/1.jpg", "Bob/2.png"]
@@ -43,6 +47,21 @@ def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     assert read_keys(data.reader.rec)[0].tolist() == list(range(8))
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind_that_training_reads_is_packed(tmp_path, suffix):
+    """The advice that data/pack.py packs a folder of such photos is true."""
+    for person in ("Ann", "Bob"):
+        (tmp_path / "photos" / person).mkdir(parents=True)
+        (tmp_path / "photos" / person / f"1{suffix}").write_bytes(encode(face(0, np.random.default_rng(0)), suffix))
+    with pytest.raises(UserError, match=r"pack\.py"):
+        check_training_files(tmp_path / "photos")
+    (tmp_path / "out").mkdir()
+    write_records(tmp_path / "out", find_people(tmp_path / "photos"))
+    images, labels = np.empty((2, 112, 112, 3), np.uint8), np.empty(2)
+    FaceDataset(tmp_path / "out").read_into([0, 1], images, labels)
+    assert labels.tolist() == [0, 1] and np.abs(images[0] - face(0, np.random.default_rng(0)).astype(int)).mean() < 20
+
+
 def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     rng = np.random.default_rng(0)
     (photos / "Bob" / "0.jpg").write_bytes(encode(face(0, rng)[:100]))
@@ -50,10 +69,10 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     assert done.returncode == 2 and "Bob/0.jpg: an image of 112×100 pixels; training takes" in done.stderr
     (photos / "Bob" / "0.jpg").write_bytes(b"text")
     done = packed(photos, tmp_path / "out")
-    assert done.returncode == 2 and "Bob/0.jpg: not a JPEG or PNG image; training takes" in done.stderr
+    assert done.returncode == 2 and "Bob/0.jpg: not a JPEG, PNG, BMP or WebP image; training takes" in done.stderr
     (photos / "Bob" / "0.jpg").unlink()
     done = packed(photos / "Bob", tmp_path / "out")
-    assert done.returncode == 2 and "Bob: 0 of its 0 folders hold .jpg or .png photos" in done.stderr
+    assert done.returncode == 2 and "Bob: 0 of its 0 folders hold photos (.jpg, " in done.stderr
     done = packed(tmp_path / "none", tmp_path / "out")
     assert done.returncode == 2 and "none: No such file" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

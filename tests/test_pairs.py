@@ -1,6 +1,7 @@
 """People's own pairs of photos and the verification sets made of them: every way to write them, and every slip."""
 
 import logging
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from eval.bins import load_bin
 from eval.embedding import embed
 from eval.folder_pairs import make_pairs
 from eval.pairs import PhotoPairs, read_pairs
+from eval.photos import PhotoFiles
 from eval.scoring import measure
 from eval.sets import bin_set, load_sets, photo_set
 from tests.conftest import encode, face
@@ -171,6 +173,14 @@ def test_slips_in_a_pairs_file_are_named(photos, write, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read_pairs(file, photos)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_photo_that_is_a_pipe_is_named(photos, write):
+    os.mkfifo(photos / "pipe.jpg")
+    with pytest.raises(UserError, match=r"line 1: .*pipe\.jpg is not a regular file"):
+        read_pairs(write("pipe.jpg,Ann/Ann_0001.jpg,1\n"), photos)
+    with pytest.raises(UserError, match=r"pipe\.jpg: is not a regular file"):
+        PhotoFiles([photos / "pipe.jpg"])[0]
 
 
 def test_a_pairs_file_that_is_not_there(photos, write, tmp_path):

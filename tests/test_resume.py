@@ -1,6 +1,7 @@
 """A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
 
 import errno
+import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -447,6 +448,17 @@ def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path
     assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in said.text
     (tmp_path / "checkpoint.1.pth").unlink()
     with pytest.raises(UserError, match=r"is not finite; no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, said):
+    write_checkpoint(tmp_path, 2, state(3, size=20))
+    (tmp_path / "checkpoint.pth").unlink()
+    os.mkfifo(tmp_path / "checkpoint.pth")
+    assert read_checkpoint(tmp_path)["position"]["step"] == 3
+    assert "checkpoint.pth: is not a regular file (a pipe)" in said.text
+    (tmp_path / "checkpoint.3.pth").unlink()
+    with pytest.raises(UserError, match=r"is not a regular file .*; no other is there: --resume 0 trains anew"):
         read_checkpoint(tmp_path)
 
 

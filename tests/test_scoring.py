@@ -1,6 +1,7 @@
 """What is measured of embeddings, what is written of it, and the runtimes that make them, each against slow ways."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from torch import nn
 from backbones import build_backbone
 from config import load_config, shipped_configs
 from eval.embedding import TorchRuntime, embed, make_runtime
+from eval.folders import run_name
 from eval.openvino_runtime import OpenVinoRuntime, is_installed
+from eval.pairs import PhotoPairs
 from eval.published import published
 from eval.report import Results, entries_of, format_tables, format_thresholds, roc_figure
 from eval.results import Report, thresholds_of
@@ -455,7 +458,7 @@ def test_results_are_written(results, tmp_path):
     assert list(found) == ["0", "40"] and list(found["0"]) == ["lfw", "own"]
     for step, sets in found.items():
         for name, entry in sets.items():
-            made_of = {"sha256": sha256(tmp_path / f"{step}backbone.pth"), "pairs_sha256": name}
+            made_of = {"weights": ".", "sha256": sha256(tmp_path / f"{step}backbone.pth"), "pairs_sha256": name}
             assert entry == json.loads(json.dumps(made_of | results[step][name].asdict()))
     image = cv2.imread(str(tmp_path / "roc.png"))
     assert image.shape == (480, 1200, 3)  # two panels of 600 × 480 side by side
@@ -584,7 +587,7 @@ def test_thresholds_are_written(results, tmp_path):
         for name, score in sets.items():
             entry = found[step][name]
             assert (entry.pop("pairs"), entry.pop("different")) == (score.pairs, score.different)
-            assert list(entry) == ["sha256", "pairs_sha256", "1e-02", "1e-03", "1e-04"]
+            assert list(entry) == ["weights", "sha256", "pairs_sha256", "1e-02", "1e-03", "1e-04"]
             for far, point in score.operating.items():
                 if point is None:
                     assert entry[f"{far:.0e}"] == f"needs at least {round(1 / far)} different pairs"
@@ -620,11 +623,110 @@ def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
     "broken",
     [b'{"0": {', b"[1, 2]", b"\xff\xfe", b"", b'{"0": 5, "40": [1]}', pytest.param(b"[" * 200_000, id="deep")],
 )
-def test_a_broken_file_is_replaced(results, tmp_path, name, broken):
-    (tmp_path / name).write_bytes(broken)
+def test_a_damaged_file_is_set_aside(results, tmp_path, said, name, broken):
+    """With one warning; a second one does not replace the first."""
+    aside = [tmp_path / f"{name}.damaged", tmp_path / f"{name}.damaged-2"]
+    for path, content in zip(aside, (broken, broken + b"]"), strict=True):
+        said.clear()
+        (tmp_path / name).write_bytes(content)
+        report_of(tmp_path, results).write()
+        found = json.loads((tmp_path / name).read_text())
+        assert {step: list(sets) for step, sets in found.items()} == {"0": ["lfw", "own"], "40": ["lfw", "own"]}
+        warning = f"{tmp_path / name}: damaged, or not of results; it is now {path.name}, and new results begin a new"
+        assert path.read_bytes() == content and said.text.count(warning) == said.text.count("WARNING") == 1
+    assert aside[0].read_bytes() == broken
+
+
+def folders_of(tmp_path: Path, *names: str) -> list[Path]:
+    """Empty folders."""
+    folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    return folders
+
+
+def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path):
+    """Of equal steps; each is judged by its own files, and the tables say which is which."""
+    out, first, second = folders_of(tmp_path, "out", "one/S128", "two/M128 (2)")
+    config = config_of("PocketNetS128")
+    easy, hard = {"0": {"lfw": scores["easy"]}}, {"0": {"lfw": scores["hard"]}, "40": {"lfw": scores["hard"]}}
+    (second / "0backbone.pth").write_text("of the second")
+    for _ in range(2):  # again: each comes to the place that it has
+        report_of(out, easy, config, first).write()
+        report_of(out, hard, config, second).write()
+    report_of(out, {"12": easy["0"]}, config, first).write()
+    name = run_name(second).replace("(2)", "_2_")
+    keys = ["0", "12", f"0 ({name})", f"40 ({name})"]
+    found = json.loads((out / "results.json").read_text())
+    assert list(found) == keys and not any("outdated" in sets["lfw"] for sets in found.values())
+    assert [sets["lfw"]["accuracy"] for sets in found.values()] == [scores[of].accuracy for of in SPREAD]
+    assert [sets["lfw"]["weights"] for sets in found.values()] == [str(first)] * 2 + [str(second)] * 2
+    table = (out / "results.txt").read_text()
+    steps = [line[: line.index("±") - 6].strip() for line in table.splitlines()[1:5]]
+    assert steps == ["untrained", "12", f"untrained ({name})", f"40 ({name})"]
+    assert f"steps without a name: checkpoints in {first}\nsteps with ({name}): checkpoints in {second}\n" in table
+    assert "published: of PocketNetS" in table
+    for path in (first, second):
+        kept = json.loads((path / "thresholds.json").read_text())
+        assert all(sets["lfw"]["weights"] == "." for sets in kept.values()) and "0" in kept
+
+    (second / "40backbone.pth").write_text("trained again")
+    report_of(out, easy, config, first).write()
+    found = json.loads((out / "results.json").read_text())
+    assert [key for key, sets in found.items() if "outdated" in sets["lfw"]] == [f"40 ({name})"]
+    (second / "40backbone.pth").unlink()
+    shutil.rmtree(second)  # what cannot be looked at is not judged
+    report_of(out, easy, config, first).write()
+    assert "outdated" not in json.loads((out / "results.json").read_text())[f"0 ({name})"]["lfw"]
+
+
+SPREAD = ("easy", "easy", "hard", "hard")
+
+
+def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
+    """Where they stand with the results, as no run made the weights."""
+    out, first, second = folders_of(tmp_path, "out", "one", "two")
+    for folder, name in ((first, "easy"), (second, "hard")):
+        report = report_of(out, {"5": {"lfw": scores[name]}}, weights=folder)
+        (folder / "training.log").unlink()
+        report.write()
+    assert f"5 ({run_name(second)})" in report.format_thresholds()
+    found = json.loads((out / "thresholds.json").read_text())
+    assert list(found) == ["5", f"5 ({run_name(second)})"]
+    assert [sets["lfw"]["1e-02"]["frr"] for sets in found.values()] == [
+        scores[name].operating[1e-2].frr for name in ("easy", "hard")
+    ]
+
+
+@pytest.mark.parametrize("most_different", [None, 100])
+def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
+    report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
+    report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
+    report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), most_different=most_different)
+    for _ in range(2):
+        report.write()
+        kept = json.loads((tmp_path / "thresholds.json").read_text())["5"]
+        assert list(kept) == ["lfw", "folder:lfw" if most_different else "pairs:lfw"] and "outdated" not in str(kept)
+        assert [entry["different"] for entry in kept.values()] == [scores[name].different for name in ("easy", "hard")]
+
+
+def test_a_run_that_is_moved_takes_its_results_along(results, tmp_path):
+    report_of(*folders_of(tmp_path, "before"), results).write()
+    moved = (tmp_path / "before").rename(tmp_path / "after")
+    report_of(moved, {"40": results["40"]}).write()
+    found = json.loads((moved / "results.json").read_text())
+    assert list(found) == ["0", "40"] and not any("outdated" in sets["lfw"] for sets in found.values())
+
+
+def test_results_of_weights_that_cannot_be_read_are_marked(results, tmp_path, monkeypatch):
     report_of(tmp_path, results).write()
-    found = json.loads((tmp_path / name).read_text())
-    assert {step: list(sets) for step, sets in found.items()} == {"0": ["lfw", "own"], "40": ["lfw", "own"]}
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("eval.merging._sha256_once", lambda path, *_: refuse(path))
+    entries = report_of(tmp_path, {"0": results["0"]}).entries()
+    assert entries["40"]["lfw"]["outdated"] == "the checkpoint's file cannot be read"
 
 
 def test_thresholds_of_checkpoints_that_cannot_be_written_beside(results, tmp_path, caplog):

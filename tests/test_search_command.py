@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 import re
 import sys
 
@@ -13,6 +14,7 @@ import torch
 from backbones.genotypes import SOFTMAX_CASIA, parse
 from benchmarks import demo_search, search_cost
 from config import load_config
+from NAS import derive
 from NAS.derive import config_text, found_genotype
 from NAS.supernet import Supernet
 from tests.conftest import run_command
@@ -143,6 +145,14 @@ def test_a_wrong_derivation_is_one_line(demo, searched, arguments, message):
     failed = run_command(demo, sys.executable, "NAS/derive.py", *arguments)
     assert failed.returncode == 2
     assert re.fullmatch(f"error: {re.escape(message)}.*\n", failed.stderr), failed.stderr
+
+
+def test_genotypes_in_a_pipe_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "genotypes.jsonl")
+    with pytest.raises(UserError, match=r"^\S*genotypes\.jsonl: is not a regular file \(a pipe\)"):
+        found_genotype(tmp_path, None)
+    with pytest.raises(UserError, match=r"--genotype .*: no text that can be read"):
+        derive._text(str(tmp_path / "genotypes.jsonl"))
 
 
 @pytest.mark.parametrize("folder", ['a """quoted""" folder"', "back\\slash\\", "two\nlines"])

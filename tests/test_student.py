@@ -1,5 +1,6 @@
 """Training that starts from weights: student_pth, student_global_step, student_header."""
 
+import os
 import re
 import sys
 
@@ -79,6 +80,14 @@ def test_a_header_of_other_classes_names_the_counts(tmp_path, tiny_data):
     with pytest.raises(UserError, match=r"0header.pth: its header is \(16, 4\), .* = \(16, 9\); .*num_classes"):
         load_student(config, task.backbone, task.header, CPU)
     load_student(config, task.backbone, small_task(config, 4).header, CPU)
+
+
+def test_weights_that_are_a_pipe_are_named(tmp_path, tiny_data):
+    os.mkfifo(tmp_path / "weights.pth")
+    config = small_config(tmp_path, tiny_data, f"student_pth={tmp_path / 'weights.pth'}")
+    task = small_task(config, 4)
+    with pytest.raises(UserError, match=r"weights\.pth: is not a regular file \(a pipe\)"):
+        load_student(config, task.backbone, task.header, CPU)
 
 
 def test_a_run_that_goes_on_needs_the_weights_no_more(demo, tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import is_there
+from utils.image_size import SUFFIXES
 
-PHOTOS = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 NEEDED = "training takes train.rec, train.idx and property (data/README.md)"
 
 
@@ -30,7 +30,7 @@ def _describe(folder: Path) -> str:
         return f"but {nested[0]} has one; type rec={nested[0]}"
     if records := [path.name for path in names if path.suffix == ".rec"]:
         return f"but there is {records[0]!a:.60}; {NEEDED}: rename it and its .idx to train.rec and train.idx"
-    if photo := next((path for path in names if path.suffix.lower() in PHOTOS), None) or _photo_in(folders):
+    if photo := next((path for path in names if path.suffix.lower() in SUFFIXES), None) or _photo_in(folders):
         shown = str(photo.relative_to(folder))
         return (
             f"there are photos ({shown!a:.60}); {NEEDED}: pack aligned 112×112 photos, a folder a person, with "
@@ -48,7 +48,7 @@ def _photo_in(folders: list[Path]) -> Path | None:
     """Return a photo in one of the first folders, of which there may be 100,000."""
     for folder in folders[:20]:
         try:
-            found = [path for path in islice(folder.iterdir(), 1000) if path.suffix.lower() in PHOTOS]
+            found = [path for path in islice(folder.iterdir(), 1000) if path.suffix.lower() in SUFFIXES]
         except OSError:
             continue
         if found:

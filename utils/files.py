@@ -2,11 +2,12 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,11 @@ def is_there(check: Callable[[], bool]) -> bool:
         return check()
     except OSError:
         return False
+
+
+def is_no_folder(path: Path) -> bool:
+    """Whether something other than a folder is there. A pipe or a device counts: whoever opens it says what it is."""
+    return is_there(path.exists) and not is_there(path.is_dir)
 
 
 def make_writable(folder: Path) -> Path:
@@ -127,6 +133,15 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -
         raise UserError(
             f"{first.parent}: {names} could not be written ({failed[first]}) and stay as they were; {advice}"
         )
+
+
+def archive(folder: Path, files: Iterable[Path]) -> Path:
+    """Moves files of a folder to a new folder old-N in it, and returns that. Raises OSError."""
+    old = next(path for n in itertools.count(1) if not os.path.lexists(path := folder / f"old-{n}"))
+    old.mkdir()
+    for path in files:
+        path.rename(old / path.name)
+    return old
 
 
 def reserve(file: int, size: int) -> None:

@@ -3,6 +3,8 @@
 import re
 import struct
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of the files that image_size knows, which training reads
+
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _NO_SEGMENT = {0x00, 0x01, *range(0xD0, 0xD8)}  # JPEG markers with no length behind them
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # JPEG markers of a segment that has the size

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import open_regular
 from utils.images import SIZE
 from utils.run_log import log
 
@@ -29,8 +30,12 @@ class OnnxTeacher:
 
     def load(self, path: Path) -> None:
         """Opens the file. Raises UserError where it is no such network, or ONNX Runtime is not installed."""
-        if not path.is_file():
-            raise UserError(f"{path}: no such teacher; set teacher_pth")
+        try:
+            open_regular(path).close()
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such teacher; set teacher_pth") from None
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; set teacher_pth") from None
         self.session = _open(path, self.world)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or not _fits(inputs[0].shape, [None, 3, SIZE, SIZE]) or inputs[0].type not in _DTYPES:

@@ -1,6 +1,5 @@
 """Where a run begins: with its checkpoint.pth, with published files, or anew."""
 
-import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from easydict import EasyDict
 from utils.checkpoint import reading, remove_remains
 from utils.distributed import World, on_main
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import archive, is_there
 from utils.launch import launchers, restarted
 from utils.loader import Loader
 from utils.run_checkpoint import ANEW, BEGINNING, FILE, Position, kept_checkpoints, position_of, read_checkpoint
@@ -123,12 +122,7 @@ def archive_earlier_run(folder: Path, start: Start, suffixes: Sequence[str]) -> 
     files = earlier_files(folder, start, suffixes)
     if not files:
         return
-    number = next(n for n in itertools.count(1) if not (folder / f"old-{n}").exists())
-    archive = folder / f"old-{number}"
-    archive.mkdir()
-    for path in files:
-        path.replace(archive / path.name)
-    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive}")
+    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive(folder, files)}")
 
 
 def earlier_files(folder: Path, start: Start, suffixes: Sequence[str]) -> list[Path]:
@@ -155,7 +149,7 @@ def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
     folder = Path(config.output)
     for suffix in suffixes:
         path = folder / f"{config.global_step}{suffix}"
-        if not is_there(path.is_file):
+        if not is_there(path.exists):
             steps = {int(re.match(r"\d+", file.name)[0]) for file in published_files(folder, suffixes)}  # type: ignore[index]
             known = ", ".join(map(str, sorted(steps))) or "there is none"
             raise UserError(

@@ -72,7 +72,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     others are told and passed over; raises CheckpointError where all are such."""
     damaged = None
     for path in (folder / FILE, *kept_checkpoints(folder)):
-        if not is_there(path.is_file):
+        if not is_there(path.exists):
             continue
         try:
             return _read(path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from utils.checkpoint import NETWORK_FIELDS, load_weights, read_weights
 from utils.distributed import World, on_main, together, unwrap
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import is_no_folder
 from utils.run_log import log
 from utils.sharded import ShardedArcFace, load_full
 
@@ -17,7 +17,7 @@ from utils.sharded import ShardedArcFace, load_full
 def check_student(config: EasyDict) -> None:
     """Raises UserError where the run would set aside, as files of an earlier run, the weights that it starts from."""
     path = Path(config.student_pth)
-    folder = path.parent if is_there(path.is_file) else path
+    folder = path.parent if is_no_folder(path) else path
     if config.student_pth and folder.resolve() == Path(config.output).resolve():
         raise UserError(
             f"config student_pth: {config.student_pth!r} is in the output folder; to go on from a step there use "
@@ -38,7 +38,7 @@ def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module 
     has another number of classes.
     """
     folder, step = Path(config.student_pth), config.student_global_step
-    path = folder if is_there(folder.is_file) else folder / f"{step}backbone.pth"
+    path = folder if is_no_folder(folder) else folder / f"{step}backbone.pth"
     together(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
     if header is not None:
         _load_header(unwrap(header), path.with_name(f"{step}header.pth"), world)

@@ -14,7 +14,7 @@ from backbones.names import SIZES, parse_name
 from utils.checkpoint import list_backbones, load_weights
 from utils.distributed import World, autocast, on_main, place, together
 from utils.errors import UserError
-from utils.files import is_there
+from utils.files import is_no_folder
 from utils.onnx_teacher import OnnxTeacher
 from utils.progress import Progress
 from utils.run_log import log
@@ -87,7 +87,7 @@ def teacher_files(config: EasyDict, ends: Sequence[int]) -> list[Path]:
     if len(ends) > _MOST_EPOCHS:
         raise UserError(f"config max_steps: {len(ends):,} epochs are too many to plan teachers for; lower max_steps")
     place = Path(config.teacher_pth)
-    if is_onnx(config) or is_there(place.is_file):
+    if is_onnx(config) or is_no_folder(place):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
         return [place] * len(ends)
@@ -109,7 +109,7 @@ def check_folders(config: EasyDict) -> None:
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
     path = Path(config.teacher_pth)
-    folder = path.parent if is_there(path.is_file) else path
+    folder = path.parent if is_no_folder(path) else path
     if folder.resolve() == Path(config.output).resolve():
         raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 

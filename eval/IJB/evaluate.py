@@ -33,13 +33,14 @@ from config import (
     typed_path,
 )
 from eval.embedding import make_runtime
+from eval.folders import run_name, weights_folder
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_of
 from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore
 from eval.IJB.results import Report
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
-from eval.results import raise_failed, run_name, weights_folder
+from eval.results import raise_failed
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoint import CheckpointError, find_backbones, load_weights
 from utils.distributed import World, place, processes, together, try_together
@@ -82,9 +83,10 @@ def evaluate(
     digest = sha256(*sorted(protocol.images.source.parent.glob(f"{args.target.lower()}_*"))) if world.is_main else ""
     report = Report(folder, args.target, config, digest)
     switches = Switches(args.flip, args.norm_score, args.detector_score)
+    keys = report.keys_of(checkpoints, next(iter(checkpoints.values())).parent)
     failed: dict[Path, UserError] = {}
     embedded: list[Features] = []
-    for name, path in checkpoints.items():
+    for name, path in zip(keys.values(), checkpoints.values(), strict=True):
         loaded = try_together(world, partial(load_weights, backbone, path))
         if isinstance(loaded, UserError):
             leave_out(path, loaded, failed)
@@ -201,7 +203,7 @@ def score(features: Features, protocol: Protocol, switches: Switches, path: Path
     scores[~there] = np.nan
     curve = roc(scores[there], same[there]) if not there.all() else roc(scores, same)
     result = IjbScore(
-        checkpoint=str(path.resolve()),
+        checkpoint=str(path.parent.resolve() / path.name),
         tpr=dict(zip(FPRS, tpr_nearest(curve, FPRS).tolist(), strict=True)),
         auc=auc(curve),
         images=int(kept.sum()),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from tqdm import tqdm
 
 from eval.bins import open_image
 from eval.embedding import Runtime
@@ -20,10 +19,10 @@ from utils.distributed import World, on_main, share_of
 from utils.errors import UserError
 from utils.files import is_there, open_regular, replace_text, reserve
 from utils.loader import Loader
+from utils.progress import Progress
 from utils.run_log import log
 
 _KEEP_EVERY = 10.0  # seconds
-_TELL_EVERY = 60.0
 
 
 class Crops:
@@ -49,7 +48,7 @@ class Crops:
         there = {path.name for path in self.folder.iterdir()}
         flat = np.array(["/" not in name for name in self.images.names])
         missing = [i for i in np.flatnonzero(flat) if self.images.names[i] not in there]
-        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).is_file)]
+        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).exists)]
         if missing and not self.skip_missing:
             raise self._error(int(min(missing)), "is missing", len(missing))
         return len(missing)
@@ -162,7 +161,7 @@ def _write_zeros(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
 def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: int, world: World, name: str) -> None:
     """Embeds those images that are not done yet, each process its share; workers cut the crops.
 
-    Tells on a terminal how far it is (else a line a minute in the log), and in the end what limited the speed.
+    Shows a bar on a terminal, else a line of the log every minute, and in the end what limited the speed.
     """
     # Seen by one process: another may see rows that the first has meanwhile done, and would take another share.
     open_rows = on_main(world, lambda: np.flatnonzero(features.done == 0))
@@ -177,27 +176,23 @@ def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: in
 
 
 def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_main: bool, name: str) -> None:
-    started = kept = told = time.monotonic()
+    started = kept = time.monotonic()
     embedding = 0.0
     marked: list[np.ndarray] = []
-    bar = tqdm(total=total, desc=name, unit="img", leave=False, disable=None if is_main else True)
     try:
-        for batch in loader.epoch(0):
-            begun = time.monotonic()
-            rows, there = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)
-            features.direct[rows], features.mirrored[rows] = runtime(batch.images.numpy())
-            marked.append(rows[there])
-            now = time.monotonic()
-            embedding += now - begun
-            bar.update(len(rows))
-            if now - kept > _KEEP_EVERY:
-                _mark(features, marked)
-                kept = now
-            if bar.disable and is_main and now - told > _TELL_EVERY:
-                log.info(f"{name}: {np.count_nonzero(features.done)} of {len(features.done)} images")
-                told = now
+        with Progress(total, name, "images", is_main) as shown:
+            for batch in loader.epoch(0):
+                begun = time.monotonic()
+                rows, there = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)
+                features.direct[rows], features.mirrored[rows] = runtime(batch.images.numpy())
+                marked.append(rows[there])
+                now = time.monotonic()
+                embedding += now - begun
+                shown.update(len(rows))
+                if now - kept > _KEEP_EVERY:
+                    _mark(features, marked)
+                    kept = now
     finally:  # Ctrl-C as well: a later run goes on from here
-        bar.close()
         _mark(features, marked)
     seconds = time.monotonic() - started
     limit = "embedding" if embedding > 0.5 * seconds else "reading and cropping (more workers may help)"

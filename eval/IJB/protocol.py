@@ -79,7 +79,7 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
     ids = np.unique(images.templates)
     pairs, skipped = read_pairs(Path(f"{prefix}_template_pair_label.txt"), ids, skip_missing)
     lists = [Path(f"{prefix}_1N_{name}.csv") for name in (*_GALLERIES[target], "probe_mixed")]
-    if not all(path.is_file() for path in lists):
+    if not all(is_there(path.exists) for path in lists):
         return Protocol(images, ids, pairs, [], None, skipped)
     *galleries, probes = (read_subjects(path, ids, skip_missing) for path in lists)
     return Protocol(images, ids, pairs, galleries, probes, skipped)

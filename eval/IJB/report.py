@@ -1,6 +1,7 @@
 """What is said of checkpoints on an IJB set: the table of TPR at FPR, and the ROC curves as a picture."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from eval.published import published
-from eval.report import legend_label
+from eval.report import folder_notes, legend_label
 from eval.roc import Roc
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # as published
@@ -45,13 +46,14 @@ Results = dict[str, IjbScore]  # by the checkpoint's name
 def format_table(target: str, results: Results, config: EasyDict) -> str:
     """TPR in % at each FPR and the AUC; identification; and what has to be known to read them."""
     first = next(iter(results.values()))
-    lines = [f"{f'{target}: TPR in % at FPR':>26}" + "".join(f"{fpr:>9.0e}" for fpr in FPRS) + f"{'AUC':>10}"]
+    width = _first_width(results)
+    lines = [f"{f'{target}: TPR in % at FPR':>{width}}" + "".join(f"{fpr:>9.0e}" for fpr in FPRS) + f"{'AUC':>10}"]
     for name, result in results.items():
         rates = "".join(f"{100 * rate:>9.2f}" for rate in result.tpr.values())
-        lines.append(f"{name:>26}{rates}{result.auc:>10.6f}")
+        lines.append(f"{name:>{width}}{rates}{result.auc:>10.6f}")
     known = published(config, target)
     if known is not None:
-        lines.append(f"{'published':>26}{known:>{9 * (FPRS.index(1e-4) + 1)}.2f}")
+        lines.append(f"{'published':>{width}}{known:>{9 * (FPRS.index(1e-4) + 1)}.2f}")
     if any(result.identification for result in results.values()):
         lines += ["", *_identification_table(target, results)]
     notes = [
@@ -71,17 +73,24 @@ def format_table(target: str, results: Results, config: EasyDict) -> str:
         switched = [f"without {off[next(iter(off))]}"] if any(off.values()) else []
     else:
         switched = [f"{name}: without {switches}" for name, switches in off.items() if switches]
-    return "\n".join([*lines, *([""] if notes or left_out or switched else []), *notes[-1:], *left_out, *switched])
+    weights = {name: str(Path(result.checkpoint).parent) for name, result in results.items()}
+    said = [*folder_notes(weights, None if known is None else config), *notes[-1:], *left_out, *switched]
+    return "\n".join([*lines, *([""] if said else []), *said])
+
+
+def _first_width(results: Results) -> int:
+    return max(26, *(len(name) + 2 for name in results))
 
 
 def _identification_table(target: str, results: Results) -> list[str]:
-    lines = [f"{f'{target}: 1:N in %':>26}{'rank 1':>9}{'rank 5':>9}{'TPIR at FPIR 0.01':>19}{'at 0.1':>9}"]
+    width = _first_width(results)
+    lines = [f"{f'{target}: 1:N in %':>{width}}{'rank 1':>9}{'rank 5':>9}{'TPIR at FPIR 0.01':>19}{'at 0.1':>9}"]
     for name, result in results.items():
         found = result.identification
         if found:
             rates = [found["rank1"], found["rank5"], *found["tpir"].values()]
             rank1, rank5, low, high = ("-" if rate is None else f"{100 * rate:.2f}" for rate in rates)
-            lines.append(f"{name:>26}{rank1:>9}{rank5:>9}{low:>19}{high:>9}")
+            lines.append(f"{name:>{width}}{rank1:>9}{rank5:>9}{low:>19}{high:>9}")
     return lines
 
 

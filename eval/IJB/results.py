@@ -1,7 +1,6 @@
 """The files of an IJB evaluation: results.json, merged with what earlier commands left, table, pictures and scores."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from easydict import EasyDict
 
 from eval.IJB.report import FPRS, IjbScore, Results, format_table, roc_figure
-from eval.results import by_step, mark, read_json
+from eval.merging import by_step, keys_of, mark, read_entries, replace_entries
 from utils.errors import UserError
 from utils.files import is_there, replace_text, save_figure, write_atomic, write_files
 from utils.run_log import log
@@ -29,6 +28,14 @@ class Report:
         self.digest = digest
         self.results: Results = {}
         self._unwritten: UserError | None = None  # the scores of a checkpoint, which are not kept in memory
+
+    def keys_of(self, names: Iterable[str], weights: Path) -> dict[str, str]:
+        """What the results of checkpoints in the folder `weights` are called, by the checkpoints' names: another
+        network that was scored into the same folder keeps its own."""
+        entries = read_entries(self.folder / "results.json").get(self.target, {})
+        paths = {name: entry.get("checkpoint") for name, entry in entries.items() if isinstance(entry, dict)}
+        owners = {name: Path(path).parent for name, path in paths.items() if isinstance(path, str)}
+        return keys_of(names, owners, weights)
 
     def add(self, name: str, result: IjbScore, scores: np.ndarray) -> None:
         """Take a checkpoint's result and the scores (P,) of all pairs, and write all files, so that what follows cannot
@@ -61,7 +68,7 @@ class Report:
         merged, figure = self._merged(), roc_figure(self.target, self.results)
         table = format_table(self.target, readable(merged[self.target]), self.config)
         writers: dict[Path, Callable[[Path], object]] = {
-            self.folder / "results.json": lambda path: replace_text(path, json.dumps(merged, indent=2) + "\n"),
+            self.folder / "results.json": lambda path: replace_entries(path, merged),
             self.folder / f"{self.target}.txt": lambda path: replace_text(path, table + "\n"),
         }
         for kind in ("png", "pdf"):
@@ -69,7 +76,7 @@ class Report:
         write_files(writers, _ADVICE)
 
     def _merged(self) -> dict[str, Any]:
-        return merge(read_json(self.folder / "results.json"), self.target, self.results, self.digest)
+        return merge(read_entries(self.folder / "results.json"), self.target, self.results, self.digest)
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:
@@ -83,10 +90,9 @@ def merge(found: dict[str, Any], target: str, results: Results, digest: str) -> 
     Other targets stay as they are. Of this one, results whose checkpoint's file is no longer what it was, or whose
     lists are not by their digest, are marked as outdated.
     """
-    there = found.get(target)
     kept = {
         name: mark(entry, _existing(entry.get("checkpoint")), digest) if isinstance(entry, dict) else entry
-        for name, entry in (there if isinstance(there, dict) else {}).items()
+        for name, entry in found.get(target, {}).items()
     }
     new = {name: result.asdict() for name, result in results.items()}
     return found | {target: dict(sorted((kept | new).items(), key=lambda item: by_step(item[0])))}

@@ -13,6 +13,7 @@ from utils.checks.table import FAIL, PASS, WARN, Check, amount, heard, parted, p
 from utils.dataset import load_training_data
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import is_there
 from utils.loader import Loader
 
 SAMPLE, SECONDS = 300, 5.0  # training images that are read, and for how long at most
@@ -54,7 +55,7 @@ def images(plan: Run) -> Iterator[Check]:
 def sets(read: ReadSets, plan: Run) -> Iterator[Check]:
     """The verification sets, every image of them. A training that does not verify does without."""
     config = plan.config
-    present = [name for name in config.val_targets if Path(config.rec, f"{name}.bin").is_file()]
+    present = [name for name in config.val_targets if is_there(Path(config.rec, f"{name}.bin").exists)]
     missing = [f"{name}.bin" for name in config.val_targets if name not in present]
     if present and missing:
         mend = f"put it there, or name those that are: val_targets={','.join(present)}"
