@@ -52,7 +52,7 @@ demo: output/demo/results.txt
 	@echo "Accuracy in % on pairs of people the network has never seen, mean ± standard deviation over ten folds."
 	@echo "The people: data/faces_demo/people.png. The checkpoints: output/demo. The curves: tensorboard --logdir logs"
 
-data/faces_demo/made.json: $(filter-out data/make_demo_ijb.py data/faces_loose.py,$(wildcard data/*.py)) utils/recordio.py | .venv/installed
+data/faces_demo/made.json: $(filter-out data/make_demo_ijb.py data/synthetic/photos.py,$(wildcard data/*.py data/synthetic/*.py)) utils/datasets/recordio/record_format.py | .venv/installed
 	$(PY) data/make_demo_faces.py --force
 	@touch $@
 
@@ -67,15 +67,15 @@ demo-ijb: output/demo/results.txt
 
 # Runs that are done are kept: interrupted, it goes on. Anew: rm -r output/demo_kd
 demo-kd: data/faces_demo/made.json
-	$(PY) benchmarks/demo_kd.py
+	$(PY) benchmarks/experiments/demo_kd.py
 
 demo-search: data/faces_demo/made.json
-	$(PY) benchmarks/demo_search.py
+	$(PY) benchmarks/experiments/demo_search.py
 
 # ----------------------------------------------------------------------- tests
 
 test: check test-mxnet
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/test_mxnet.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/drills/test_mxnet.py
 
 check: .venv/installed-dev
 	$(PY) -m ruff check $(SOURCES)
@@ -85,7 +85,7 @@ check: .venv/installed-dev
 # MXNet has no build for Python 3.12 and newer.
 test-mxnet: .venv/installed-dev
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
-	  $(MAKE) --no-print-directory .venv-mxnet/installed && $(PY) -m pytest tests/test_mxnet.py; \
+	  $(MAKE) --no-print-directory .venv-mxnet/installed && $(PY) -m pytest tests/drills/test_mxnet.py; \
 	else echo "test-mxnet: left out, MXNet needs Python 3.11 or older (make PYTHON=python3.11 test-mxnet)"; fi
 
 format: .venv/installed-dev

@@ -1,7 +1,7 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.signals import drop_requests
+    from utils.distributed.signals import drop_requests
 
     drop_requests()
 
@@ -18,21 +18,23 @@ from torch import nn
 from backbones import build_backbone
 from config import log_unused, make_folder, parse_command, require_data, save_config
 from eval.scoring import Scorer
-from utils.dataset import check_batch_size, load_training_data
-from utils.distributed import World, place, processes, wrap
-from utils.engine import train
-from utils.epochs import epoch_ends
+from utils.datasets.sampler import check_batch_size
+from utils.datasets.shared_loader import Loader
+from utils.datasets.training_data import load_training_data
+from utils.distributed.exit_status import ending
+from utils.distributed.process_group import World, place, processes, wrap
+from utils.distributed.run_lock import alone
+from utils.distributed.runtime_errors import told
 from utils.errors import run
-from utils.faults import told
-from utils.launch import ending
-from utils.loader import Loader
-from utils.lock import alone
-from utils.losses import ArcFace, ArcFaceTask
-from utils.resume import find_start, nothing_to_do
-from utils.run_log import init_logging, log
-from utils.sharded import ShardedArcFace
-from utils.student import check_student, load_student
-from utils.task import Task
+from utils.logs.run_log import init_logging, log
+from utils.losses.arcface import ArcFace
+from utils.losses.partial_fc import ShardedArcFace
+from utils.training.arcface_task import ArcFaceTask
+from utils.training.engine import train
+from utils.training.progress import epoch_ends
+from utils.training.resume import find_start, nothing_to_do
+from utils.training.student import check_student, load_student
+from utils.training.task import Task
 
 # What a way of training makes of the config, the data, the backbone, the header and the step at each epoch's end.
 MakeTask = Callable[[EasyDict, World, Loader, nn.Module, nn.Module, Sequence[int]], Task]

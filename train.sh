@@ -10,4 +10,4 @@
 #   PYTHON       the interpreter (default: .venv/bin/python where there is one)
 #
 # Paths that are typed here count from the working folder, those in a config file from the project's.
-exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/launch.sh" train.py "$@"
+exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/distributed/launch.sh" train.py "$@"

@@ -1,7 +1,7 @@
 """Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.signals import drop_requests
+    from utils.distributed.signals import drop_requests
 
     drop_requests()
 
@@ -13,12 +13,14 @@ from torch import nn
 from backbones import build_backbone
 from config import parse_command
 from train import run_training
-from utils.distill import CachedLessons, DistillTask, Lessons, open_caches
-from utils.distributed import World, main_first, wrap
+from utils.datasets.shared_loader import Loader
+from utils.distillation.schedule import check_folders, prepare_teacher
+from utils.distillation.targets import CachedLessons, Lessons, open_caches
+from utils.distillation.task import DistillTask
+from utils.distributed.collectives import main_first
+from utils.distributed.process_group import World, wrap
 from utils.errors import run
-from utils.loader import Loader
-from utils.task import Task
-from utils.teacher import check_folders, prepare_teacher
+from utils.training.task import Task
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from NAS.supernet import Supernet
-from utils.distributed import World, autocast, mean_over
+from utils.distributed.collectives import mean_over
+from utils.distributed.process_group import World, autocast
 
 ALPHA_GRADIENTS = ("validation", "published")
 EPSILON = 0.01  # the paper's: of the finite difference, relative to the gradient's norm

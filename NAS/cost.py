@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from backbones.genotypes import N_INPUTS
 from NAS.supernet import SearchCell, SearchCNN
+from utils.datasets.transforms import SIZE
 from utils.flops import count
-from utils.images import SIZE
 
 Edges = list[Tensor]  # for each node (states before it, operations)
 

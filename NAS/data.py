@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
-from utils.dataset import FaceDataset
-from utils.distributed import to_device
+from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.transforms import SIZE
+from utils.distributed.process_group import to_device
 from utils.errors import UserError
-from utils.images import SIZE
-from utils.run_log import log
+from utils.logs.run_log import log
 
 RESIZED = 128  # pixels, of which a random SIZE × SIZE is cut
 

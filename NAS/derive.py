@@ -19,7 +19,7 @@ from config import FOLDER, CommandParser, add_config_arguments, load_config, log
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run
-from utils.files import is_no_folder, is_there, open_regular, replace_text, save_figure, write_files
+from utils.filesystem import is_no_folder, is_there, open_regular, replace_text, save_figure, write_files
 from utils.flops import Cost, count
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from backbones.genotypes import Genotype, to_text
 from NAS.supernet import PRIMITIVES
 from NAS.visualize import draw_alphas, draw_cells
-from utils.files import replace_text, save_figure
-from utils.run_log import log
+from utils.filesystem import replace_text, save_figure
+from utils.logs.run_log import log
 
 COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
 

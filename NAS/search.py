@@ -11,7 +11,7 @@ if not __package__:  # run as a script, this folder stands first on the path ins
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.signals import drop_requests
+    from utils.distributed.signals import drop_requests
 
     drop_requests()
 
@@ -32,17 +32,19 @@ from config import (
 from NAS.data import Halves, SearchData, open_data, split
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
-from utils.dataset import EpochSampler, ListSampler, training_loader
-from utils.distributed import World, on_main, place, processes, together, wrap
-from utils.engine import train
+from utils.datasets.sampler import EpochSampler, ListSampler
+from utils.datasets.shared_buffers import Decoded
+from utils.datasets.shared_loader import Loader
+from utils.datasets.training_data import training_loader
+from utils.distributed.collectives import on_main, together
+from utils.distributed.exit_status import ending
+from utils.distributed.process_group import World, place, processes, wrap
+from utils.distributed.run_lock import alone
+from utils.distributed.runtime_errors import told
 from utils.errors import UserError, run
-from utils.faults import told
-from utils.launch import ending
-from utils.loader import Loader
-from utils.lock import alone
-from utils.resume import find_start, nothing_to_do
-from utils.run_log import init_logging, log
-from utils.shared_buffers import Decoded
+from utils.logs.run_log import init_logging, log
+from utils.training.engine import train
+from utils.training.resume import find_start, nothing_to_do
 
 CONFIG = Path(__file__).with_name("config.py")
 

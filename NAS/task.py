@@ -18,12 +18,13 @@ from NAS.cost import expected, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.distributed import World, to_device, together, unwrap
+from utils.datasets.shared_buffers import AHEAD, Decoded
+from utils.datasets.shared_loader import Loader
+from utils.datasets.transforms import normalise
+from utils.distributed.collectives import together
+from utils.distributed.process_group import World, to_device, unwrap
 from utils.errors import UserError
-from utils.images import normalise
-from utils.loader import Loader
-from utils.shared_buffers import AHEAD, Decoded
-from utils.task import Batch, Task
+from utils.training.task import Batch, Task
 
 
 class ValBatch(NamedTuple):

@@ -20,7 +20,7 @@ from matplotlib.path import Path as Curve
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
 from config import CommandParser, add_config_arguments, load_config, log_unused, typed_path
 from utils.errors import UserError, run
-from utils.files import save_figure
+from utils.filesystem import save_figure
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
 _BOX_WIDTH, _BOX_HEIGHT = 0.5, 0.3  # of a state; states are 1 apart

@@ -25,15 +25,17 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from config import CommandParser, add_config_arguments, load_config, overrides_of
-from utils.distributed import World, place, processes
-from utils.engine import RunningMean
+from utils.checkpoints.async_writer import Writer
+from utils.checkpoints.run_file import write_checkpoint
+from utils.distributed.process_group import World, place, processes
 from utils.errors import UserError, run
-from utils.losses import ArcFace, ArcFaceTask
-from utils.run_checkpoint import Position, write_checkpoint
-from utils.run_state import RunState
-from utils.task import Batch
-from utils.update import Update
-from utils.writer import Writer
+from utils.logs.meters import RunningMean
+from utils.losses.arcface import ArcFace
+from utils.training.arcface_task import ArcFaceTask
+from utils.training.optimizer_step import Update
+from utils.training.progress import Position
+from utils.training.state import RunState
+from utils.training.task import Batch
 
 CLASSES = 85742  # of MS1MV2
 

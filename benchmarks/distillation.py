@@ -24,15 +24,17 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from config import CommandParser, load_config
-from utils.dataset import FaceDataset
-from utils.distill import CachedLessons, DistillTask, Lessons
-from utils.distributed import World, autocast, place, processes
+from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.transforms import SIZE, normalise
+from utils.distillation.cache import TeacherCache
+from utils.distillation.targets import CachedLessons, Lessons
+from utils.distillation.task import DistillTask
+from utils.distillation.teacher import NetworkTeacher, Teacher, teacher_network
+from utils.distributed.process_group import World, autocast, place, processes
 from utils.errors import run
-from utils.images import SIZE, normalise
-from utils.losses import ArcFace, ArcFaceTask
-from utils.task import Batch, Task
-from utils.teacher import NetworkTeacher, Teacher, teacher_network
-from utils.teacher_cache import TeacherCache
+from utils.losses.arcface import ArcFace
+from utils.training.arcface_task import ArcFaceTask
+from utils.training.task import Batch, Task
 
 CLASSES = 1000
 

@@ -21,13 +21,13 @@ if not __package__:  # run as a script: the modules are found from the project's
 
 from backbones import build_backbone
 from config import CommandParser, add_config_arguments, load_config
-from eval.embedding import embed, make_runtime
+from eval.inference.embedding import embed, make_runtime
+from eval.inputs.sets import bin_set
 from eval.scoring import measure
-from eval.sets import bin_set
-from utils.checkpoint import load_weights
-from utils.distributed import place, processes
+from utils.checkpoints.weights import load_weights
+from utils.datasets.transforms import normalise
+from utils.distributed.process_group import place, processes
 from utils.errors import run
-from utils.images import normalise
 
 
 @torch.no_grad()

@@ -23,11 +23,12 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from utils.distributed import LOOPBACK, World, mean_over, place, processes, wrap
+from utils.distributed.collectives import mean_over
+from utils.distributed.process_group import LOOPBACK, World, place, processes, wrap
+from utils.doctor.step_memory import header_bytes
 from utils.errors import ENDED, UserError, run
-from utils.losses import ArcFace
-from utils.sharded import ShardedArcFace
-from utils.step_memory import header_bytes
+from utils.losses.arcface import ArcFace
+from utils.losses.partial_fc import ShardedArcFace
 
 S, M = 64.0, 0.5
 GIB = 1 << 30

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from utils.dataset import EpochSampler, FaceDataset
+from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.sampler import EpochSampler
+from utils.datasets.shared_loader import Loader
 from utils.errors import run
-from utils.loader import Loader
 
 PUBLISHED = 1840  # img/s a core of the published loader, in batches, on a core of this kind
 BATCH = 128

@@ -25,7 +25,7 @@ from config import CommandParser, add_config_arguments, load_config
 from NAS.architect import EPSILON, Architect
 from NAS.search import CONFIG
 from NAS.supernet import MixedOp, Supernet
-from utils.distributed import World, autocast, place, processes
+from utils.distributed.process_group import World, autocast, place, processes
 from utils.errors import UserError, run
 
 Batch = tuple[Tensor, Tensor]

@@ -33,7 +33,7 @@ from config.paths import from_project, from_working_folder, typed_path
 from config.saved import read_config_file, read_saved, save_config, saved_config
 from config.usage import log_unused
 from utils.errors import shorten
-from utils.files import is_no_folder, is_there, make_writable
+from utils.filesystem import is_no_folder, is_there, make_writable
 
 __all__ = [
     "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "from_project", "from_working_folder",

@@ -14,11 +14,11 @@ from easydict import EasyDict
 from config.fields import PATHS, ConfigError
 from config.paths import to_project
 from utils.errors import UserError
-from utils.files import is_there, open_regular, replace_text
+from utils.filesystem import is_there, open_regular, replace_text
 
 FILE = "config.json"
 _OF_ONE_START = ("resume", "global_step")
-log = logging.getLogger("pocketnet")  # that of utils.run_log
+log = logging.getLogger("pocketnet")  # that of utils.logs.run_log
 
 
 def save_config(config: EasyDict) -> None:

@@ -8,7 +8,7 @@ from backbones.names import SIZES, parse_name
 from config.fields import DISTILLATION, PUBLISHED_UNUSED, SEARCH, base
 from utils.errors import shorten
 
-log = logging.getLogger("pocketnet")  # that of utils.run_log
+log = logging.getLogger("pocketnet")  # that of utils.logs.run_log
 
 _STUDENT = ("student_pth", "student_global_step", "student_header")
 _POCKETNET = ("channel", "n_layers", "stem_multiplier", "genotype")

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.faces_canvas import SIZE
-from data.faces_people import Person, Shot
-from data.faces_procedural import VERSION, draw
-from data.making import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.build import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.canvas import SIZE
+from data.synthetic.people import Person, Shot
+from data.synthetic.procedural import VERSION, draw
+from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
 from utils.errors import UserError, run
-from utils.recordio import Header, IndexedRecordWriter, pack
 
 FOLDS = 10
 QUALITY = 95  # of the JPEG files

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.random import Generator
 from tqdm import tqdm
 
-from data.faces_loose import Medium, Sighting, Template, photo, sample_template
-from data.faces_people import Person
-from data.faces_procedural import VERSION
-from data.making import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.build import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.people import Person
+from data.synthetic.photos import Medium, Sighting, Template, photo, sample_template
+from data.synthetic.procedural import VERSION
 from utils.errors import UserError, run
 
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}  # by target, as the two sets name them

@@ -15,10 +15,10 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 import numpy as np
 from tqdm import tqdm
 
+from utils.datasets.image_header import SUFFIXES, image_size
+from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
 from utils.errors import UserError, run
-from utils.files import open_regular
-from utils.image_size import SUFFIXES, image_size
-from utils.recordio import Header, IndexedRecordWriter, pack
+from utils.filesystem import open_regular
 
 SIZE = 112  # pixels
 _KINDS = ", ".join(SUFFIXES)

@@ -18,11 +18,11 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 import numpy as np
 from tqdm import tqdm
 
+from utils.datasets.recordio.index import naming_file
+from utils.datasets.recordio.record_format import IMAGE_HEADER
+from utils.datasets.recordio.scan import scan_file
 from utils.errors import UserError, run
-from utils.files import write_atomic
-from utils.record_index import naming_file
-from utils.record_scan import scan_file
-from utils.recordio import IMAGE_HEADER
+from utils.filesystem import write_atomic
 
 LARGEST_KEY = 10**18  # of an index, exclusive
 _LINES_AT_ONCE = 1 << 16

@@ -35,16 +35,16 @@ from config import (
     require_data,
     typed_path,
 )
-from eval.embedding import make_runtime
-from eval.photo_arguments import add_photo_arguments, photo_pairs
+from eval.inference.embedding import make_runtime
+from eval.inputs.arguments import add_photo_arguments, photo_pairs
+from eval.inputs.sets import N_FOLDS, VerificationSet, load_sets
 from eval.scoring import Score, Scorer
-from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import resampled_accuracies
-from utils.checkpoint import backbone_name, find_backbones, load_weights
-from utils.distributed import World, place, processes
+from utils.checkpoints.weights import backbone_name, find_backbones, load_weights
+from utils.distributed.process_group import World, place, processes
 from utils.errors import UserError, run
-from utils.files import archive, make_writable, open_regular, replace_text, save_figure, write_files
-from utils.run_log import init_logging
+from utils.filesystem import archive, make_writable, open_regular, replace_text, save_figure, write_files
+from utils.logs.run_log import init_logging
 
 _SHOWN = 24  # pairs of each kind in a picture
 

@@ -34,17 +34,18 @@ from config import (
     require_data,
     typed_output,
 )
-from eval.embedding import make_runtime
 from eval.folders import result_folder, weights_folder
-from eval.photo_arguments import add_photo_arguments, photo_pairs, readable_again
+from eval.inference.embedding import make_runtime
+from eval.inputs.arguments import add_photo_arguments, photo_pairs, readable_again
+from eval.inputs.sets import load_sets
 from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
-from eval.sets import load_sets
-from utils.checkpoint import CheckpointError, find_backbones, load_weights
-from utils.distributed import World, place, processes, try_together
+from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
+from utils.distributed.collectives import try_together
+from utils.distributed.launch import spread_over_gpus
+from utils.distributed.process_group import World, place, processes
 from utils.errors import UserError, run
-from utils.launch import spread_over_gpus
-from utils.run_log import init_logging, log
+from utils.logs.run_log import init_logging, log
 
 
 def main() -> None:

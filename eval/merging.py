@@ -17,10 +17,10 @@ from typing import Any
 from config import from_project
 from config.paths import to_project
 from eval.folders import run_name
-from utils.checkpoint import backbone_name
+from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
-from utils.files import open_regular, replace_text, sha256
-from utils.run_log import log
+from utils.filesystem import open_regular, replace_text, sha256
+from utils.logs.run_log import log
 
 Entries = dict[str, dict[str, Any]]
 

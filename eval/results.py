@@ -7,15 +7,15 @@ from typing import Any
 from easydict import EasyDict
 
 from eval.folders import is_run
+from eval.inputs.pairs import PhotoPairs
+from eval.inputs.sets import VerificationSet
 from eval.merging import Entries, keys_of, merge, owners_of, replace_entries
-from eval.pairs import PhotoPairs
 from eval.report import Results, entries_of, format_tables, format_thresholds, roc_figure
 from eval.scoring import Score
-from eval.sets import VerificationSet
-from utils.checkpoint import backbone_name
+from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
-from utils.files import replace_text, save_figure, sha256, write_files
-from utils.run_log import log
+from utils.filesystem import replace_text, save_figure, sha256, write_files
+from utils.logs.run_log import log
 
 
 class Report:

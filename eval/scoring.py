@@ -8,13 +8,14 @@ import numpy as np
 from easydict import EasyDict
 from torch import nn
 
-from eval.embedding import Runtime, TorchRuntime, embed
+from eval.inference.embedding import Runtime, TorchRuntime, embed
+from eval.inputs.sets import N_FOLDS, VerificationSet, load_sets
 from eval.roc import Operating, Roc, auc, eer, operate_at, roc
-from eval.sets import N_FOLDS, VerificationSet, load_sets
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
-from utils.distributed import World, gather_rows, share
+from utils.distributed.collectives import gather_rows, share
+from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.run_log import log
+from utils.logs.run_log import log
 
 FARS = (1e-2, 1e-3, 1e-4)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.bins import decode, load_bin, read_bin
+from eval.inputs.bins import decode, load_bin, read_bin
 from utils.errors import UserError
 
 __all__ = [

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests import forked
-from utils.record_reader import IndexedRecordReader
-from utils.recordio import Header, IndexedRecordWriter, pack
-from utils.run_log import log
+from tests.helpers import fork_server as forked
+from utils.datasets.recordio.reader import IndexedRecordReader
+from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
+from utils.logs.run_log import log
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -242,7 +242,7 @@ def bad_checkpoints_error(total: int) -> str:
 def slow_clock(monkeypatch):
     """Between any two looks at the clock of a progress, 25 seconds pass."""
     seconds = itertools.count(0, 25)
-    monkeypatch.setattr("utils.progress.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr("utils.logs.progress_bar.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.fixture

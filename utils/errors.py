@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-ENDED = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell utils.launch otherwise
+ENDED = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell utils.distributed.launch otherwise
 
 
 class UserError(ValueError):

@@ -11,15 +11,17 @@ if not __package__:  # run as a script: the modules are found from the project's
 
 from backbones import build_backbone
 from config import log_unused, make_folder, parse_command, require_data
-from utils.dataset import EpochSampler, FaceDataset
-from utils.distill import open_caches
-from utils.distributed import main_first, processes
-from utils.epochs import epoch_ends
+from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.sampler import EpochSampler
+from utils.distillation.cache import fill
+from utils.distillation.schedule import prepare_teacher
+from utils.distillation.targets import open_caches
+from utils.distributed.collectives import main_first
+from utils.distributed.process_group import processes
+from utils.distributed.runtime_errors import told
 from utils.errors import UserError, run
-from utils.faults import told
-from utils.run_log import init_logging, log
-from utils.teacher import prepare_teacher
-from utils.teacher_cache import fill
+from utils.logs.run_log import init_logging, log
+from utils.training.progress import epoch_ends
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.images import SIZE
+from utils.datasets.transforms import SIZE
 
 # Where ArcFace's alignment puts eyes, nose and mouth corners; float32, and 8 added in it, as published.
 TEMPLATE = np.array(

@@ -32,7 +32,6 @@ from config import (
     typed_output,
     typed_path,
 )
-from eval.embedding import make_runtime
 from eval.folders import run_name, weights_folder
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_of
@@ -40,14 +39,16 @@ from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore
 from eval.IJB.results import Report
 from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
+from eval.inference.embedding import make_runtime
 from eval.results import raise_failed
 from eval.roc import auc, roc, tpr_nearest
-from utils.checkpoint import CheckpointError, find_backbones, load_weights
-from utils.distributed import World, place, processes, together, try_together
+from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
+from utils.distributed.collectives import together, try_together
+from utils.distributed.launch import spread_over_gpus
+from utils.distributed.process_group import World, place, processes
 from utils.errors import UserError, run
-from utils.files import make_writable, sha256
-from utils.launch import spread_over_gpus
-from utils.run_log import init_logging, log
+from utils.filesystem import make_writable, sha256
+from utils.logs.run_log import init_logging, log
 
 
 def main() -> None:

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from eval.bins import open_image
-from eval.embedding import Runtime
 from eval.IJB.alignment import crop, similarity
 from eval.IJB.protocol import SKIP, Images, line_of
-from utils.dataset import ListSampler
-from utils.distributed import World, on_main, share_of
+from eval.inference.embedding import Runtime
+from eval.inputs.bins import open_image
+from utils.datasets.sampler import ListSampler
+from utils.datasets.shared_loader import Loader
+from utils.distributed.collectives import on_main, share_of
+from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.files import is_there, open_regular, replace_text, reserve
-from utils.loader import Loader
-from utils.progress import Progress
-from utils.run_log import log
+from utils.filesystem import is_there, open_regular, replace_text, reserve
+from utils.logs.progress_bar import Progress
+from utils.logs.run_log import log
 
 _KEEP_EVERY = 10.0  # seconds
 

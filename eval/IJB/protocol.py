@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import is_there, open_regular
+from utils.filesystem import is_there, open_regular
 
 TARGETS = ("IJBB", "IJBC")
 SKIP = "--skip-missing leaves such out and counts them"

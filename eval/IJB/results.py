@@ -11,8 +11,8 @@ from easydict import EasyDict
 from eval.IJB.report import FPRS, IjbScore, Results, format_table, roc_figure
 from eval.merging import by_step, keys_of, mark, read_entries, replace_entries
 from utils.errors import UserError
-from utils.files import is_there, replace_text, save_figure, write_atomic, write_files
-from utils.run_log import log
+from utils.filesystem import is_there, replace_text, save_figure, write_atomic, write_files
+from utils.logs.run_log import log
 
 _ADVICE = "make room, or name another --result-dir"
 

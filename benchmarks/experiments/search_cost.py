@@ -1,0 +1,83 @@
+"""Does the search pay for multiply-adds as it is told to? The same search with one cost_weight after another.
+
+    python benchmarks/experiments/search_cost.py [--weights 0,0.1,0.3,1] [--out output/search_cost] [--seed 0] [field=value …]
+
+The search of benchmarks/experiments/demo_search.py with smaller cells and more steps, several at once; what changes is
+cost_weight alone. Interrupted, it goes on with the searches that are missing. Leaves results.txt in --out.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: the modules are found from the project's folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from backbones.genotypes import parse
+from benchmarks.experiments.demo_search import CELLS, CHANNEL, FACES, PEOPLE, cost, search
+from benchmarks.experiments.runs import command
+from config import CommandParser
+from utils.errors import UserError, run
+
+# First order and two nodes a cell, or four searches would take half an hour; a rate at which 75 steps learn.
+CHANGES = ["n_nodes=2", "second_order=False", "num_epoch=5", "lr=1.6"]
+
+
+def table(epochs: dict[float, dict[str, Any]]) -> str:
+    """Of each cost_weight, the last line of its search's genotypes.jsonl."""
+    lines = [
+        f"{'':>11}{'relaxed cells':>15}{'derived network':>17}{'supernet':>12}{'skip_connect':>14}",
+        f"{'cost_weight':>11}{'M mult.-adds':>15}{'M mult.-adds':>17}{'val top-1 %':>12}{'normal cell':>14}",
+    ]
+    for weight, epoch in epochs.items():
+        derived = cost(parse(epoch["genotype"]), CHANNEL)
+        top1 = 100 * epoch["supernet_val"]
+        lines.append(f"{weight:>11g}{epoch['cost']:>15.2f}{derived:>17.2f}{top1:>12.2f}{epoch['skips']:>14}")
+    return "\n".join(lines)
+
+
+def weights_of(text: str) -> list[float]:
+    """Different numbers with commas between them. Raises UserError."""
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = [-1.0]
+    if not all(0 <= weight < math.inf for weight in weights) or len(set(weights)) < len(weights):
+        raise UserError(f"--weights {text}: should be different numbers from 0, with commas between them")
+    return weights
+
+
+def main() -> None:
+    """The command line."""
+    parser = CommandParser(__doc__.split("\n")[0])
+    parser.add_argument("--weights", default="0,0.1,0.3,1", help="the values of cost_weight (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("output/search_cost"), help="folder of all runs (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of every search (%(default)s)")
+    parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of every search's config")
+    args = parser.parse()
+    weights = weights_of(args.weights)
+    started = time.perf_counter()
+    out, cores = args.out.absolute(), os.cpu_count() or 1
+    command(["data/make_demo_faces.py", "--out", FACES, *PEOPLE], cores)
+    at_once = min(cores, len(weights))
+
+    def last_epoch(weight: float) -> dict[str, Any]:
+        folder = out / f"{weight:g}"
+        search(folder, [*CHANGES, *args.changes, f"cost_weight={weight}"], args.seed, cores // at_once)
+        return json.loads((folder / "search/genotypes.jsonl").read_text().splitlines()[-1])
+
+    with ThreadPoolExecutor(at_once) as pool:
+        epochs = dict(zip(weights, pool.map(last_epoch, weights), strict=True))
+    (out / "results.txt").write_text(table(epochs) + "\n")
+    minutes = (time.perf_counter() - started) / 60
+    print(f"\n{table(epochs)}\n\nDerived networks of {CELLS} cells, {CHANNEL} channels")
+    print(f"{minutes:.1f} minutes, {cores} cores; all in {out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,783 @@
+"""eval/eval.py and eval/compare.py as a person runs them: every option, every slip."""
+
+import errno
+import importlib
+import json
+import logging
+import math
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from backbones import build_backbone
+from config import load_config
+from eval.compare import compare, set_aside, total
+from eval.inputs.bins import read_bin
+from eval.inputs.pairs import read_pairs
+from eval.inputs.sets import VerificationSet, bin_set, photo_set
+from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
+from tests.conftest import (
+    DEMO,
+    SMALL,
+    add_bad_checkpoints,
+    bad_checkpoints_error,
+    copy_run,
+    encode,
+    face,
+    run_command,
+    write_data,
+    write_overflowing,
+)
+from utils.distributed.process_group import World
+from utils.errors import UserError, run
+
+CPU = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """A folder of a few people's photos, `own`, beside it pairs.txt in LFW style of some of them."""
+    folder = tmp_path_factory.mktemp("my photos")
+    rng = np.random.default_rng(8)
+    for person in range(8):
+        (folder / "own" / f"p{person}").mkdir(parents=True)
+        for k in range(1, 7):
+            image = face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
+            photo = encode(image.clip(0, 255).astype(np.uint8), ".png")
+            (folder / "own" / f"p{person}" / f"p{person}_{k:04d}.png").write_bytes(photo)
+    rows = [f"p{p}\t{k}\t{k + 1}" for p in range(8) for k in range(1, 6)]
+    rows += [f"p{p}\t{k}\tp{(p + k) % 8}\t{k}" for p in range(8) for k in range(1, 7)]
+    (folder / "pairs.txt").write_text("\n".join(["88", *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def command(demo, monkeypatch, capfd):
+    """Runs an entry script's main in the demo project as a person would; exit code, what it says, and its errors."""
+    log = logging.getLogger("pocketnet")
+    before = log.handlers[:], log.propagate, log.level
+    monkeypatch.chdir(demo)
+    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NPROC", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def start(script: str, *arguments: object) -> SimpleNamespace:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run(module.main)
+        said = capfd.readouterr()
+        return SimpleNamespace(returncode=ended.value.code, stdout=said.out, stderr=said.err)
+
+    yield start
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.propagate, log.level = before
+
+
+def result_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def assert_close(ours: dict, other: dict) -> None:
+    """Of results.json or thresholds.json."""
+    assert list(ours) == list(other)
+    for key, value in other.items():
+        if isinstance(value, dict):
+            assert_close(ours[key], value)
+        else:
+            assert ours[key] == (value if isinstance(value, str) or value is None else pytest.approx(value, rel=1e-4))
+
+
+# -------------------------------------------------------------------------------------------------------- eval/eval.py
+
+
+def test_some_steps(command, tmp_path):
+    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", "--steps", "12, 0")
+    assert done.returncode == 0 and done.stderr == ""
+    assert list(result_of(tmp_path / "results.json")) == ["0", "12"]
+    assert "Checkpoint 2 of 2: output/demo/12backbone.pth" in done.stdout and "6backbone" not in done.stdout
+
+
+@pytest.mark.parametrize("steps", ["7", "0,7", "six", "-6", "6;12", "", "6,", "1e1", "²"])
+def test_steps_that_are_not_there(command, tmp_path, steps):
+    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", f"--steps={steps}")
+    wrong = steps.split(",")[-1]
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: --steps {wrong}: no such checkpoint in 'output/demo'; there are 0, 6, 12\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_pairs(demo, own, tmp_path):
+    """As a person types it, the file's name with a space; the config's own results are left alone."""
+    copy_run(demo / "output" / "demo", tmp_path / "out")
+    for name in ("results.json", "thresholds.json"):
+        (tmp_path / "out" / name).write_text('{"6": {"kept": {}}}')
+    done = run_command(
+        demo, sys.executable, "eval/eval.py", "--pairs", own / "pairs.txt", *DEMO, f"output={tmp_path / 'out'}",
+        "--images", own / "own", "--steps", "6",
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    (scores,) = result_of(tmp_path / "out" / "results_pairs.json").values()
+    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    assert scores["pairs"]["pairs"] == 88 and scores["pairs"]["accuracy"] == judged(demo, 6, held)[0].accuracy
+    assert (tmp_path / "out" / "results_pairs.txt").read_text() in done.stdout
+    assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
+    thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
+    assert list(thresholds) == ["kept", "pairs:pairs"] and "needs at least 100" in thresholds["pairs:pairs"]["1e-02"]
+    assert (
+        "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
+        in (done.stdout)
+    )
+    assert "Which threshold" not in done.stdout  # there is none to show
+
+
+def test_a_folder_of_people(command, demo, own, tmp_path):
+    """Made pairs are the same each time, and those of the CSV that they leave; the thresholds do what they say."""
+    out = tmp_path / "out"
+    copy_run(demo / "output" / "demo", out)
+    folder = [*DEMO, f"output={out}", "--folder", own / "own", "--n-pairs", "300"]
+    done = command("eval/eval.py", *folder, "--steps=12")
+    assert done.returncode == 0 and done.stderr == ""
+    first, pairs = (out / "results_own.json").read_bytes(), (out / "pairs_own.csv").read_bytes()
+    thresholds = result_of(out / "thresholds.json")["12"]["folder:own"]
+    assert {path.name for path in out.iterdir()} >= {"results_own.txt", "roc_own.png", "thresholds.json"}
+
+    assert command("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
+    again = (tmp_path / "again" / "results_own.json").read_text()
+    assert again.replace(f'"weights": "{out}"', '"weights": "."').encode() == first
+    assert (tmp_path / "again" / "pairs_own.csv").read_bytes() == pairs
+    assert not (tmp_path / "again" / "thresholds.json").exists()  # it stands beside the checkpoints
+
+    read = command("eval/eval.py", *DEMO, f"output={out}", "--steps=12", "--pairs", out / "pairs_own.csv")
+    assert read.returncode == 0
+    by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
+    assert by_pairs == json.loads(first)["12"]["own"]
+    assert (out / "results_own.json").read_bytes() == first
+    again = result_of(out / "thresholds.json")["12"]["pairs:pairs_own"]
+    assert again["1e-02"] == thresholds["1e-02"]
+    assert thresholds["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000 makes them"
+    assert thresholds["1e-04"] == (
+        "needs at least 10000 different pairs; these photos make 1,008 at most: add photos of more people"
+    )
+    assert again["1e-03"] == "needs at least 1000 different pairs; add pairs to the --pairs file"
+
+    held = photo_set(read_pairs(out / "pairs_own.csv"), CPU)
+    assert len(held.issame) == 120 + 150  # all that there are of one person
+    _, distances = judged(demo, 12, held)
+    point = thresholds["1e-02"]
+    accepted = distances < point["squared_distance"]
+    np.testing.assert_array_equal(1 - distances / 2 >= point["cosine"], accepted)
+    assert np.mean(accepted[~held.issame]) == pytest.approx(point["far"], abs=1e-12) and point["far"] <= 0.01
+    assert np.mean(~accepted[held.issame]) == pytest.approx(point["frr"], abs=1e-12)
+    row = next(line for line in done.stdout.splitlines() if line.split()[:3] == ["own", "12", "1e-02"])
+    assert row.split()[3:] == [
+        f"{point['cosine']:.4f}", f"{point['squared_distance']:.4f}", f"{100 * point['frr']:.2f}",
+    ]  # fmt: skip
+
+    other = command("eval/eval.py", *folder, "--steps=12", "--seed=1", f"test_output={tmp_path / 'other'}")
+    assert other.returncode == 0 and (tmp_path / "other" / "pairs_own.csv").read_bytes() != pairs
+
+
+def test_nothing_published_is_shown_beside_own_photos(command, own, tmp_path):
+    """Though the network be PocketNetS128 and the folder be called as a published set."""
+    shutil.copytree(own / "own", tmp_path / "lfw")
+    network = load_config("config/config_PocketNetS128.py")
+    (tmp_path / "out").mkdir()
+    torch.save(build_backbone(network).state_dict(), tmp_path / "out" / "1backbone.pth")
+    places = [f"output={tmp_path / 'out'}", "--folder", tmp_path / "lfw", "--n-pairs=20", f"test_output={tmp_path}"]
+    done = command("eval/eval.py", "--config", "config/config_PocketNetS128.py", *places)
+    assert done.returncode == 0 and "results_lfw.json" in done.stdout and "99.58" not in done.stdout
+
+
+def test_thresholds_stand_beside_the_checkpoints_if_they_may(command, demo, own, tmp_path):
+    out = tmp_path / "out"
+    copy_run(demo / "output" / "demo", out)
+    (out / "thresholds.json").unlink(missing_ok=True)
+    out.chmod(0o555)
+    options = [*DEMO, f"output={out}", f"test_output={tmp_path / 'test'}", "--steps=6"]
+    try:
+        done = command("eval/eval.py", *options, "--pairs", own / "pairs.txt", "--images", own / "own")
+    finally:
+        out.chmod(0o755)
+    assert done.returncode == 0 and not (out / "thresholds.json").exists()
+    assert list(result_of(tmp_path / "test" / "thresholds.json")) == ["6"]
+    assert str(tmp_path / "test" / "thresholds.json") in done.stdout
+
+
+def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monkeypatch):
+    decoded = []
+    plain = importlib.import_module("eval.inputs.sets").decode
+
+    def counted(*args, **options) -> np.ndarray:
+        decoded.append(plain(*args, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr("eval.inputs.sets.decode", counted)
+    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["0", "6", "12"]
+    (images,) = decoded
+    assert images.dtype == np.uint8
+    assert len(images) == len(bin_set(demo / "data" / "faces_demo" / "demo.bin", CPU).images)
+
+
+def test_several_sets(command, demo, tmp_path):
+    """Each has its column, its rows and its panel; one that is missing is left out, and said."""
+    data = write_data(tmp_path / "data", pairs=30)
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
+    options = [f"rec={data}", "val_targets=tiny,none,demo", f"test_output={tmp_path / 'out'}"]
+    done = command("eval/eval.py", *DEMO, *options, "--steps=6")
+    assert done.returncode == 0 and f"No none.bin in {data}: left out" in done.stdout
+    assert list(result_of(tmp_path / "out" / "results.json")["6"]) == ["tiny", "demo"]
+    assert cv2.imread(str(tmp_path / "out" / "roc.png")).shape == (480, 1200, 3)
+
+
+def test_two_processes_give_what_one_gives(command, demo, own, tmp_path):
+    options = [*DEMO, "--pairs", own / "pairs.txt", "--images", own / "own", "--steps=6,12"]
+    for place in ("one", "two"):
+        shutil.copytree(demo / "output" / "demo", tmp_path / place, ignore=shutil.ignore_patterns("*.json"))
+    alone = command("eval/eval.py", *options, f"output={tmp_path / 'one'}")
+    done = run_command(demo, sys.executable, "eval/eval.py", *options, f"output={tmp_path / 'two'}", NPROC="2")
+    assert alone.returncode == done.returncode == 0, done.stderr
+    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("TAR at FAR") == 1  # one process speaks
+    for name in ("results_pairs.json", "thresholds.json"):
+        assert_close(result_of(tmp_path / "two" / name), result_of(tmp_path / "one" / name))
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1", "2000", "1.5"])
+def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
+    monkeypatch.setenv("NPROC", number)
+    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: NPROC: should be a whole number from 1, is {number!r}\n"
+
+
+# --------------------------------------------------------------------------------- checkpoints, folders and full disks
+
+
+@pytest.fixture
+def some_bad(demo, tmp_path) -> Path:
+    """A run's folder with a cut, a foreign and an overflowing checkpoint among sound ones."""
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
+    return add_bad_checkpoints(out)
+
+
+def assert_scores_the_rest(done, out: Path) -> None:
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert list(result_of(out / "results.json")) == ["0", "6", "12"]
+    assert re.fullmatch(bad_checkpoints_error(6), done.stderr), done.stderr
+    for step in (3, 4, 5):
+        assert re.search(rf"{step}backbone\.pth: .*: left out", (out / "test.log").read_text())
+    assert "nan" not in done.stdout
+    assert [line.split()[0] for line in (out / "results.txt").read_text().splitlines()[1:4]] == ["untrained", "6", "12"]
+
+
+def test_bad_checkpoints_are_left_out_and_named(command, some_bad):
+    assert_scores_the_rest(command("eval/eval.py", *DEMO, f"output={some_bad}"), some_bad)
+
+
+def test_bad_checkpoints_are_left_out_by_two_processes(demo, some_bad):
+    options = [*DEMO, f"output={some_bad}"]
+    assert_scores_the_rest(run_command(demo, sys.executable, "eval/eval.py", *options, NPROC="2"), some_bad)
+
+
+def test_embeddings_that_are_not_finite_are_an_error_of_file_and_set(command, demo, tmp_path):
+    write_overflowing(demo / "output" / "demo" / "6backbone.pth", tmp_path / "6backbone.pth")
+    message = rf"{re.escape(str(tmp_path))}/6backbone\.pth: .*not finite"
+    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path / 'out'}"), message)
+    one_line(command("eval/compare.py", tmp_path / "6", "output/demo", *DEMO, "--out", tmp_path / "out"), message)
+
+
+def test_results_of_other_steps_stay_in_the_table(command, demo, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
+    for steps, shown in (("0,6", ["untrained", "6"]), ("12", ["untrained", "6", "12"])):
+        done = command("eval/eval.py", *DEMO, f"output={out}", "--steps", steps)
+        table = (out / "results.txt").read_text()
+        assert done.returncode == 0 and table in done.stdout
+        assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()[1:]] == shown
+    assert list(result_of(out / "results.json")) == list(result_of(out / "thresholds.json")) == ["0", "6", "12"]
+
+
+def test_a_file_of_any_name(command, demo, tmp_path):
+    """Itself, and the only one in a folder; nothing is left beside it."""
+    (tmp_path / "weights").mkdir()
+    path = tmp_path / "weights" / "PocketNetS-128.pth"
+    shutil.copy(demo / "output" / "demo" / "12backbone.pth", path)
+    shutil.copy(demo / "output" / "demo" / "12header.pth", path.parent)
+    (path.parent / "checkpoint.pth").write_bytes(b"")
+    for n, output in enumerate((path, path.with_suffix(""), path.parent)):
+        done = command("eval/eval.py", *DEMO, f"output={output}", f"test_output={tmp_path / str(n)}")
+        assert done.returncode == 0, done.stderr
+        assert list(result_of(tmp_path / str(n) / "results.json")) == ["PocketNetS-128"]
+        assert "[demo][PocketNetS-128]Accuracy-Flip: " in done.stdout
+    shutil.copy(path, path.with_name("best.pth"))
+    (path.parent / "checkpoint.pth").unlink()
+    one_line(
+        command("eval/eval.py", *DEMO, f"output={path.parent}"),
+        r"no \{global_step\}backbone\.pth in .*, but 2 other \.pth files; name one of them: PocketNetS-128\.pth, best",
+    )
+
+
+def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.folders.FOLDER", tmp_path / "project" / "config")
+    for name in ("a", "b"):
+        weights = tmp_path / name / "weights"
+        weights.mkdir(parents=True)
+        shutil.copy(demo / "output" / "demo" / "12backbone.pth", weights)
+        done = command("eval/eval.py", *DEMO, f"output={weights}")
+        assert done.returncode == 0 and [path.name for path in weights.iterdir()] == ["12backbone.pth"]
+    first, second = sorted((tmp_path / "project" / "output" / "eval").iterdir())  # of one name, and told apart
+    for folder in (first, second):
+        assert folder.name.startswith("weights-")
+        names = {"results.json", "results.txt", "roc.png", "thresholds.json", "test.log"}
+        assert {path.name for path in folder.iterdir()} == names
+    assert f"In {first}: test.log" in done.stdout or f"In {second}: test.log" in done.stdout
+
+
+def test_two_files_of_one_step(command, demo, tmp_path):
+    for name in ("00012backbone.pth", "12backbone.pth"):
+        shutil.copy(demo / "output" / "demo" / "12backbone.pth", tmp_path / name)
+    message = r"00012backbone\.pth and 12backbone\.pth in .* are both of step 12; rename or remove one"
+    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}"), message)
+    (tmp_path / "12backbone.pth").unlink()
+    done = command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path}", "--steps=012")
+    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["12"]
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+def test_a_log_that_is_a_link_is_refused(command, tmp_path, script):
+    (tmp_path / "precious").write_text("precious")
+    for name in ("test.log", "compare.log"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    where = (
+        ["output/demo/6", "output/demo/12", "--out", tmp_path] if "compare" in script else [f"test_output={tmp_path}"]
+    )
+    one_line(command(script, *where, *DEMO), r"(test|compare)\.log: is a symbolic link, which is not written through")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_compare_replaces_links(command, tmp_path):
+    for name in ("compare.txt", "compare.json", "compare_demo.png"):
+        (tmp_path / f"precious {name}").write_text("precious")
+        (tmp_path / name).symlink_to(tmp_path / f"precious {name}")
+    done = command("eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("compare.txt", "compare.json", "compare_demo.png"):
+        assert (tmp_path / f"precious {name}").read_text() == "precious" and not (tmp_path / name).is_symlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Writes to the last byte."""
+    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(command, demo, small_disk, tmp_path, script):
+    weights = tmp_path / "weights"  # thresholds.json belongs to the disk
+    shutil.copytree(demo / "output" / "demo", weights, ignore=shutil.ignore_patterns("*.json", "*.log", "check*"))
+    sides = [weights / "6", weights / "12", "--out", small_disk]
+    where = sides if "compare" in script else [f"output={weights}", f"test_output={small_disk}", "--steps=6,12"]
+    assert command(script, *where, *DEMO).returncode == 0
+    before = {path: path.read_bytes() for path in small_disk.iterdir() if path.suffix != ".log"}
+    assert len(before) >= 2
+    fill(small_disk)
+    failed = command(script, *where, *DEMO)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr, failed.stderr
+    assert re.search(r"\n +set +(pairs|step) .*\n +\w+ +\d+ ", failed.stdout), failed.stdout
+    last = failed.stderr.splitlines()[-1]
+    names = (
+        "compare.txt, compare.json" if "compare" in script else "results.json, results.txt, roc.png, thresholds.json"
+    )
+    assert last.startswith(f"error: {small_disk}: {names}")
+    assert "could not be written (No space left on device) and stay as they were; make room" in last
+    assert before == {path: path.read_bytes() for path in before}
+    assert {path.name for path in small_disk.iterdir()} - {path.name for path in before} <= {
+        "ballast", "test.log", "compare.log",
+    }  # fmt: skip
+
+
+def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
+    """The warning stands beside the thresholds, in the table and in the file."""
+    for path in (own / "own").glob("*/*.png"):
+        (tmp_path / "large" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        large = cv2.resize(cv2.imread(str(path)), (160, 160))
+        cv2.imwrite(str(tmp_path / "large" / path.parent.name / path.name), large)
+    folder = ["--folder", tmp_path / "large", "--n-pairs", "300", f"test_output={tmp_path / 'out'}", "--steps=12"]
+    done = command("eval/eval.py", *DEMO, *folder)
+    assert done.returncode == 0, done.stderr
+    warning = result_of(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
+    assert warning.startswith("48 photos were not 112×112 and were resized")
+    table = done.stdout.partition("Which threshold")[2]
+    assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
+    # beside the checkpoints of the demo's run
+    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
+
+
+def test_the_option_for_more_pairs_is_named(command, own, tmp_path):
+    done = command(
+        "eval/eval.py", *DEMO, "--folder", own / "own", "--n-pairs=100", "--steps=6", f"test_output={tmp_path}"
+    )
+    assert "it needs at least 100 different pairs, there are 50; --n-pairs 200 makes them" in done.stdout
+    assert "Which threshold" not in done.stdout
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_pairs_from_a_pipe(demo, own, tmp_path, processes):
+    """As `--pairs <(…)`, also where the command is started again with several processes."""
+    rows = (own / "pairs.txt").read_text().splitlines()
+    (tmp_path / "pairs.txt").write_text("\n".join(rows))
+    line = (
+        '"$0" eval/eval.py --pairs <(cat "$1") --images "$2" --steps=6 --config config/config_demo.py '
+        f'test_output="$3" {" ".join(SMALL)}'
+    )
+    command = ["bash", "-c", line, sys.executable, tmp_path / "pairs.txt", own / "own", tmp_path / "out"]
+    done = run_command(demo, *command, NPROC=processes)
+    assert done.returncode == 0, done.stderr
+    assert result_of(tmp_path / "out" / "results_pairs.json")["6"]["pairs"]["pairs"] == 88
+
+
+def test_a_folder_whose_name_cannot_be_printed(command, demo, own, tmp_path):
+    """Bytes that are no UTF-8 and a line break, in the names of the folder and of a photo."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/my\n\xffphotos")
+    shutil.copytree(own / "own", folder)
+    Path(folder, "p1", "p1_0001.png").rename(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png"))
+    done = command(
+        "eval/eval.py", *DEMO, "--folder", folder, "--steps=6", "--n-pairs=60", f"test_output={tmp_path / 'out'}"
+    )
+    assert done.returncode == 0, done.stderr
+    (name,) = result_of(next((tmp_path / "out").glob("results_*.json")))["6"]
+    assert name == r"my\n\udcffphotos" and name in done.stdout
+    Path(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png")).write_bytes(b"no image")
+    failed = command("eval/eval.py", *DEMO, "--folder", folder, "--steps=6", f"test_output={tmp_path / 'out'}")
+    one_line(failed, r"udcfe\\n1\.png cannot be decoded")
+
+
+# ----------------------------------------------------------------------------------------------------- eval/compare.py
+
+
+def judged(demo: Path, step: int, held: VerificationSet):
+    """The ten-fold result and the squared distances of a checkpoint, from its file alone."""
+    backbone = build_backbone(load_config(demo / "config" / "config_demo.py", SMALL)).eval()
+    backbone.load_state_dict(torch.load(demo / "output" / "demo" / f"{step}backbone.pth", weights_only=True))
+    inputs = torch.from_numpy((held.images.astype(np.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        embeddings = (backbone(inputs) + backbone(inputs.flip(3))).numpy()
+    distances = pair_distances(embeddings, held.pairs)
+    return evaluate_distances(distances, held.issame), distances.astype(float)
+
+
+def compared(demo: Path, own: Path, command, tmp_path: Path, a: object, b: object) -> dict:
+    """What compare.py leaves of two checkpoints on the pairs of pairs.txt."""
+    options = ["--pairs", own / "pairs.txt", "--images", own / "own", "--out", tmp_path / f"{a}-{b}"]
+    done = command("eval/compare.py", f"output/demo/{a}", f"output/demo/{b}", *DEMO, *options)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return result_of(tmp_path / f"{a}-{b}" / "compare.json")
+
+
+def test_compare_as_by_hand(demo, own, tmp_path):
+    out = tmp_path / "out"
+    done = run_command(
+        demo, sys.executable, "eval/compare.py", "output/demo/0backbone.pth", "output/demo", *DEMO,
+        "--pairs", own / "pairs.txt", "--images", own / "own", "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = result_of(out / "compare.json")
+    assert (found["a"], found["b"]) == ("output/demo/0backbone.pth", "output/demo/12backbone.pth")  # a folder's last
+    (row,) = found["sets"]
+    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    (a, a_distances), (b, b_distances) = (judged(demo, step, held) for step in (0, 12))
+    only_a = sum(x and not y for x, y in zip(a.correct, b.correct, strict=True))
+    only_b = sum(y and not x for x, y in zip(a.correct, b.correct, strict=True))
+    assert (row["name"], row["pairs"], row["only_a"], row["only_b"]) == ("pairs", 88, only_a, only_b)
+    assert only_a + only_b > 0  # or there were nothing to see
+    assert (row["a"], row["b"]) == (np.mean(a.correct), np.mean(b.correct))
+    assert row["b"] - row["a"] == pytest.approx((only_b - only_a) / 88)
+
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    by_sum = 1.0 if only_a == only_b else 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
+    assert row["p"] == pytest.approx(by_sum) == stats.binomtest(only_a, n).pvalue
+    gains = resampled_accuracies(b_distances, held.issame) - resampled_accuracies(a_distances, held.issame)
+    assert row["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+    assert gains.std() > 0
+    better = "A is better" if only_a > only_b else "B is better"
+    assert row["verdict"] == (better if row["p"] < 0.05 else "no difference shown")
+
+    assert (out / "compare.txt").read_text() in done.stdout + "\n"
+    line = (out / "compare.txt").read_text().splitlines()[4].split()
+    low, high = row["interval"]
+    assert line == [
+        "pairs", "88", f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", f"{100 * (row['b'] - row['a']):+.2f}",
+        f"{100 * low:+.2f}", "to", f"{100 * high:+.2f}", str(only_a), str(only_b), f"{row['p']:.3g}",
+        *row["verdict"].split(),
+    ]  # fmt: skip
+    picture = cv2.imread(str(out / "compare_pairs.png"))
+    rows = -(-(min(24, only_a) + min(24, only_b)) // 6)
+    assert picture.shape == (round(100 * (1.75 * rows + 0.6)), 1440, 3)
+    assert (out / "compare.log").read_text().count("Accuracy-Flip") == 2
+
+
+def test_compare_the_other_way_round(command, demo, own, tmp_path):
+    (one,) = compared(demo, own, command, tmp_path, 0, 6)["sets"]
+    (other,) = compared(demo, own, command, tmp_path, 6, 0)["sets"]
+    assert one["only_a"] + one["only_b"] > 0
+    assert (one["a"], one["b"], one["only_a"], one["only_b"]) == (
+        other["b"], other["a"], other["only_b"], other["only_a"],
+    )  # fmt: skip
+    assert one["p"] == other["p"]
+    assert one["interval"] == pytest.approx([-other["interval"][1], -other["interval"][0]])
+    assert one["verdict"] == other["verdict"].translate(str.maketrans("AB", "BA"))
+
+
+def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
+    """Nothing is in dispute, and no picture of an earlier comparison in its place says otherwise."""
+    (tmp_path / "12-12").mkdir()
+    (tmp_path / "12-12" / "compare_pairs.png").write_bytes(b"old")
+    (row,) = compared(demo, own, command, tmp_path, 12, 12)["sets"]
+    assert (row["only_a"], row["only_b"], row["p"], row["interval"]) == (0, 0, 1, [0, 0])
+    assert row["a"] == row["b"] and row["verdict"] == "no difference shown"
+    names = {"compare.txt", "compare.json", "compare.log", "old-1"}
+    assert {path.name for path in (tmp_path / "12-12").iterdir()} == names
+    assert (tmp_path / "12-12" / "old-1" / "compare_pairs.png").read_bytes() == b"old"
+
+
+def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
+    """The same one again takes its place."""
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.glob("compare[._]*") if path.suffix != ".log"}
+
+    first = ["eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path]
+    for _ in range(2):
+        assert "earlier comparison" not in command(*first).stdout
+    before = files(tmp_path)
+    assert before.keys() == {"compare.txt", "compare.json", "compare_demo.png"}
+    done = command("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
+    assert (
+        done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
+    )
+    assert files(tmp_path / "old-1") == before and files(tmp_path)["compare.json"] != before["compare.json"]
+    assert command(*first).returncode == 0 and files(tmp_path) == before
+    assert result_of(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
+
+
+def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("eval.compare.archive", full)
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"
+    ):
+        set_aside(tmp_path, "other")
+    assert (tmp_path / "compare.json").read_text() == "{}"
+
+
+def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
+    data = write_data(tmp_path / "data", pairs=60)
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
+    sets = [f"rec={data}", "val_targets=tiny,demo", "--out", tmp_path / "out"]
+    done = command("eval/compare.py", "output/demo/0", "output/demo/12backbone.pth", *DEMO, *sets)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    tiny, shown, both = result_of(tmp_path / "out" / "compare.json")["sets"]
+    assert [row["name"] for row in (tiny, shown, both)] == ["tiny", "demo", "all"]
+    assert both["pairs"] == tiny["pairs"] + shown["pairs"] == 100
+    for key in ("only_a", "only_b"):
+        assert both[key] == tiny[key] + shown[key]
+    for key in ("a", "b"):
+        assert both[key] == pytest.approx((60 * tiny[key] + 40 * shown[key]) / 100)
+    disputed = both["only_a"] + both["only_b"]
+    assert both["p"] == (stats.binomtest(both["only_a"], disputed).pvalue if disputed else 1)
+    gains = 0
+    for seed, row in enumerate((tiny, shown)):  # of two sets drawn independently
+        held = bin_set(data / f"{row['name']}.bin", CPU)
+        b, a = (resampled_accuracies(judged(demo, step, held)[1], held.issame, seed=seed) for step in (12, 0))
+        assert np.std(b - a) > 0
+        gains += row["pairs"] / 100 * (b - a)
+    assert both["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
+    for row in (tiny, shown):
+        picture = tmp_path / "out" / f"compare_{row['name']}.png"
+        assert picture.exists() is (row["only_a"] + row["only_b"] > 0)
+
+
+def test_sets_are_resampled_independently():
+    """Of two sets alike the mean is surer than either: drawn by the same numbers, it would not be."""
+    rng = np.random.default_rng(0)
+    issame = np.arange(600) % 2 == 0
+    scores = []
+    for noise in (0.3, 0.4):
+        distances = np.where(issame, 0.8, 1.5) + noise * rng.standard_normal(600)
+        scores.append(SimpleNamespace(distances=distances, correct=evaluate_distances(distances, issame).correct))
+    one = compare("one", *scores, issame)
+    both = total([one, one], [scores[0]] * 2, [scores[1]] * 2, [SimpleNamespace(issame=issame)] * 2)
+    assert (both.pairs, both.only_a, both.only_b) == (1200, 2 * one.only_a, 2 * one.only_b)
+    assert (both.a, both.b) == (one.a, one.b)
+    assert 0.6 < (both.interval[1] - both.interval[0]) / (one.interval[1] - one.interval[0]) < 0.85
+
+
+def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_path):
+    """B's own config; both judge the same made pairs."""
+    (tmp_path / "other.py").write_text(
+        (demo / "config" / "config_demo.py").read_text() + 'config.net_name = "iresnet18"\nconfig.embedding_size = 64\n'
+    )
+    (tmp_path / "iresnet").mkdir()
+    network = load_config(tmp_path / "other.py", ["channel=4", "n_layers=4"])
+    torch.manual_seed(0)
+    torch.save(build_backbone(network).state_dict(), tmp_path / "iresnet" / "3backbone.pth")
+    small = ["--config", tmp_path / "small.py"]
+    (tmp_path / "small.py").write_text(
+        (demo / "config" / "config_demo.py").read_text()
+        + "config.channel = 4\nconfig.n_layers = 4\nconfig.embedding_size = 32\n"
+    )
+    options = [*small, "--folder", own / "own", "--n-pairs=40", "--out", tmp_path / "out"]
+    there = ["output/demo/12", tmp_path / "iresnet", *options]
+    done = command("eval/compare.py", *there, "--config-b", tmp_path / "other.py")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    found = result_of(tmp_path / "out" / "compare.json")
+    assert found["b"] == str(tmp_path / "iresnet" / "3backbone.pth") and found["sets"][0]["pairs"] == 40
+    failed = command("eval/compare.py", *there)  # B by A's config
+    assert failed.returncode == 2
+    assert re.fullmatch(r"error: .*3backbone\.pth: is of another network: .*\n", failed.stderr), failed.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def one_line(failed, message: str) -> None:
+    assert failed.returncode == 2, failed.stderr
+    assert re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
+
+
+@pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pairs", "none.txt"], r"--pairs none\.txt: No such file"),
+        (["--pairs", "output"], "--pairs output: Is a directory"),
+        (["--pairs", "OWN/pairs.txt"], "needs the folder of its photos, --images DIR"),
+        (["--pairs", "OWN/pairs.txt", "--images", "none"], "--images none: no such folder"),
+        (["--pairs", "OWN/pairs.txt", "--images", "train.py"], r"--images train\.py: no such folder"),
+        (["--pairs", "OWN/pairs.txt", "--images", "output"], r"pairs\.txt line 2: no photo output/p0/p0_0001\.jpg"),
+        (["--pairs", "OWN/own/p0/p0_0001.png"], r"p0_0001\.png: is not text"),
+        (["--images", "output"], "--images: goes with --pairs"),
+        (["--pairs", "OWN/pairs.txt", "--folder", "OWN/own"], "--pairs and --folder: take one of them"),
+        (["--folder", "none"], "--folder none: no such folder"),
+        (["--folder", "OWN/own/p0"], "0 folders with photos; it should hold one a person"),
+        (["--folder", "OWN/own", "--n-pairs", "19"], "--n-pairs 19 --seed 0: should be from 20 and from 0"),
+        (["--folder", "OWN/own", "--seed", "-1"], "--n-pairs 6000 --seed -1: should be from 20 and from 0"),
+        (["--pairs", "TMP/few.csv"], "few: 2 pairs, 1 of them of one person: verification needs pairs of both kinds"),
+        (["--pairs", "TMP/one.csv"], "one: 12 pairs, 12 of them of one person"),
+        (["--pairs", "TMP/broken.csv"], r"broken\.png cannot be decoded"),
+        (["rec=nowhere"], "config rec: no folder 'nowhere'"),
+        (["val_targets=none"], "config val_targets: none of none.bin is in"),
+        (["eval_runtime=fast"], "config eval_runtime: .*fast"),
+        (["val_target=demo"], "config val_target: no such field"),
+    ],
+)
+def test_bad_input(command, own, tmp_path, script, options, message):
+    a, b = own / "own" / "p0" / "p0_0001.png", own / "own" / "p1" / "p1_0001.png"
+    (tmp_path / "few.csv").write_text(f"{a},{b},0\n{a},{a},1\n")
+    (tmp_path / "one.csv").write_text(f"{a},{b},1\n" * 12)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "broken.csv").write_text(f"{a},{b},0\n{a},broken.png,1\n" * 6)
+    given = [option.replace("OWN", str(own)).replace("TMP", str(tmp_path)) for option in options]
+    where = ["output/demo/6", "output/demo/12", "--out", tmp_path / "out"] if "compare" in script else []
+    given += [] if where else [f"test_output={tmp_path / 'out'}"]
+    one_line(command(script, *where, *DEMO, *given), message)
+
+
+def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
+    shutil.copy(demo / "data" / "faces_demo" / "demo.bin", tmp_path)
+    os.mkfifo(tmp_path / "lfw.bin")
+    failed = command("eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=lfw,demo", f"test_output={tmp_path}")
+    one_line(failed, r"lfw\.bin: is not a regular file \(a pipe\); name a file, or copy its content into one")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ("output/demo/7", "output/demo", "A 'output/demo/7': no such checkpoint, and no folder of checkpoints"),
+        ("output/demo", "nowhere", "B 'nowhere': no such checkpoint, and no folder of checkpoints"),
+        ("data", "output/demo", r"output, or A: no .*backbone\.pth in 'data'"),
+        ("output/demo", "train.py", r"train\.py: not a readable checkpoint"),
+        ("output/demo/6header.pth", "output/demo", r"6header\.pth: is of another network"),
+    ],
+)
+def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
+    one_line(command("eval/compare.py", a, b, *DEMO, "--out", tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "train.py"], "--out train.py: File exists; name another folder"),
+        (["--out", "train.py/below"], "--out train.py/below: Not a directory; name another folder"),
+        (["--config-b", "none.py"], r"config: no file 'none\.py'"),
+        (["--config-b", "config/config_iresnet100.py"], r"12backbone\.pth: is of another network"),
+        (["embedding_size=64"], r"6backbone\.pth: tail\.6\.weight is \(32, .* and \(64, .* by the config"),
+    ],
+)
+def test_compare_with_wrong_options(command, tmp_path, options, message):
+    start = ["output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path / "out"]
+    one_line(command("eval/compare.py", *start, *options), message)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ["eval/eval.py", "--folder", "none"],
+        ["eval/compare.py", "output/demo/6", "nowhere"],
+        ["eval/compare.py", "output/demo/6", "output/demo/12", "--pairs", "none.txt"],
+    ],
+)
+def test_bad_input_as_a_person_meets_it(demo, start):
+    one_line(run_command(demo, sys.executable, *start, *DEMO), "(none|nowhere)")
+
+
+def test_compare_without_checkpoints_is_a_usage(demo):
+    failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2])
+    assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr
+
+
+@pytest.mark.parametrize("image", [1, 37])  # in the share of the first process, and of the second
+def test_bad_input_of_two_processes_is_told_once(demo, tmp_path, image):
+    """By the process that meets it, for all of them: one line, exit code 2, and nothing of torchrun's."""
+    encoded, issame = read_bin(demo / "data" / "faces_demo" / "demo.bin")
+    encoded = [b"no image" if i == image else each for i, each in enumerate(encoded[:40])]
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps((encoded, issame[:20].tolist())))
+    said = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=bad", NPROC="2")
+    assert said.returncode == 2
+    assert re.fullmatch(rf"error: .*bad\.bin: image {image} of 40 cannot be decoded\n", said.stderr), said.stderr

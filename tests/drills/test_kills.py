@@ -1,0 +1,82 @@
+"""kill -9, again and again: a run ends with the bits of one never stopped."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, run_command
+from tests.drills.test_faults import Started, children, fields, step_of
+from tests.unit.training.test_resume import assert_same, weights
+
+
+@pytest.mark.parametrize("way", ["arcface", "template", "multi-step", "search"])
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_path, way):
+    """kill -9, several times, each time started again by the same command."""
+    few = ["num_epoch=2", "lr_steps=1"]
+    teacher = [
+        f"teacher_pth={tmp_path / 'teacher'}", "teacher_network=PocketNet", "teacher_channel=4", "teacher_n_layers=4",
+        "w=10",
+    ]  # fmt: skip
+    command = {
+        "arcface": ["train.py"],
+        "template": ["train_kd.py", *teacher, "teacher_global_step=20", f"teacher_cache={tmp_path / 'cache'}"],
+        "multi-step": ["train_kd.py", "--multi-step", *teacher],
+        "search": ["NAS/search.py", "n_nodes=2", "channel=2", "search_eval=6"],
+    }[way]
+    if way in ("template", "multi-step"):
+        taught = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "teacher"), *few, "seed=5")
+        assert taught.returncode == 0, taught.stderr
+    script, *changes = command
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run_command(ROOT, sys.executable, script, *fields(tiny_data, whole), *few, *changes)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    rng = random.Random(way)
+    resumed = 0
+    for _ in range(20):
+        run = Started(sys.executable, "-u", script, *fields(tiny_data, cut), *few, *changes)
+        steps = rng.randint(4, 8)
+        if all(run.until("Global Step") for _ in range(steps)):
+            time.sleep(rng.random() / 5)  # anywhere within a step, or while a checkpoint is written
+            run.process.kill()
+        run.end()
+        resumed += "Resumes at step" in run.said
+        if run.process.returncode == 0:
+            break
+    assert run.process.returncode == 0 and resumed >= 2, run.said
+    if way == "search":
+        assert (cut / "genotypes.jsonl").read_text() == (whole / "genotypes.jsonl").read_text()
+        ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (whole, cut)]
+        assert len(ends[0]) == 2
+        assert_same(*ends)
+    else:
+        assert_same(weights(whole), weights(cut))
+
+
+def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
+    """kill -9 of either of two processes at random; torchrun starts both again."""
+    few = ["num_epoch=16", "lr_steps=9"]  # 80 steps
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run_command(ROOT, "./train.sh", *fields(tiny_data, whole), *few, NPROC="2", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    run = Started("./train.sh", *fields(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
+    rng = random.Random(0)
+    for _ in range(20):
+        for _ in range(rng.randint(1, 4)):
+            assert run.until("Global Step"), run.said
+        time.sleep(rng.random() / 10)
+        os.kill(rng.choice(children(run.process.pid)), signal.SIGKILL)
+        before = step_of(cut)
+        assert run.until("Resumes at step"), run.said
+        resumed = int(re.findall(r"Resumes at step (\d+)", run.said)[-1])
+        last = max(int(step) for step in re.findall(r"Global Step: (\d+)", run.said))
+        assert before <= resumed and last - resumed <= 2 + 1, run.said  # save_step, and the one being written
+    assert run.end() == 0, run.said
+    assert_same(weights(whole), weights(cut))

@@ -1,0 +1,84 @@
+"""Two machines: network namespaces of this one, each with its own addresses, joined by a cable."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import ROOT, run_command
+from tests.drills.test_faults import Started, children, fields
+from tests.unit.training.test_resume import assert_same, weights
+
+NAMES = [f"pocketnet{os.getpid()}-{i}" for i in range(2)]
+ADDRESSES = ["10.213.77.1", "10.213.77.2"]
+
+
+def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def machines():
+    """The names of two network namespaces that reach each other and nothing else."""
+    if not shutil.which("ip"):
+        pytest.skip("needs ip (iproute2)")
+    commands = [["netns", "add", name] for name in NAMES]
+    commands.append(["link", "add", "link0", "netns", NAMES[0], "type", "veth", "peer", "link1", "netns", NAMES[1]])
+    for i, (name, address) in enumerate(zip(NAMES, ADDRESSES, strict=True)):
+        on = ["-n", name]
+        commands.append([*on, "addr", "add", f"{address}/24", "dev", f"link{i}"])
+        commands += [[*on, "link", "set", device, "up"] for device in (f"link{i}", "lo")]
+    try:
+        for command in commands:
+            done = ip(*command)
+            if done.returncode:
+                pytest.skip(f"network namespaces are not allowed here: ip {' '.join(command)}: {done.stderr.strip()}")
+        yield NAMES
+    finally:
+        for name in NAMES:
+            ip("netns", "del", name)
+
+
+def on_both(machines, *command: str, **environment: str) -> list[Started]:
+    """The command on both machines, as README.md has it."""
+    meet = {"NNODES": "2", "NPROC": "2", "MASTER_ADDR": ADDRESSES[0], **environment}
+    return [
+        Started("ip", "netns", "exec", name, *command, NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet)
+        for i, name in enumerate(machines)
+    ]
+
+
+def test_two_machines_of_two_processes_train_as_one_of_four(machines, tiny_data, tmp_path):
+    few = ["num_epoch=3", "lr_steps=2"]
+    runs = on_both(machines, "./train.sh", *fields(tiny_data, tmp_path / "two"), *few)
+    assert [run.end() for run in runs] == [0, 0], runs[0].said + runs[1].said
+    assert "Done: 6 steps" in runs[0].said and "Done" not in runs[1].said
+    one = run_command(ROOT, "./train.sh", *fields(tiny_data, tmp_path / "one"), *few, NPROC="4", OMP_NUM_THREADS="1")
+    assert one.returncode == 0, one.stderr
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_what_no_new_start_mends_ends_both_machines(machines, damaged_data, tmp_path):
+    few = ["num_epoch=30", "log_step=1"]
+    runs = on_both(machines, "./train.sh", *fields(damaged_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
+    assert [run.end() for run in runs] == [2, 2], runs[0].said + runs[1].said
+    said = runs[0].said + runs[1].said
+    assert said.count("not a readable image") == 1 and "Resumes at step" not in said
+
+
+def test_a_process_that_dies_on_one_machine_is_started_again_with_all(machines, tiny_data, tmp_path):
+    """Elastic: both machines start their processes again, from the last checkpoint."""
+    few = ["num_epoch=30", "lr_steps=9"]  # 60 steps
+    runs = on_both(machines, "./train.sh", *fields(tiny_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
+    while not (tmp_path / "two" / "checkpoint.pth").is_file():
+        assert all(run.process.poll() is None for run in runs), runs[0].end() and runs[0].said
+        time.sleep(0.1)
+    os.kill(children(runs[1].process.pid)[-1], signal.SIGKILL)
+    assert [run.end() for run in runs] == [0, 0], runs[0].said + runs[1].said
+    said = runs[0].said + runs[1].said
+    assert re.search(r"Resumes at step \d+", said) and "Done: 60 steps" in said
+    assert "60backbone.pth" in weights(tmp_path / "two")

@@ -1,0 +1,72 @@
+"""Small trainings in the test's own process, or in several that it starts."""
+
+import os
+import uuid
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from backbones import build_backbone
+from config import load_config
+from tests.conftest import ROOT
+from utils.datasets.training_data import load_training_data
+from utils.distributed.process_group import World, place, wrap
+from utils.losses.arcface import ArcFace
+from utils.training.arcface_task import ArcFaceTask
+from utils.training.engine import train
+from utils.training.resume import find_start
+
+CPU = World(0, 1, torch.device("cpu"))
+SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]
+
+
+def small_config(folder, data, *overrides):
+    """A config of a network that trains in moments, with all that it writes in the folder."""
+    fields = [*SMALL, f"rec={data}", f"output={folder / 'out'}", f"log_dir={folder / 'logs'}", *overrides]
+    return load_config(ROOT / "config" / "config_demo.py", fields)
+
+
+def small_task(config, num_classes, world=CPU, header=None, way=ArcFaceTask):
+    """An untrained task of the config."""
+    torch.manual_seed(config.seed)
+    backbone = place(build_backbone(config), world)
+    header = header or place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
+    return way(wrap(backbone, world), wrap(header, world))
+
+
+def run(config, verify=None, world=CPU, way=ArcFaceTask):
+    """Trains, from where config.output is: the last step, and the task."""
+    loader, num_classes = load_training_data(config, world)
+    start = find_start(config, way, loader, world)
+    task = small_task(config, num_classes, world, way=way)
+    return train(task, loader, config, world, verify, start), task
+
+
+def spawn(function, folder, *args, size=2):
+    """Calls function(world, folder, *args) in so many processes, which must all end well."""
+    context = mp.get_context("forkserver")  # what takes seconds to import, once for all of them
+    context.set_forkserver_preload(
+        ["torch._dynamo", "tests.helpers.training"]
+    )  # DistributedDataParallel imports torch._dynamo
+    folder.mkdir(exist_ok=True)
+    meet = str(folder / f"meet-{uuid.uuid4().hex}")
+    environment = dict(os.environ)  # the server of forks has the one that it was started with
+    ranks = [environment | {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)} for r in range(size)]
+    workers = [context.Process(target=_joined, args=(function, meet, rank, folder, *args)) for rank in ranks]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(100)
+    assert [worker.exitcode for worker in workers] == [0] * size
+
+
+def _joined(function, meet, environment, folder, *args):
+    os.environ.clear()
+    os.environ.update(environment)
+    rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    store = dist.FileStore(meet, size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    function(World(rank, size, torch.device("cpu")), folder, *args)
+    dist.destroy_process_group()

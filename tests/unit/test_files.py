@@ -1,0 +1,185 @@
+"""Files written whole and through no link, and the weights that a folder or a name stands for."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.checkpoints.weights import CheckpointError, backbone_name, find_backbones, list_backbones
+from utils.distillation.cache import TeacherCache
+from utils.distributed.process_group import World
+from utils.distributed.run_lock import alone
+from utils.errors import UserError, one_line
+from utils.filesystem import open_regular, open_without_links, replace_text, write_atomic, write_files
+from utils.logs.run_log import init_logging, log
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def linked(tmp_path) -> Path:
+    """A link to a file that nobody should write to."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    return tmp_path / "link"
+
+
+def test_a_link_is_replaced(linked):
+    replace_text(linked, "new é")
+    assert not linked.is_symlink() and linked.read_text(encoding="utf-8") == "new é"
+    assert (linked.parent / "precious").read_text() == "precious"
+    assert len(list(linked.parent.iterdir())) == 2
+
+
+def test_the_file_has_the_rights_of_a_new_one(tmp_path):
+    before = os.umask(0o027)
+    try:
+        replace_text(tmp_path / "file", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+
+
+def test_what_fails_leaves_the_old_file(tmp_path):
+    def write(file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(tmp_path / "file", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    replace_text(tmp_path / ("é" * 127), "text")
+    assert (tmp_path / ("é" * 127)).read_text() == "text"
+
+
+def test_one_file_that_fails_does_not_keep_the_others(tmp_path):
+    (tmp_path / "b\n").mkdir()
+    writers = {tmp_path / name: lambda path: replace_text(path, "new") for name in ("a", "b\n", "c")}
+    with pytest.raises(UserError, match=r"b\\n could not be written \(Is a directory\) and stay as they were; do this"):
+        write_files(writers, "do this")
+    assert (tmp_path / "a").read_text() == (tmp_path / "c").read_text() == "new"
+
+
+def test_links_folders_pipes_and_devices_are_not_opened(linked, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for path in (linked, tmp_path / "dangling"):
+        with pytest.raises(UserError, match="is a symbolic link, which is not written through; remove it"):
+            open_without_links(path, flags)
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(UserError, match="should be a regular file"):
+            open_without_links(path, flags)
+    assert not (tmp_path / "nowhere").exists()
+    os.close(open_without_links(tmp_path / "new", flags))
+    with pytest.raises(FileNotFoundError):
+        open_without_links(tmp_path / "none", os.O_RDONLY)
+
+
+def test_log_lock_and_cache_follow_no_link(linked, tmp_path):
+    before = log.handlers[:], log.propagate, log.level
+    try:
+        with pytest.raises(UserError, match="link: is a symbolic link"):
+            init_logging(linked)
+    finally:
+        log.handlers, log.propagate, log.level = before
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"\.lock: is a symbolic link"), alone(tmp_path, ALONE):
+        pass
+    made = TeacherCache(tmp_path / "cache", "t", {"a": 1}, 3, 4)
+    del made
+    for suffix in (".f16", ".crc"):
+        (path,) = (tmp_path / "cache").glob(f"*{suffix}")
+        path.rename(tmp_path / "kept")
+        path.symlink_to(tmp_path / "precious")
+        with pytest.raises(UserError, match=rf"\{suffix}: is a symbolic link"):
+            TeacherCache(tmp_path / "cache", "t", {"a": 1}, 3, 4)
+        path.unlink()
+        (tmp_path / "kept").rename(path)
+    assert np.all(TeacherCache(tmp_path / "cache", "t", {"a": 1}, 3, 4).checks == 0)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("plain é 日本.png", "plain é 日本.png"), ("a\nb\x1b[0m\u2028", r"a\nb\x1b[0m\u2028"), ("\udcff", r"\udcff")],
+)
+def test_names_in_one_line(name, shown):
+    assert one_line(Path(name)) == shown
+
+
+def test_a_regular_file_is_opened_and_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link"):
+        with open_regular(tmp_path / name) as file:
+            assert os.get_blocking(file.fileno()) and file.read() == b"content"
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "none")
+
+
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to(os.devnull)
+    for name in ("pipe", "socket", "folder", "device"):
+        with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a {name}\)"):
+            open_regular(tmp_path / name)
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+
+
+def folder_of(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_the_only_weights_of_a_folder_may_have_any_name(tmp_path):
+    folder = folder_of(
+        tmp_path, "Net 1.pth", "5header.pth", "header.pth", "checkpoint.pth", "checkpoint.5.pth", ".x.pth"
+    )
+    assert find_backbones(str(folder), "--x") == {"Net 1": folder / "Net 1.pth"}
+    assert find_backbones(str(folder / "Net 1.pth"), "--x") == find_backbones(str(folder / "Net 1"), "--x")
+    with pytest.raises(CheckpointError, match=r"no \{global_step\}backbone\.pth in"):
+        list_backbones(folder)
+
+
+def test_steps_count_more_than_other_names(tmp_path):
+    folder = folder_of(tmp_path, "best.pth", "12backbone.pth", "007backbone.pth", "xbackbone.pth")
+    assert find_backbones(str(folder), "--x") == {"7": folder / "007backbone.pth", "12": folder / "12backbone.pth"}
+
+
+def test_several_other_names_are_listed(tmp_path):
+    folder = folder_of(tmp_path, "a.pth", "b.pth")
+    with pytest.raises(CheckpointError, match=r"but 2 other \.pth files; name one of them: a\.pth, b\.pth"):
+        find_backbones(str(folder), "--x")
+
+
+def test_two_files_of_one_step_are_an_error(tmp_path):
+    folder = folder_of(tmp_path, "12backbone.pth", "0012backbone.pth")
+    for find in (list_backbones, lambda folder: find_backbones(str(folder), "--x")):
+        with pytest.raises(CheckpointError, match=r"0012backbone\.pth and 12backbone\.pth in .* are both of step 12"):
+            find(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("12backbone.pth", "12"), ("0012backbone.pth", "12"), ("best.pth", "best"), ("bestbackbone.pth", "best"),
+        ("12.pth", "12"), ("weights.pt", "weights.pt"), ("backbone.pth", "backbone.pth"), ("a\n.pth", r"a\n"),
+    ],
+)  # fmt: skip
+def test_what_results_are_kept_by(name, key):
+    assert backbone_name(Path("folder", name)) == key

@@ -1,0 +1,574 @@
+"""A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
+
+import errno
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from easydict import EasyDict
+
+from tests.helpers.training import CPU, run, small_config, small_task, spawn
+from train import make_header
+from utils.checkpoints.run_file import PARTS, VERSION, read_checkpoint, write_checkpoint
+from utils.checkpoints.weights import snapshot
+from utils.datasets.sampler import EpochSampler
+from utils.datasets.training_data import load_training_data
+from utils.distillation.schedule import teacher_files
+from utils.distributed.runtime_errors import told
+from utils.distributed.shutdown import Requests, Stop
+from utils.errors import UserError
+from utils.training.arcface_task import ArcFaceTask
+from utils.training.engine import train
+from utils.training.progress import Position, epoch_ends, position_of
+from utils.training.resume import Start, find_start
+from utils.training.step_ranges import StepRanges
+
+
+def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
+    """The published files of a run, by name."""
+    published = [*folder.glob("*backbone.pth"), *folder.glob("*header.pth")]
+    return {path.name: torch.load(path, weights_only=True) for path in published}
+
+
+def assert_same(one, other) -> None:
+    assert one.keys() == other.keys() and one
+    for name, state in one.items():
+        for key, value in state.items():
+            assert torch.equal(value, other[name][key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_data, precision):
+    overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16"]
+    _, whole = run(small_config(tmp_path / "whole", tiny_data, *overrides))
+    for stop in (2, 5, 7, 11):  # the middle of an epoch, the end of one, the middle of the next two
+        run(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
+    step, cut = run(small_config(tmp_path / "cut", tiny_data, *overrides))
+    assert step == 15
+    ours = weights(tmp_path / "cut" / "out")
+    assert_same(weights(tmp_path / "whole" / "out"), {name: ours[name] for name in weights(tmp_path / "whole" / "out")})
+    for mine, other in zip(cut.header.parameters(), whole.header.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_the_log_after_a_resume_has_the_losses_of_a_run_never_stopped(tmp_path, tiny_data, said):
+    """The meters too go on: a line after the resume is the mean of steps before and after it."""
+    overrides = ["num_epoch=2", "log_step=10"]
+    run(small_config(tmp_path / "whole", tiny_data, *overrides))
+    (line,) = [record.message for record in said.records if "Global Step: 10" in record.message]
+    said.clear()
+    config = small_config(tmp_path / "cut", tiny_data, *overrides, "save_step=4")
+    with pytest.raises(ZeroDivisionError):
+        stop_at(7, config)
+    run(config)
+    (again,) = [record.message for record in said.records if "Global Step: 10" in record.message]
+    assert again.split("Loss")[1].split("Required")[0] == line.split("Loss")[1].split("Required")[0]
+    assert "Resumes at step 5: epoch 1" in said.text
+
+
+def stop_at(step, config):
+    """Trains until an error in the given step."""
+
+    class Failing(ArcFaceTask):
+        calls = 0
+
+        def __call__(self, batch):
+            Failing.calls += 1
+            if Failing.calls == step:
+                raise ZeroDivisionError
+            return super().__call__(batch)
+
+    Failing.__name__ = ArcFaceTask.__name__
+    loader, num_classes = load_training_data(config, CPU)
+    train(small_task(config, num_classes, way=Failing), loader, config, CPU)
+
+
+# -------------------------------------------------------------------------------------------------- the order of images
+
+
+def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
+    def taken(size, seen, steps):
+        parts = []
+        for rank in range(size):
+            sampler = EpochSampler(96, 4, rank, size, seed=5)
+            sampler.epoch, sampler.seen = 2, seen
+            batches = list(sampler)
+            assert len(batches) == sampler.steps(seen)
+            parts.append(batches[:steps])
+        return [index for rank in parts for batch in rank for index in batch]
+
+    images = taken(2, 0, 3)  # 24
+    images += taken(1, 24, 6)  # 24
+    images += taken(2, 48, 6)  # 48
+    assert sorted(images) == list(range(96))
+
+
+def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
+    ends = epoch_ends(config, EpochSampler(40, 8), Position(7, StepRanges.load([5]), 16))
+    assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
+    assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
+    with pytest.raises(IndexError):
+        ends[2 * 10**11]
+    config.max_steps = 0
+    config.num_epoch = 10**9
+    assert epoch_ends(config, EpochSampler(40, 8))[-1] == 5 * 10**9
+    config.update(teacher_pth=str(tmp_path), max_steps=10**9)
+    with pytest.raises(UserError, match="config max_steps: 200,000,000 epochs are too many"):
+        teacher_files(config, epoch_ends(config, EpochSampler(40, 8)))
+
+
+def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
+    """Ones of the same number of steps, then of another, as with another number of processes."""
+    position = Position(0)
+    for _ in range(3):
+        position = Position(position.step + 5, position.ends).after_epoch()
+    million = StepRanges(range(5, 10**7, 5), range(10**7 + 3, 2 * 10**7, 3))
+    for ends in (position.ends, million, million.append(3 * 10**7), StepRanges()):
+        state = dict.fromkeys(PARTS) | {
+            "version": VERSION,
+            "position": {"step": 3 * 10**7, "ends": ends.save(), "seen": 0},
+        }
+        write_checkpoint(tmp_path, 1, state)
+        found = position_of(read_checkpoint(tmp_path))
+        assert found.epoch == len(ends) and found.ends.ranges == ends.ranges
+    assert position.ends.save() == [[5, 16, 5]] and million.append(3 * 10**7).save()[2:] == [3 * 10**7]
+
+
+def test_ends_in_older_checkpoints_are_numbers():
+    for numbers in ([], [5], [5, 10, 15], [3, 8, 13, 13, 15, 17, 16, 40], list(range(0, 10**6, 3))):
+        ends = StepRanges.load(numbers)
+        assert (list(ends), len(ends), ends[-3:]) == (numbers, len(numbers), numbers[-3:]) and len(ends.ranges) < 6
+        assert list(StepRanges.load(ends.save())) == numbers
+    for wrong in ([-1], [True], [1.0], [2**63], [[1, 2]], [[1, 2, 0]], ["a"], [[0, 2**63 - 1, 1]] * 2, 5):
+        with pytest.raises((ValueError, TypeError)):
+            StepRanges.load(wrong)
+
+
+def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "resume=1", "global_step=1000000000")
+    loader, _ = load_training_data(config, CPU)
+    (tmp_path / "out").mkdir()
+    for part in ("header", "backbone"):
+        with pytest.raises(UserError, match=f"1000000000{part}.pth: no such checkpoint"):
+            find_start(config, ArcFaceTask, loader, CPU)
+        (tmp_path / "out" / f"1000000000{part}.pth").touch()
+    assert find_start(config, ArcFaceTask, loader, CPU).position.is_last(config)
+
+
+def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data, "num_epoch=3")
+    alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
+    assert list(epoch_ends(config, alone)) == [10, 20, 30]
+    half_way = Position(13, StepRanges.load([10]), 12)  # alone until now
+    assert list(epoch_ends(config, alone, half_way)) == [10, 20, 30]
+    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
+    assert list(epoch_ends(config, pair, Position(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
+    config.max_steps = 18
+    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 18]
+    assert list(epoch_ends(config, alone)) == [10, 18]
+
+
+class Recording(ArcFaceTask):
+    """Remembers what it was given."""
+
+    def __init__(self, *networks):
+        super().__init__(*networks)
+        self.seen = []
+
+    def start(self, optimizer):
+        self.optimizer = optimizer
+
+    def __call__(self, batch):
+        self.seen.append((batch.indices.tolist(), self.optimizer.param_groups[0]["lr"]))
+        return super().__call__(batch)
+
+
+Recording.__name__ = ArcFaceTask.__name__
+
+
+def _record(world, folder, data, *overrides):
+    config = small_config(folder, data, "batch_size=4", "lr=0.1", *overrides)
+    step, task = run(config, world=world, way=Recording)
+    torch.save((step, task.seen), folder / f"{config.max_steps}-{world.rank}.pt")
+
+
+def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(tmp_path, tiny_data):
+    for size, last in ((2, 2), (1, 5), (2, 0)):
+        spawn(_record, tmp_path, tiny_data, f"max_steps={last}", "num_epoch=1", size=size)
+    images = []
+    for size, last in ((2, 2), (1, 5), (2, 0)):
+        for rank in range(size):
+            _, seen = torch.load(tmp_path / f"{last}-{rank}.pt")
+            images += [index for indices, _ in seen for index in indices]
+            assert [rate for _, rate in seen] == pytest.approx([0.1 * 4 * size / 512] * len(seen))
+    assert len(images) == len(set(images)) == 36  # 16, 12, and 8 of the 12 left, which are no whole step of two more
+    assert torch.load(tmp_path / "0-0.pt")[0] == 6
+
+
+def test_a_change_of_processes_is_said(tmp_path, tiny_data, said):
+    spawn(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
+    run(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
+    assert "Changed: 2 processes were, 1 are: 4 images a step" in said.text
+    assert "Changed: config max_steps was 2, is 0" in said.text
+
+
+# --------------------------------------------------------------------------------------------------- where a run begins
+
+
+def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1")
+    run(config)
+    out = tmp_path / "out"
+    saved = weights(out)
+    for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
+        path.unlink()
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0", "global_step=5", "resume=1")
+    step, task = run(config, way=Recording)
+    assert step == 10 and len(task.seen) == 5  # the second epoch alone
+    assert "Resumes from the files of step 5: epoch 1, step 0 of its 5; they hold no momentum" in said.text
+    # At a rate of 0 the weights are those of step 5, of the backbone and of the header.
+    for part, module in (("backbone", task.backbone), ("header", task.header)):
+        for name, parameter in module.named_parameters():
+            assert torch.equal(parameter, saved[f"5{part}.pth"][name])
+    # And at that of the config it is the second epoch's.
+    for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
+        path.unlink()
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1", "global_step=5", "resume=1")
+    _, task = run(config, way=Recording)
+    assert [rate for _, rate in task.seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
+
+
+def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
+    config = small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2")
+    run(config)
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), way=Recording)
+    assert step == 10 and len(task.seen) == 3
+    assert "epoch 1, step 2 of its 5" in said.text
+    assert "Step 7 ends no epoch of 5 steps" in said.text
+
+
+def test_resume_1_goes_back_once(tmp_path, tiny_data, said):
+    """To the step that is named, though checkpoint.pth is further; the same command again goes on with its own."""
+    run(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
+    back = ["num_epoch=2", "global_step=5", "resume=1"]
+    step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), way=Recording)
+    assert step == 8 and len(task.seen) == 3 and "Resumes from the files of step 5" in said.text
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 8
+    assert torch.load(tmp_path / "out" / "old-1" / "checkpoint.pth")["position"]["step"] == 7
+    # What is left is of this run: the step it began with, and its own.
+    assert {path.name for path in (tmp_path / "out").glob("*backbone.pth")} == {"5backbone.pth", "8backbone.pth"}
+    assert (tmp_path / "out" / "old-1" / "7backbone.pth").is_file()
+    step, task = run(small_config(tmp_path, tiny_data, *back), way=Recording)
+    assert step == 10 and len(task.seen) == 2 and "Resumes at step 8" in said.text
+
+
+def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
+    """No checkpoint is written of weights that may be what went wrong, so that the advice to lower lr serves."""
+    config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=6", "save_step=1")
+    run(config)
+    wild = ["num_epoch=9", "save_step=2", "max_bad_steps=5", "log_step=50", "lr=1e30", "clip_norm=0", "weight_decay=0"]
+    with pytest.raises(UserError, match="not finite in 5 steps in a row"):
+        run(small_config(tmp_path, tiny_data, *wild))
+    assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
+    assert run(small_config(tmp_path, tiny_data, "max_steps=8", "lr=0.01", "log_step=1"))[0] == 8
+
+
+def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
+    """Started again on more processes, with fewer images left of the last epoch than they take in a step."""
+    run(small_config(tmp_path, tiny_data, "batch_size=4", "max_steps=9", "num_epoch=1"))
+    (tmp_path / "out" / "9backbone.pth").unlink()
+    step, _ = run(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
+    assert step == 9 and "9backbone.pth" in weights(tmp_path / "out")
+    position = read_checkpoint(tmp_path / "out")["position"]
+    assert (position["ends"], position["seen"]) == ([9], 0)
+
+
+def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
+    from tests.conftest import write_data
+
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    run(small_config(tmp_path, write_data(tmp_path / "other", seed=9), "max_steps=3"))
+    assert "are not those that the run began with" in said.text
+
+
+def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
+    out = tmp_path / "out"
+    assert len(task.seen) == 3 and f"are now in {out / 'old-1'}" in said.text
+    assert read_checkpoint(out)["position"]["step"] == 3
+    assert torch.load(out / "old-1" / "checkpoint.pth")["position"]["step"] == 2
+
+
+def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_data):
+    """eval.py and multi-step distillation take every {step}backbone.pth in the folder for this run's."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for steps in (4, 3, 2):
+        config = small_config(tmp_path, tiny_data, f"max_steps={steps}", "resume=0")
+        loader, num_classes = load_training_data(config, CPU)
+        start = find_start(config, ArcFaceTask, loader, CPU)
+        begin = partial((out / "config.json").write_text, str(steps))
+        train(small_task(config, num_classes), loader, config, CPU, start=start, on_begin=begin)
+        (out / "results.json").write_text(str(steps))
+    published = {folder.name: {path.name for path in folder.glob("*backbone.pth")} for folder in (out, *out.glob("o*"))}
+    assert published == {"out": {"2backbone.pth"}, "old-1": {"4backbone.pth"}, "old-2": {"3backbone.pth"}}
+    for folder, steps in ((out, "2"), (out / "old-1", "4"), (out / "old-2", "3")):
+        assert (folder / "config.json").read_text() == (folder / "results.json").read_text() == steps
+    # Published files alone, as a person copies them into a folder, are not taken for a new run's either.
+    for path in out.glob("checkpoint*"):
+        path.unlink()
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    assert {path.name for path in out.glob("*backbone.pth")} == {"1backbone.pth"}
+    assert (out / "old-3" / "2backbone.pth").is_file()
+
+
+@pytest.mark.parametrize(("run_id", "steps"), [("ours", 1), ("another", 3)])
+def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, tiny_data, monkeypatch, run_id, steps):
+    """Else every restart under --resume 0 would lose what the run has done."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    run(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
+    assert len(task.seen) == steps
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["resume=1"], "config resume: .* holds no checkpoint.pth; name a step"),
+        (["resume=1", "global_step=4"], "4header.pth: no such checkpoint; .*there is none"),
+        (["resume=1", "global_step=1000000000"], "1000000000header.pth: no such checkpoint"),
+    ],
+)
+def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
+    with pytest.raises(UserError, match=message):
+        run(small_config(tmp_path, tiny_data, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=3"], "config seed: 3, but the run .* has 0"),
+        (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* is .* there and .* by the config"),
+        (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): is of another network"),
+    ],
+)
+def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
+    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    with pytest.raises(UserError, match=message):
+        run(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
+
+
+def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
+    from tests.conftest import write_data
+    from utils.distillation.task import DistillTask
+
+    config = small_config(tmp_path, tiny_data, "max_steps=2")
+    run(config)
+    with pytest.raises(UserError, match=r"config output: .* is of another kind of run \(ArcFaceTask\)"):
+        find_start(config, DistillTask, load_training_data(config, CPU)[0], CPU)
+    other = small_config(tmp_path, write_data(tmp_path / "more", shots=12), "max_steps=4")
+    with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, here are 48"):
+        run(other)
+
+
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+def state(step, size=1000):
+    position = {"step": step, "ends": [], "seen": 0}
+    return dict.fromkeys(PARTS) | {"version": VERSION, "position": position, "weights": torch.full((size,), step)}
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    for step in (2, 4, 6, 8):
+        write_checkpoint(tmp_path, 3, state(step))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["checkpoint.4.pth", "checkpoint.6.pth", "checkpoint.8.pth", "checkpoint.pth"]
+    assert read_checkpoint(tmp_path)["position"]["step"] == 8
+    write_checkpoint(tmp_path, 1, state(9))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.9.pth", "checkpoint.pth"]
+
+
+def test_a_disk_without_links_has_copies(tmp_path, monkeypatch):
+    def refused(self, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    for step in (2, 4):
+        write_checkpoint(tmp_path, 1, state(step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.4.pth", "checkpoint.pth"]
+    assert read_checkpoint(tmp_path)["position"]["step"] == 4
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said):
+    for step in (2, 4):
+        write_checkpoint(tmp_path, 2, state(step))
+    whole = (tmp_path / "checkpoint.pth").read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:1500] + bytes([whole[1500] ^ 1]) + whole[1501:], b""):
+        (tmp_path / "checkpoint.pth").write_bytes(damage)  # checkpoint.4.pth is another name of it
+        said.clear()
+        assert read_checkpoint(tmp_path)["position"]["step"] == 2
+        assert "checkpoint.4.pth: " in said.text
+    (tmp_path / "checkpoint.2.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+    assert read_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("backbone", "stem.0.weight"), torch.nan),
+        (("header", "kernel"), torch.inf),
+        (("momentum", "header", "kernel"), -torch.inf),
+        (("ranks", 1, "buffers", "torch.float32"), torch.nan),
+        (("task", "weights"), torch.nan),
+    ],
+)
+def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, said, names, value):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    found = read_checkpoint(tmp_path / "out") | {"task": {"weights": torch.ones(3)}}
+    found["ranks"] = [found["ranks"][0], snapshot(found["ranks"][0])]
+    write_checkpoint(tmp_path, 2, found)
+    part = found
+    for name in names:
+        part = part[name]
+    part.view(-1)[-1] = value
+    found["position"]["step"] = 2
+    write_checkpoint(tmp_path, 2, found)
+    assert read_checkpoint(tmp_path)["position"]["step"] == 1
+    assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in said.text
+    (tmp_path / "checkpoint.1.pth").unlink()
+    with pytest.raises(UserError, match=r"is not finite; no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, said):
+    write_checkpoint(tmp_path, 2, state(3, size=20))
+    (tmp_path / "checkpoint.pth").unlink()
+    os.mkfifo(tmp_path / "checkpoint.pth")
+    assert read_checkpoint(tmp_path)["position"]["step"] == 3
+    assert "checkpoint.pth: is not a regular file (a pipe)" in said.text
+    (tmp_path / "checkpoint.3.pth").unlink()
+    with pytest.raises(UserError, match=r"is not a regular file .*; no other is there: --resume 0 trains anew"):
+        read_checkpoint(tmp_path)
+
+
+def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
+    """The weights that are read are those that were written, or none are."""
+    sound = state(3, size=20)
+    write_checkpoint(tmp_path, 1, sound)
+    (tmp_path / "checkpoint.3.pth").unlink()
+    path = tmp_path / "checkpoint.pth"
+    whole = path.read_bytes()
+    noticed = 0
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            found = read_checkpoint(tmp_path)
+        except UserError:
+            noticed += 1
+        else:
+            assert torch.equal(found["weights"], sound["weights"]) and found["position"]["step"] == 3
+    assert noticed > 0.5 * len(whole)
+
+
+def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    found = read_checkpoint(tmp_path / "out")
+    write_checkpoint(tmp_path, 1, found | {"ranks": [snapshot(found["ranks"][0]) for _ in range(256)]})
+    assert len(read_checkpoint(tmp_path)["ranks"]) == 256
+
+
+def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr(Stop, "asked", lambda self, report=False: Requests(signal=signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
+    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    assert step == 2 and "2backbone.pth" in weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "told_as"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", r"a loader worker ended \(Killed\)"),
+        ("[gloo/transport/tcp/unbound_buffer.cc:1] Timed out waiting 9ms for recv", "has not answered for 1800 s"),
+        ("[gloo/transport/tcp/pair.cc:1] Connection closed by peer", "another process ended in the middle"),
+        ("Caught RuntimeError in DataLoader worker process 0. Original Traceback", None),
+        ("CUDA error: the launch timed out and was terminated", None),
+        ("System call (e.g. socket, malloc) or external library call failed", None),
+    ],
+)
+def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
+    config = EasyDict(timeout=1800, resume="auto")
+    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), told(config):
+        raise RuntimeError(text)
+
+
+def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
+    config = EasyDict(timeout=1800, resume="0")
+    with pytest.raises(UserError, match="the same command, without --resume 0, goes on"), told(config):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+
+
+def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):
+    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    assert run(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
+
+
+def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
+    config = small_config(tmp_path, tiny_data)
+    assert find_start(config, ArcFaceTask, load_training_data(config, CPU)[0], CPU) == Start()
+
+
+# --------------------------------------------------------------------------------------------------- the sharded header
+
+
+def _train_sharded(world, folder, data, *overrides):
+    config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
+    loader, num_classes = load_training_data(config, world)
+    start = find_start(config, ArcFaceTask, loader, world)
+    backbone = small_task(config, num_classes, world).backbone
+    header = make_header(config, num_classes, world)
+    train(ArcFaceTask(backbone, header), loader, config, world, start=start)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.75])
+def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
+    fields = ["head=sharded", f"sample_rate={rate}"]
+    spawn(_train_sharded, tmp_path / "whole", tiny_data, *fields)
+    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
+    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields)
+    ours = weights(tmp_path / "cut" / "out")
+    ours = {name: ours[name] for name in weights(tmp_path / "whole" / "out")}
+    assert_same(weights(tmp_path / "whole" / "out"), ours)
+    kernel = ours["10header.pth"]
+    assert list(kernel) == ["kernel"] and kernel["kernel"].shape == (16, 4)
+
+
+def test_a_sharded_run_goes_on_with_a_whole_header_and_on_other_processes(tmp_path, tiny_data):
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
+    for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):
+        step = read_checkpoint(tmp_path / "out")["position"]["step"]
+        spawn(_train_sharded, tmp_path, tiny_data, f"head={head}", f"max_steps={step + 1}", "lr=0", size=size)
+        assert torch.equal(weights(tmp_path / "out")[f"{step + 1}header.pth"]["kernel"], saved)
+
+
+def test_published_files_of_a_sharded_header(tmp_path, tiny_data):
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
+    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3")
+    assert torch.equal(weights(tmp_path / "out")["4header.pth"]["kernel"], saved)

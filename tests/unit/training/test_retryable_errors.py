@@ -1,0 +1,26 @@
+"""An error that may not come again ends all processes so that they may be started again; any other for good."""
+
+import pytest
+
+from tests.helpers.training import spawn
+from utils.distributed.collectives import on_main, together
+from utils.distributed.exit_status import NOTE, ending
+from utils.errors import PassingError, RetryableExit, UserError
+
+
+def _fail(world, folder, kind, of_all):
+    def check():
+        raise kind("a worker hangs")
+
+    expected = kind if world.is_main else RetryableExit if kind is PassingError else SystemExit
+    with pytest.raises(SystemExit if kind is UserError else expected), ending(folder, world):
+        (together if of_all else on_main)(world, check)
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+@pytest.mark.parametrize(("kind", "noted"), [(PassingError, False), (UserError, True)])
+def test_a_note_ends_a_run_for_good(tmp_path, monkeypatch, kind, noted, of_all):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    spawn(_fail, tmp_path, kind, of_all)
+    assert (tmp_path / NOTE).is_file() == noted

@@ -1,0 +1,130 @@
+"""Training images: a record file in the MS1MV2 layout, and the order in which a run sees it."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.datasets.data_folder import check_training_files
+from utils.datasets.image_header import image_size
+from utils.datasets.recordio.image_keys import find_image_keys
+from utils.datasets.recordio.index import RecordError, open_record_file
+from utils.datasets.recordio.reader import IndexedRecordReader
+from utils.datasets.transforms import SIZE
+from utils.errors import UserError
+from utils.filesystem import fingerprint
+from utils.logs.run_log import log
+
+MOST_CLASSES = 1 << 24  # a label is a float32, which holds no more whole numbers in a row
+
+
+class FaceDataset:
+    """The images of {folder}/train.rec, by index.
+
+    Record 0 of the MS1MV2 layout is a header (no image; its label is [end of the image keys, end of the identity
+    keys]); in a plain file every record is an image.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        check_training_files(self.folder)
+        self.reader = IndexedRecordReader(self.folder / "train.rec", self.folder / "train.idx")
+        self.keys, self.n_missing = find_image_keys(self.reader)  # (N,); images announced that are not there
+        if not len(self.keys):
+            raise RecordError(f"{self.reader.rec}: no images")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """By which these data are told from others."""
+        return fingerprint(self.reader.idx, self.reader.rec)
+
+    @cached_property
+    def label_values(self) -> np.ndarray:
+        """The first label of every image as it stands in the file: (N,) float32. Reads all records' heads, by which it
+        is seen, too, that the index lacks none. Raises RecordError."""
+        self.reader.check_complete()
+        return self.reader.labels(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        images, labels = np.empty((1, SIZE, SIZE, 3), np.uint8), np.empty(1, np.int64)
+        self.read_into([index], images, labels)
+        return images[0], int(labels[0])
+
+    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
+        """Decodes the images of these indices into (n, 112, 112, 3) uint8 RGB and (n,) int64.
+
+        Raises UserError naming file, record and offset of what cannot be read.
+        """
+        for i, key in enumerate(self.keys[indices]):
+            header, payload = self.reader.read_image(key)
+            size = image_size(payload)
+            image = _decode(payload) if size == (SIZE, SIZE) else None
+            if image is None or image.shape != images.shape[1:]:
+                raise self._bad_image(key, size)
+            label = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
+            if not abs(label) < MOST_CLASSES:
+                raise RecordError(f"{self.reader.where(key)}: label {label:g} is not the number of a class")
+            images[i], labels[i] = image, label
+
+    def _bad_image(self, key: int, size: tuple[int, int] | None) -> RecordError:
+        sound = size is None or size == (SIZE, SIZE)
+        found = "not a readable image" if sound else f"an image of {size[0]}×{size[1]} pixels"  # type: ignore[index]
+        return RecordError(f"{self.reader.where(key)}: {found}, should be a {SIZE}×{SIZE} JPEG or PNG")
+
+    def count_classes(self) -> int:
+        """Identities, as the file `property` says, or by the largest label where it is missing."""
+        path = self.folder / "property"
+        if not path.exists():
+            largest = self.label_values.max()
+            if not 0 <= largest < MOST_CLASSES:
+                raise RecordError(f"{self.reader.rec}: the largest label is {largest:g}, not the number of a class")
+            return int(largest) + 1
+        with open_record_file(path) as file:
+            text = file.read(40).decode(errors="replace")
+        identities = text.split(",")[0].strip()
+        if not identities.isdecimal() or not 1 <= int(identities) <= MOST_CLASSES:
+            raise UserError(f"{path}: should read 'identities,112,112', reads {text!r}")
+        return int(identities)
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises UserError unless every label is a whole number from 0 to num_classes - 1."""
+        labels = self.label_values
+        wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
+        if len(wrong):
+            label = labels[wrong[0]]
+            countable = label >= num_classes and labels.max() < MOST_CLASSES  # not so with a nan among them
+            mend = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
+            raise UserError(
+                f"{self.reader.where(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "
+                f"(0 to {num_classes - 1}){mend}"
+            )
+
+    def check_identities(self, num_classes: int) -> None:
+        """Raises UserError where all images are of one identity, and warns of identities without an image.
+
+        The labels have been checked by `check_labels`."""
+        images = np.bincount(self.label_values.astype(np.int64), minlength=num_classes)  # of each identity
+        empty = np.flatnonzero(images == 0)
+        if num_classes - len(empty) == 1:
+            raise UserError(
+                f"{self.reader.rec}: all {len(self)} images have the label {images.argmax()}, a network learns to tell "
+                "two identities or more apart; check the labels"
+            )
+        if len(empty):
+            log.warning(
+                f"{self.reader.rec}: {len(empty)} of {num_classes} identities have no image, the first is label "
+                f"{empty[0]}: the header learns nothing for them; unless that is meant, number the labels 0, 1, 2, …"
+            )
+
+
+def _decode(payload: bytes) -> np.ndarray | None:
+    """RGB pixels, or None where OpenCV makes none of the bytes."""
+    try:
+        return cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:
+        return None

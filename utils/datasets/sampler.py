@@ -1,0 +1,81 @@
+"""The order in which a run sees its images, in batches."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from easydict import EasyDict
+from torch.utils.data import Sampler
+
+from utils.errors import UserError
+
+
+class BatchSampler(Sampler[list[int]]):
+    """The indices of one batch after another of an epoch, no more than batch_size in each."""
+
+    batch_size: int
+    n_images: int
+    epoch = 0
+    seen = 0  # images of the epoch that all processes together have had already
+
+    def steps(self, seen: int = 0) -> int:
+        """Batches that an epoch has left after so many images."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.steps()
+
+
+class ListSampler(BatchSampler):
+    """Given indices in their order, each once."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int) -> None:
+        self.indices = indices
+        self.n_images = len(indices)
+        self.batch_size = batch_size
+
+    def steps(self, seen: int = 0) -> int:
+        return -(-(self.n_images - seen) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(self.seen, self.n_images, self.batch_size):
+            yield self.indices[start : start + self.batch_size].tolist()
+
+
+class EpochSampler(BatchSampler):
+    """The batches of one process: every epoch a new order of all images, the same for any number of processes.
+
+    Step t of an epoch takes the order's images t·B·P to (t + 1)·B·P for P processes of batch B, each process its
+    own B of them; images left over at the end, fewer than B·P, are dropped as published. An epoch that goes on after
+    `seen` images deals the rest of its order, to whatever number of processes there is then.
+    """
+
+    def __init__(
+        self, images: int | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
+    ) -> None:
+        """images: how many there are, or the indices of those that are dealt."""
+        self.images = images
+        self.n_images = images if isinstance(images, int) else len(images)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        if not len(self):
+            raise UserError(
+                f"config batch_size: {batch_size} images on {world_size} processes are more than the data set's "
+                f"{self.n_images}; lower batch_size"
+            )
+
+    def steps(self, seen: int = 0) -> int:
+        return (self.n_images - seen) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)[self.seen :]
+        for step in range(self.steps(self.seen)):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield order[start : start + self.batch_size].tolist()
+
+
+def check_batch_size(config: EasyDict) -> None:
+    """Raises UserError for batches that a network cannot learn from."""
+    if config.batch_size == 1:
+        raise UserError("config batch_size: 1 image is too few for batch norm to learn from; type batch_size=2 or more")

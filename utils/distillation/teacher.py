@@ -1,0 +1,93 @@
+"""Teachers: networks whose embeddings a student learns. They are run, never trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from backbones.names import SIZES, parse_name
+from utils.checkpoints.weights import load_weights
+from utils.distillation.onnx_teacher import OnnxTeacher
+from utils.distributed.process_group import World, autocast, place
+
+
+class Teacher(Protocol):
+    """Gives the embeddings of images."""
+
+    def load(self, path: Path) -> None:
+        """Takes the weights of a file. Raises UserError where they are not those of this network, whole."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+
+
+class NetworkTeacher:
+    """A backbone of the project, with the weights of a checkpoint."""
+
+    def __init__(self, network: nn.Module, world: World, precision: str = "fp32") -> None:
+        """precision: fp32, bf16 or fp16, whatever the student's."""
+        self.network = place(network, world).eval().requires_grad_(False)
+        self.world = world
+        self.precision = precision
+
+    def load(self, path: Path) -> None:
+        """Takes the weights of a file into the memory that is there, so that a change of teacher costs none."""
+        load_weights(self.network, path, "teacher_network, teacher_channel, teacher_n_layers, teacher_genotype")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+        with torch.inference_mode(), autocast(self.world, self.precision):
+            embeddings = F.normalize(self.network(images).float(), dim=1)
+        return embeddings.clone()  # a copy made outside: what inference mode made cannot meet a gradient
+
+
+def teacher_network(config: EasyDict) -> EasyDict:
+    """The fields that build the teacher's network.
+
+    A PocketNetS or PocketNetM has the sizes of that name; a PocketNet of no size has the student's, unless the fields
+    teacher_channel, teacher_n_layers and teacher_genotype say otherwise.
+    """
+    size = parse_name(config.teacher_network).size
+    channel, n_layers = SIZES.get(size, (config.channel, config.n_layers))
+    genotype = config.teacher_genotype or config.genotype
+    return EasyDict(
+        net_name=config.teacher_network,
+        channel=config.teacher_channel or channel,
+        n_layers=config.teacher_n_layers or n_layers,
+        genotype=genotype,
+        genotypes={genotype: config.genotypes[genotype]},
+        stem_multiplier=config.stem_multiplier,
+        embedding_size=config.embedding_size,
+    )
+
+
+def is_onnx(config: EasyDict) -> bool:
+    """Whether the teacher is an ONNX file."""
+    return config.teacher_pth.lower().endswith(".onnx")
+
+
+def describe(config: EasyDict) -> str:
+    """All of the teacher, but its weights, that its embeddings depend on: the network and the precision."""
+    if is_onnx(config):
+        return f"ONNX, {config.embedding_size}"
+    net = teacher_network(config)
+    if depth := parse_name(net.net_name).depth:
+        network = f"IResNet {depth}"
+    else:
+        genotype = net.genotypes[net.genotype]
+        network = f"PocketNet {net.channel}, {net.n_layers} cells, stem {net.stem_multiplier}, {genotype}"
+    return f"{network}, {net.embedding_size}, {config.teacher_precision}"
+
+
+def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:
+    """The config's teacher, without weights as yet."""
+    if is_onnx(config):
+        return OnnxTeacher(config.embedding_size, world)
+    network = build_backbone(teacher_network(config))
+    if config.compile:
+        network.compile()
+    return NetworkTeacher(network, world, config.teacher_precision)
