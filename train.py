@@ -1,17 +1,16 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.distributed.signals import drop_requests
+    from utils.distributed.signals import ignore_checkpoint_signals
 
-    drop_requests()
+    ignore_checkpoint_signals()
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from easydict import EasyDict
 from torch import nn
 
@@ -19,38 +18,30 @@ from backbones import build_backbone
 from config import log_unused, make_folder, parse_command, require_data, save_config
 from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
-from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
-from utils.distributed.exit_status import ending
-from utils.distributed.process_group import World, place, processes, wrap
-from utils.distributed.run_lock import alone
-from utils.distributed.runtime_errors import told
-from utils.errors import run
-from utils.logs.run_log import init_logging, log
+from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.errors import run_cli
+from utils.logs.run_log import log
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 from utils.training.progress import epoch_ends
-from utils.training.resume import find_start, nothing_to_do
+from utils.training.resume import already_finished_message, resolve_resume
+from utils.training.session import training_session
 from utils.training.student import check_student, load_student
-from utils.training.task import Task
-
-# What a way of training makes of the config, the data, the backbone, the header and the step at each epoch's end.
-MakeTask = Callable[[EasyDict, World, Loader, nn.Module, nn.Module, Sequence[int]], Task]
+from utils.training.task import Task, TaskInputs
 
 
 def main() -> None:
     """The command line."""
     config = parse_command("Train a face-recognition backbone with ArcFace.", resume=True)
-    run_training(config, "train", ArcFaceTask, arcface)
+    run_training(config, "train", ArcFaceTask, make_arcface_task)
 
 
-def arcface(
-    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: Sequence[int]
-) -> Task:
-    """Plain training."""
-    return ArcFaceTask(wrap(backbone, world), header)
+def make_arcface_task(inputs: TaskInputs) -> Task:
+    """Returns the task of plain training."""
+    return ArcFaceTask(wrap_ddp(inputs.backbone, inputs.world), inputs.header)
 
 
 def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
@@ -58,10 +49,12 @@ def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
     if config.head == "sharded":
         sizes = (config.embedding_size, num_classes, config.s, config.m)
         return ShardedArcFace(*sizes, world, config.sample_rate, config.seed)
-    return wrap(place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world), world)
+    return wrap_ddp(to_device(ArcFace(config.embedding_size, num_classes, config.s, config.m), world), world)
 
 
-def run_training(config: EasyDict, command: str, way: type[Task], make_task: MakeTask) -> None:
+def run_training(
+    config: EasyDict, command: str, task_type: type[Task], make_task: Callable[[TaskInputs], Task]
+) -> None:
     """Trains by the config: train.py and train_kd.py differ in the task alone.
 
     command: train or train_kd, whose unused settings are logged.
@@ -69,30 +62,27 @@ def run_training(config: EasyDict, command: str, way: type[Task], make_task: Mak
     require_data(config)
     check_batch_size(config)
     check_student(config)
-    output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
+    make_folder(config, "output")
+    make_folder(config, "log_dir")
 
-    with (
-        told(config), processes(timeout=config.timeout) as world, alone(output, world), ending(output, world)
-    ):  # fmt: skip
-        init_logging(output / "training.log" if world.is_main else None, prefix="Training: ")
+    with training_session(config, "training.log", "Training: ") as world:
         log_unused(config, command)
-        torch.manual_seed(config.seed)
         loader, num_classes = load_training_data(config, world)
-        start = find_start(config, way, loader, world)
-        if start.position.is_last(config):
-            log.info(nothing_to_do(config))
+        resume_point = resolve_resume(config, task_type, loader, world)
+        if resume_point.progress.is_finished(config):
+            log.info(already_finished_message(config))
             return
-        ends = epoch_ends(config, loader.sampler, start.position)
-        backbone = place(build_backbone(config), world)
+        epoch_end_steps = epoch_ends(config, loader.sampler, resume_point.progress)
+        backbone = to_device(build_backbone(config), world)
         header = make_header(config, num_classes, world)
-        if config.student_pth and not start.position.step:
+        if config.student_pth and not resume_point.progress.step:
             load_student(config, backbone, header, world)
         if config.compile:
             backbone.compile()
         scorer = Scorer(config, world) if config.eval_step else None
-        task = make_task(config, world, loader, backbone, header, ends)
+        task = make_task(TaskInputs(config, world, loader.dataset, backbone, header, epoch_end_steps))
         verify = partial(scorer.accuracies, backbone) if scorer else None
-        step = train(task, loader, config, world, verify, start, on_begin=partial(save_config, config))
+        step = train(task, loader, config, world, verify, resume_point, on_begin=partial(save_config, config))
         log.info(f"Done: {step} steps; score the checkpoints with {evaluation_command(config)}")
 
 
@@ -103,4 +93,4 @@ def evaluation_command(config: EasyDict) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

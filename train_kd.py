@@ -1,26 +1,21 @@
 """Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.distributed.signals import drop_requests
+    from utils.distributed.signals import ignore_checkpoint_signals
 
-    drop_requests()
+    ignore_checkpoint_signals()
 
-from collections.abc import Sequence
-
-from easydict import EasyDict
-from torch import nn
 
 from backbones import build_backbone
 from config import parse_command
 from train import run_training
-from utils.datasets.shared_loader import Loader
 from utils.distillation.schedule import check_folders, prepare_teacher
-from utils.distillation.targets import CachedLessons, Lessons, open_caches
+from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, open_caches
 from utils.distillation.task import DistillTask
-from utils.distributed.collectives import main_first
-from utils.distributed.process_group import World, wrap
-from utils.errors import run
-from utils.training.task import Task
+from utils.distributed.collectives import main_process_first
+from utils.distributed.process_group import wrap_ddp
+from utils.errors import run_cli
+from utils.training.task import Task, TaskInputs
 
 
 def main() -> None:
@@ -28,21 +23,20 @@ def main() -> None:
     description = "Train a face-recognition backbone with ArcFace and a teacher."
     config = parse_command(description, switches=["multi_step"], distills=True, resume=True)
     check_folders(config)
-    run_training(config, "train_kd", DistillTask, distillation)
+    run_training(config, "train_kd", DistillTask, make_distillation_task)
 
 
-def distillation(
-    config: EasyDict, world: World, loader: Loader, backbone: nn.Module, header: nn.Module, ends: Sequence[int]
-) -> Task:
-    """Training with a teacher, every file of which has been tried when this returns."""
-    teacher, files = prepare_teacher(config, world, ends, build_backbone)
-    lessons = Lessons(teacher, files)
+def make_distillation_task(inputs: TaskInputs) -> Task:
+    """Returns the task of training with a teacher, every file of which has been tried."""
+    config, world, dataset = inputs.config, inputs.world, inputs.dataset
+    teacher, files = prepare_teacher(config, world, inputs.epoch_end_steps, build_backbone)
+    targets = TeacherTargets(teacher, files)
     if config.teacher_cache:
-        caches = main_first(world, lambda: open_caches(config, files, loader.dataset))
+        caches = main_process_first(world, lambda: open_caches(config, files, dataset))
         skip_bad = config.on_bad_image == "skip"
-        lessons = CachedLessons(teacher, files, caches, loader.dataset, world, config.eval_batch, skip_bad)
-    return DistillTask(wrap(backbone, world), header, lessons, config.w)
+        targets = CachedTeacherTargets(teacher, files, caches, dataset, world, config.eval_batch, skip_bad)
+    return DistillTask(wrap_ddp(inputs.backbone, world), inputs.header, targets, config.w)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from NAS.supernet import Supernet
-from utils.distributed.collectives import mean_over
+from utils.distributed.collectives import all_reduce_mean
 from utils.distributed.process_group import World, autocast
 
 ALPHA_GRADIENTS = ("validation", "published")
@@ -122,7 +122,7 @@ class Architect:
         loss = F.cross_entropy(self.net(images), labels)
         gradients = torch.autograd.grad(loss, parameters)
         if self.world.size > 1:
-            flat = mean_over(torch.cat([gradient.flatten() for gradient in gradients]), self.world)
+            flat = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]), self.world)
             parts = flat.split([gradient.numel() for gradient in gradients])
             return loss.detach(), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
         return loss.detach(), list(gradients)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.transforms import SIZE
-from utils.distributed.process_group import to_device
+from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
 from utils.logs.run_log import log
 
@@ -118,7 +118,9 @@ def split(labels: np.ndarray, seed: int) -> Halves:
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 112, 112, 3) uint8 -> the same shape: each enlarged to 128×128, and 112×112 of that cut at random."""
     large = enlarge(images, in_floats=images.is_cuda)  # for GPUs torch has it in floats alone
-    offsets = to_device(torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator), images.device)
+    offsets = to_device_async(
+        torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator), images.device
+    )
     rows, columns = offsets + torch.arange(SIZE, device=images.device)  # (B, 112) each
     batch = torch.arange(len(images), device=images.device)
     return large[batch[:, None, None], rows[:, :, None], columns[:, None, :]]

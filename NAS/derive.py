@@ -18,8 +18,8 @@ from backbones.genotypes import Genotype, parse, to_text
 from config import FOLDER, CommandParser, add_config_arguments, load_config, log_unused
 from NAS.search import CONFIG
 from NAS.visualize import draw_cells
-from utils.errors import UserError, run
-from utils.filesystem import is_no_folder, is_there, open_regular, replace_text, save_figure, write_files
+from utils.errors import UserError, run_cli
+from utils.filesystem import is_no_folder, open_regular_file, path_exists, save_figure, write_files, write_text_atomic
 from utils.flops import Cost, count
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
     writers = {
-        path: lambda path: replace_text(path, text),
+        path: lambda path: write_text_atomic(path, text),
         picture: lambda path: save_figure(path, cells, dpi=80),
     }
     write_files(writers, "make room, or write access, and try again")
@@ -64,10 +64,10 @@ def main() -> None:
 def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
     """The genotype of an epoch (default: the last), and where it is from. Raises UserError where there is none."""
     path = folder / "genotypes.jsonl"
-    if not is_there(path.exists):
+    if not path_exists(path.exists):
         raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}; search first: NAS/search.sh")
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
         by_epoch = {int(line["epoch"]): line for line in lines}
         chosen = by_epoch[max(by_epoch) if epoch is None else epoch]
@@ -85,7 +85,7 @@ def _text(given: str) -> str:
     if not is_no_folder(path):
         return given
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             return file.read().decode()
     except (OSError, ValueError) as error:
         raise UserError(f"--genotype {given}: no text that can be read ({error!s:.80})") from None
@@ -129,4 +129,4 @@ config.genotypes = {{
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

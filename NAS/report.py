@@ -11,7 +11,7 @@ import numpy as np
 from backbones.genotypes import Genotype, to_text
 from NAS.supernet import PRIMITIVES
 from NAS.visualize import draw_alphas, draw_cells
-from utils.filesystem import replace_text, save_figure
+from utils.filesystem import save_figure, write_text_atomic
 from utils.logs.run_log import log
 
 COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
@@ -72,7 +72,7 @@ def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
     path = folder / "genotypes.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     kept = [text for text in lines if _epoch_of(text) < report.epoch]  # the others are of a run that was cut off
-    replace_text(path, "".join(f"{text}\n" for text in [*kept, json.dumps(line)]))
+    write_text_atomic(path, "".join(f"{text}\n" for text in [*kept, json.dumps(line)]))
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     figures = {

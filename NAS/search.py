@@ -11,12 +11,11 @@ if not __package__:  # run as a script, this folder stands first on the path ins
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
-    from utils.distributed.signals import drop_requests
+    from utils.distributed.signals import ignore_checkpoint_signals
 
-    drop_requests()
+    ignore_checkpoint_signals()
 
 import numpy as np
-import torch
 from easydict import EasyDict
 
 from config import (
@@ -33,18 +32,16 @@ from NAS.data import Halves, SearchData, open_data, split
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.datasets.sampler import EpochSampler, ListSampler
-from utils.datasets.shared_buffers import Decoded
+from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import training_loader
-from utils.distributed.collectives import on_main, together
-from utils.distributed.exit_status import ending
-from utils.distributed.process_group import World, place, processes, wrap
-from utils.distributed.run_lock import alone
-from utils.distributed.runtime_errors import told
-from utils.errors import UserError, run
-from utils.logs.run_log import init_logging, log
+from utils.distributed.collectives import run_on_all, run_on_main
+from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.errors import UserError, run_cli
+from utils.logs.run_log import log
 from utils.training.engine import train
-from utils.training.resume import find_start, nothing_to_do
+from utils.training.resume import already_finished_message, resolve_resume
+from utils.training.session import training_session
 
 CONFIG = Path(__file__).with_name("config.py")
 
@@ -56,15 +53,12 @@ def main() -> None:
     args = parser.parse()
     config = load_config(args.config or CONFIG, overrides_of(args))
     check(config)
-    output, _ = make_folder(config, "output"), make_folder(config, "log_dir")
+    make_folder(config, "output")
+    make_folder(config, "log_dir")
 
-    with (
-        told(config), processes(timeout=config.timeout) as world, alone(output, world), ending(output, world)
-    ):  # fmt: skip
-        init_logging(output / "search.log" if world.is_main else None, prefix="Search: ")
+    with training_session(config, "search.log", "Search: ") as world:
         log_unused(config, "search")
-        torch.manual_seed(config.seed)
-        data = together(world, lambda: open_data(config))
+        data = run_on_all(world, lambda: open_data(config))
         halves = split(data.labels, config.seed)
         net = Supernet(
             config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, data.num_classes,
@@ -73,15 +67,15 @@ def main() -> None:
         for alpha in net.alphas():
             alpha.requires_grad_(False)
         loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
-        drawn: list[dict[str, Decoded]] = []
-        on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
+        drawn: list[dict[str, HostBatch]] = []
+        run_on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
         samples = drawn[0] if drawn else {}
-        start = find_start(config, SearchTask, loaders[0], world)
-        if start.position.is_last(config):
-            log.info(nothing_to_do(config))
+        resume_point = resolve_resume(config, SearchTask, loaders[0], world)
+        if resume_point.progress.is_finished(config):
+            log.info(already_finished_message(config))
             return
-        task = SearchTask(wrap(place(net, world), world), loaders[1], samples, config, world)
-        step = train(task, loaders[0], config, world, start=start, on_begin=lambda: save_config(config))
+        task = SearchTask(wrap_ddp(to_device(net, world), world), loaders[1], samples, config, world)
+        step = train(task, loaders[0], config, world, resume_point=resume_point, on_begin=lambda: save_config(config))
         log.info(f"Done: {step} steps; make a config of it with python NAS/derive.py --config … --name NAME")
 
 
@@ -103,7 +97,7 @@ def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: W
     return training_loader(data, sampler, config, world)
 
 
-def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, Decoded]:
+def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, HostBatch]:
     """Images of each half to be measured on after every epoch, drawn once."""
     rng = np.random.default_rng(config.seed)
     samples = {}
@@ -117,4 +111,4 @@ def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[st
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import ops
-from backbones.augment_cnn import make_stem, make_tail, places_of_cells
+from backbones.augment_cnn import cell_specs, make_stem, make_tail
 from backbones.genotypes import N_INPUTS, Genotype, Node
 
 # The operations of an edge, in the order of the published alphas; `none` last, and never in a genotype.
@@ -77,7 +77,7 @@ class SearchCNN(nn.Module):
         super().__init__()
         self.stem = make_stem(stem_multiplier * c)
         self.cells = nn.ModuleList(
-            SearchCell(n_nodes, *place) for place in places_of_cells(c, n_layers, stem_multiplier, n_nodes, n_nodes)
+            SearchCell(n_nodes, *place) for place in cell_specs(c, n_layers, stem_multiplier, n_nodes, n_nodes)
         )
         self.tail = make_tail(8 * c * n_nodes, TAIL_CHANNELS, emb, TAIL_GROUPS)
         self.linear = nn.Linear(emb, n_classes)

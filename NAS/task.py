@@ -18,11 +18,11 @@ from NAS.cost import expected, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.datasets.shared_buffers import AHEAD, Decoded
+from utils.datasets.shared_buffers import LOOKAHEAD, HostBatch
 from utils.datasets.shared_loader import Loader
 from utils.datasets.transforms import normalise
-from utils.distributed.collectives import together
-from utils.distributed.process_group import World, to_device, unwrap
+from utils.distributed.collectives import run_on_all
+from utils.distributed.process_group import World, to_device_async, unwrap_ddp
 from utils.errors import UserError
 from utils.training.task import Batch, Task
 
@@ -33,7 +33,7 @@ class ValBatch(NamedTuple):
     images: Tensor  # (B, 3, 112, 112), as they are
     labels: Tensor  # (B,)
     epoch: int
-    seen: int  # images of the epoch that all processes have taken
+    samples_seen: int  # images of the epoch that all processes have taken
 
 
 class SearchTask(Task):
@@ -42,12 +42,12 @@ class SearchTask(Task):
     suffixes = ("supernet.pth",)
 
     def __init__(
-        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, Decoded], config: EasyDict, world: World
+        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: EasyDict, world: World
     ) -> None:
         """wrapped: the supernet, perhaps in DDP, its alphas frozen. samples: two or more images of each half, to be
         measured on."""
         super().__init__(wrapped, nn.Module())
-        self.net: Supernet = unwrap(wrapped)  # type: ignore[assignment]
+        self.net: Supernet = unwrap_ddp(wrapped)  # type: ignore[assignment]
         self.config = config
         self.world = world
         self.samples = samples
@@ -70,15 +70,15 @@ class SearchTask(Task):
         self._val_batches = self._endless(val_loader)
         self._waiting: deque[ValBatch] = deque()
 
-    def start(self, optimizer: torch.optim.Optimizer) -> None:
+    def on_train_start(self, optimizer: torch.optim.Optimizer) -> None:
         """The weights' optimizer, whose momentum and learning rate the unrolled step takes."""
         self.optimizer = optimizer
 
-    def start_epoch(self, epoch: int) -> None:
+    def on_epoch_start(self, epoch: int) -> None:
         """Before the first of all, reads the first validation batches. Raises UserError on every process where one of
         them cannot."""
         if not self._waiting:
-            together(self.world, self._read_first)
+            run_on_all(self.world, self._read_first)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Enlarged, and cut at random."""
@@ -120,20 +120,20 @@ class SearchTask(Task):
     def _next_val(self) -> tuple[Tensor, Tensor]:
         batch = self._waiting.popleft()
         self._read_ahead()
-        self.val_epoch, self.val_seen = batch.epoch, batch.seen
+        self.val_epoch, self.val_seen = batch.epoch, batch.samples_seen
         return batch.images, batch.labels
 
     def _read_first(self) -> None:
         self._read_ahead()
         (loader,) = self.loaders
-        if len(self._waiting) < AHEAD and loader.failure:
+        if len(self._waiting) < LOOKAHEAD and loader.failure:
             loader.raise_failure()
 
     def _read_ahead(self) -> None:
         """Reads validation batches until AHEAD are waiting: the steps that are left when all processes learn that no
         more can be read, also where an epoch of the half begins, at whose first batches the loader fails at once."""
         try:
-            self._waiting.extend(islice(self._val_batches, AHEAD - len(self._waiting)))
+            self._waiting.extend(islice(self._val_batches, LOOKAHEAD - len(self._waiting)))
         except (UserError, RuntimeError) as error:
             self.loaders[0].failure = error.with_traceback(None)
 
@@ -143,25 +143,25 @@ class SearchTask(Task):
         while True:
             for decoded in loader.epoch(epoch, seen):
                 seen += self.config.batch_size * self.world.size
-                images = normalise(to_device(decoded.images, self.world.device))
+                images = normalise(to_device_async(decoded.images, self.world.device))
                 # A copy also on the CPU: the loader's memory has another batch before this one is used.
-                yield ValBatch(images, to_device(decoded.labels, self.world.device).clone(), epoch, seen)
+                yield ValBatch(images, to_device_async(decoded.labels, self.world.device).clone(), epoch, seen)
             epoch, seen = epoch + 1, 0
 
-    def files(self, step: int) -> dict[str, nn.Module]:
+    def exported_modules(self, step: int) -> dict[str, nn.Module]:
         """{step}supernet.pth, alphas included."""
         return {f"{step}supernet.pth": self.net}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The alphas' optimizer, and where in the validation half they are."""
         return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "val": [self.val_epoch, self.val_seen]}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`."""
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.val_epoch, self.val_seen = state["val"]
 
-    def end_epoch(self, epoch: int, step: int) -> None:
+    def on_epoch_end(self, epoch: int, step: int) -> None:
         """Says and draws what the alphas are now. Raises RuntimeError where the processes' alphas are not the same."""
         self._check_alphas()
         if not self.world.is_main:

@@ -19,7 +19,7 @@ from matplotlib.path import Path as Curve
 
 from backbones.genotypes import N_INPUTS, Genotype, Node, parse
 from config import CommandParser, add_config_arguments, load_config, log_unused, typed_path
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -25,7 +25,7 @@ class AugmentCNN(nn.Module):
         widths = (len(genotype.normal_concat), len(genotype.reduce_concat))
         self.stem = make_stem(stem_multiplier * c)
         self.cells = nn.ModuleList(
-            AugmentCell(genotype, *place) for place in places_of_cells(c, n_layers, stem_multiplier, *widths)
+            AugmentCell(genotype, *place) for place in cell_specs(c, n_layers, stem_multiplier, *widths)
         )
         # The published networks have 512 channels here, and 1024 where the embedding is 512.
         c_tail = 1024 if emb == 512 else 512
@@ -38,7 +38,7 @@ class AugmentCNN(nn.Module):
         return self.tail(s1).flatten(1)
 
 
-class Place(NamedTuple):
+class CellSpec(NamedTuple):
     """Where a cell stands in a network: what it reads, and what it is to be."""
 
     c_pp: int  # channels of the output of the cell before last
@@ -48,16 +48,14 @@ class Place(NamedTuple):
     reduction: bool  # whether this one does
 
 
-def places_of_cells(
-    c: int, n_layers: int, stem_multiplier: int, normal_width: int, reduce_width: int
-) -> Iterator[Place]:
+def cell_specs(c: int, n_layers: int, stem_multiplier: int, normal_width: int, reduce_width: int) -> Iterator[CellSpec]:
     """The cells from first to last. The widths: how many nodes each kind of cell concatenates to its output."""
     c_pp = c_p = stem_multiplier * c
     reduction_p = False
     for i in range(n_layers):
         reduction = i in (n_layers // 3, 2 * n_layers // 3, n_layers - 1)
         c *= 2 if reduction else 1
-        yield Place(c_pp, c_p, c, reduction_p, reduction)
+        yield CellSpec(c_pp, c_p, c, reduction_p, reduction)
         c_pp, c_p, reduction_p = c_p, c * (reduce_width if reduction else normal_width), reduction
 
 

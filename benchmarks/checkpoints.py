@@ -25,16 +25,16 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from config import CommandParser, add_config_arguments, load_config, overrides_of
-from utils.checkpoints.async_writer import Writer
+from utils.checkpoints.async_writer import AsyncFileWriter
 from utils.checkpoints.run_file import write_checkpoint
-from utils.distributed.process_group import World, place, processes
-from utils.errors import UserError, run
-from utils.logs.meters import RunningMean
+from utils.distributed.process_group import World, init_distributed, to_device
+from utils.errors import UserError, run_cli
+from utils.logs.meters import MeanMeter
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
-from utils.training.optimizer_step import Update
-from utils.training.progress import Position
-from utils.training.state import RunState
+from utils.training.optimizer_step import OptimizerStep
+from utils.training.progress import TrainProgress
+from utils.training.state import TrainingState
 from utils.training.task import Batch
 
 CLASSES = 85742  # of MS1MV2
@@ -45,13 +45,13 @@ class Bench:
 
     def __init__(self, config: EasyDict, world: World) -> None:
         self.config, self.world = config, world
-        backbone = place(build_backbone(config), world)
-        header = place(ArcFace(config.embedding_size, config.num_classes or CLASSES, config.s, config.m), world)
+        backbone = to_device(build_backbone(config), world)
+        header = to_device(ArcFace(config.embedding_size, config.num_classes or CLASSES, config.s, config.m), world)
         self.task = ArcFaceTask(backbone, header)
-        self.update = Update(self.task, np.zeros(1, np.int64), config, world)
+        self.update = OptimizerStep(self.task, np.zeros(1, np.int64), config, world)
         data: Any = SimpleNamespace(n_images=0, fingerprint="")
         loader: Any = SimpleNamespace(sampler=data, dataset=data, skipped=0)
-        self.state = RunState(self.task, self.update, RunningMean(world), loader, config, world)
+        self.state = TrainingState(self.task, self.update, MeanMeter(world), loader, config, world)
         n = config.batch_size
         nothing = torch.zeros(n, dtype=torch.int64)
         images = torch.rand(n, 3, 112, 112, device=world.device).to(memory_format=torch.channels_last)
@@ -74,19 +74,19 @@ def main() -> None:
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: should be at least 2")
     config = load_config(args.config, overrides_of(args))
-    with processes() as world, tempfile.TemporaryDirectory(dir=".") as folder, Writer() as writer:
+    with init_distributed() as world, tempfile.TemporaryDirectory(dir=".") as folder, AsyncFileWriter() as writer:
         bench = Bench(config, world)
         bench.step()
         quiet, beside, stops, sync = [], [], [], []
         for turn in range(3):
-            content = bench.state.take(Position(turn))
+            content = bench.state.state_dict(TrainProgress(turn))
             assert content
             started = time.perf_counter()
             write_checkpoint(Path(folder), config.keep, content)
             sync.append(time.perf_counter() - started)
             quiet += [_seconds(bench) for _ in range(args.steps)]
             started = time.perf_counter()
-            content = bench.state.take(Position(turn))
+            content = bench.state.state_dict(TrainProgress(turn))
             assert content
             writer.submit({"checkpoint.pth": partial(write_checkpoint, Path(folder), config.keep, content)})
             stops.append(time.perf_counter() - started)
@@ -113,4 +113,4 @@ def _seconds(bench: Bench) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -27,11 +27,11 @@ from config import CommandParser, load_config
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.transforms import SIZE, normalise
 from utils.distillation.cache import TeacherCache
-from utils.distillation.targets import CachedLessons, Lessons
+from utils.distillation.targets import CachedTeacherTargets, TeacherTargets
 from utils.distillation.task import DistillTask
 from utils.distillation.teacher import NetworkTeacher, Teacher, teacher_network
-from utils.distributed.process_group import World, autocast, place, processes
-from utils.errors import run
+from utils.distributed.process_group import World, autocast, init_distributed, to_device
+from utils.errors import run_cli
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.task import Batch, Task
@@ -39,16 +39,16 @@ from utils.training.task import Batch, Task
 CLASSES = 1000
 
 
-def cached_lessons(folder: Path, teacher: Teacher, config: EasyDict, world: World) -> CachedLessons:
+def cached_lessons(folder: Path, teacher: Teacher, config: EasyDict, world: World) -> CachedTeacherTargets:
     """Lessons from a full cache of made-up embeddings for the images in config.rec."""
     data, size = FaceDataset(config.rec), config.embedding_size
     cache = TeacherCache(folder, "made-up", {}, len(data), size)
     rows = np.random.default_rng(0).standard_normal((len(data), size)).astype(np.float16)
-    for mirrored in (False, True):
-        cache.write(np.arange(len(data)), np.full(len(data), mirrored), rows)
-    lessons = CachedLessons(teacher, [], {}, data, world, config.eval_batch)
-    lessons.cache = cache
-    return lessons
+    for flipped in (False, True):
+        cache.write(np.arange(len(data)), np.full(len(data), flipped), rows)
+    targets = CachedTeacherTargets(teacher, [], {}, data, world, config.eval_batch)
+    targets.cache = cache
+    return targets
 
 
 def stepping(task: Task, config: EasyDict, world: World) -> Callable[[], None]:
@@ -63,8 +63,8 @@ def stepping(task: Task, config: EasyDict, world: World) -> Callable[[], None]:
 
     def step() -> None:
         indices = torch.randint(0, images, (n,), generator=generator)
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        batch = Batch(*on_device, indices, mirrored)
+        flipped = torch.rand(n, generator=generator) < 0.5
+        batch = Batch(*on_device, indices, flipped)
         with autocast(world, config.precision):
             loss = task(batch)["Loss"]
         loss.backward()
@@ -96,12 +96,12 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of the config")
     args = parser.parse()
     config = load_config(args.config, ["rec=data/faces_demo", *args.changes])
-    with processes() as world, tempfile.TemporaryDirectory() as folder:
-        backbone = place(build_backbone(config), world).train()
-        header = place(ArcFace(config.embedding_size, CLASSES, config.s, config.m), world)
+    with init_distributed() as world, tempfile.TemporaryDirectory() as folder:
+        backbone = to_device(build_backbone(config), world).train()
+        header = to_device(ArcFace(config.embedding_size, CLASSES, config.s, config.m), world)
         teacher = NetworkTeacher(build_backbone(teacher_network(config)), world, config.teacher_precision)
-        asked, kept = Lessons(teacher, []), cached_lessons(Path(folder), teacher, config, world)
-        tasks: list[Task] = [DistillTask(backbone, header, lessons, config.w) for lessons in (asked, kept)]
+        asked, kept = TeacherTargets(teacher, []), cached_lessons(Path(folder), teacher, config, world)
+        tasks: list[Task] = [DistillTask(backbone, header, targets, config.w) for targets in (asked, kept)]
         tasks.append(ArcFaceTask(backbone, header))
         uncached, cached, plain = rates(
             [stepping(task, config, world) for task in tasks], config.batch_size, args.turns, world
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

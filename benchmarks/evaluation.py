@@ -26,8 +26,8 @@ from eval.inputs.sets import bin_set
 from eval.scoring import measure
 from utils.checkpoints.weights import load_weights
 from utils.datasets.transforms import normalise
-from utils.distributed.process_group import place, processes
-from utils.errors import run
+from utils.distributed.process_group import init_distributed, to_device
+from utils.errors import run_cli
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=600, help="images of PyTorch's turn (%(default)s)")
     args = parser.parse()
     config = load_config(args.config, args.overrides)
-    with processes(device="cpu") as world:
+    with init_distributed(device="cpu") as world:
         plain = build_backbone(config).eval()
         load_weights(plain, args.weights)
         sample = bin_set(args.bin, world).images[: args.sample]
@@ -59,11 +59,11 @@ def main() -> None:
         start = time.perf_counter()
         held = bin_set(args.bin, world)
         loaded = time.perf_counter()
-        runtime = make_runtime(place(plain, world), config, world, len(held.images))
+        runtime = make_runtime(to_device(plain, world), config, world, len(held.images))
         converted = time.perf_counter()
-        direct, mirrored = embed(runtime, held.images)
+        direct, flipped = embed(runtime, held.images)
         embedded = time.perf_counter()
-        score = measure(direct, mirrored, held.pairs, held.issame)
+        score = measure(direct, flipped, held.pairs, held.issame)
         end = time.perf_counter()
 
         plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

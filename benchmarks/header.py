@@ -23,10 +23,10 @@ import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from utils.distributed.collectives import mean_over
-from utils.distributed.process_group import LOOPBACK, World, place, processes, wrap
+from utils.distributed.collectives import all_reduce_mean
+from utils.distributed.process_group import LOOPBACK_ENVIRONMENT, World, init_distributed, to_device, wrap_ddp
 from utils.doctor.step_memory import header_bytes
-from utils.errors import ENDED, UserError, run
+from utils.errors import EXIT_CODE_FILE, UserError, run_cli
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 
@@ -37,7 +37,7 @@ GIB = 1 << 30
 def seconds(way: str, args: argparse.Namespace, classes: int, world: World) -> list[float]:
     """What each step of a new header takes."""
     if way == "whole":
-        header = wrap(place(ArcFace(args.embedding_size, classes, S, M), world), world)
+        header = wrap_ddp(to_device(ArcFace(args.embedding_size, classes, S, M), world), world)
     else:
         header = ShardedArcFace(args.embedding_size, classes, S, M, world, args.sample_rate)
     optimizer = torch.optim.SGD(header.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -63,13 +63,13 @@ def measure(rank: int, way: str, args: argparse.Namespace, folder: Path, results
     """In a process of its own: puts (images a second, peak bytes), means over the ranks, in the queue."""
     of_process = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "GROUP_WORLD_SIZE": 1}
     os.environ.update({name: str(value) for name, value in of_process.items()})
-    os.environ.update(LOOPBACK | {ENDED: str(folder / "code")})
+    os.environ.update(LOOPBACK_ENVIRONMENT | {EXIT_CODE_FILE: str(folder / "code")})
     torch.set_num_threads(1)
-    with processes() as world:
+    with init_distributed() as world:
         seconds(way, args, args.ranks, world)  # what libraries load and reserve at their first use is not the header's
         before = peak(world)
         rate = args.batch * args.ranks / median(seconds(way, args, args.classes, world))
-        found = mean_over(torch.tensor([rate, peak(world) - before], device=world.device), world)
+        found = all_reduce_mean(torch.tensor([rate, peak(world) - before], device=world.device), world)
         if world.is_main:
             results.put(found.tolist())
 
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -21,7 +21,7 @@ if not __package__:  # run as a script: the modules are found from the project's
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Embeddings, pool, score_pairs
 from eval.roc import auc, roc, tpr_nearest
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 IMAGES, TEMPLATES, PAIRS, SAME = 469_375, 23_124, 15_658_489, 19_557
 
@@ -35,11 +35,11 @@ def made_up(dims: int) -> tuple[np.ndarray, ...]:
     people = rng.standard_normal((TEMPLATES // 6, dims), dtype=np.float32)
     direct = rng.standard_normal((IMAGES, dims), dtype=np.float32)
     direct += 0.5 * people[templates % len(people)]
-    mirrored = direct + rng.standard_normal((IMAGES, dims), dtype=np.float32)
+    flipped = direct + rng.standard_normal((IMAGES, dims), dtype=np.float32)
     first, second = rng.integers(0, TEMPLATES, (2, PAIRS), dtype=np.int32)
     second[:SAME] = (first[:SAME] + len(people)) % TEMPLATES  # of one person
     same = first % len(people) == second % len(people)
-    return direct, mirrored, rng.random(IMAGES, dtype=np.float32), templates, media, first, second, same
+    return direct, flipped, rng.random(IMAGES, dtype=np.float32), templates, media, first, second, same
 
 
 def scan(
@@ -75,10 +75,10 @@ def main() -> None:
     args = parser.parse_args()
     if not 2 <= args.dims <= 4096 or not 1 <= args.scan <= TEMPLATES:
         raise UserError(f"--dims {args.dims} --scan {args.scan}: from 2 to 4096, and from 1 to {TEMPLATES}")
-    direct, mirrored, det, templates, media, first, second, same = made_up(args.dims)
+    direct, flipped, det, templates, media, first, second, same = made_up(args.dims)
     tracemalloc.start()  # which numpy reports its arrays to
     marks = [time.perf_counter()]
-    pooled = pool(Embeddings(direct, mirrored, det), templates, media)
+    pooled = pool(Embeddings(direct, flipped, det), templates, media)
     marks.append(time.perf_counter())
     scores = score_pairs(pooled.features, first, second)
     marks.append(time.perf_counter())
@@ -95,7 +95,7 @@ def main() -> None:
     print(f"memory beyond the features, pairs and flags: {beyond / 1e9:.2f} GB")
     print("TPR in % at " + ", ".join(f"{fpr:.0e}: {100 * rate:.2f}" for fpr, rate in zip(FPRS, table, strict=True)))
 
-    weighted = (direct + mirrored) * det[:, np.newaxis]
+    weighted = (direct + flipped) * det[:, np.newaxis]
     pooling_by_scan, seconds, found = scan(weighted, templates, media, first, second, args.scan)
     if not np.allclose(found, pooled.features[: args.scan], atol=1e-5):
         raise SystemExit("the two ways disagree")
@@ -109,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_loader import Loader
-from utils.errors import run
+from utils.errors import run_cli
 
 PUBLISHED = 1840  # img/s a core of the published loader, in batches, on a core of this kind
 BATCH = 128
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

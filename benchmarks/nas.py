@@ -25,8 +25,8 @@ from config import CommandParser, add_config_arguments, load_config
 from NAS.architect import EPSILON, Architect
 from NAS.search import CONFIG
 from NAS.supernet import MixedOp, Supernet
-from utils.distributed.process_group import World, autocast, place, processes
-from utils.errors import UserError, run
+from utils.distributed.process_group import World, autocast, init_distributed, to_device
+from utils.errors import UserError, run_cli
 
 Batch = tuple[Tensor, Tensor]
 
@@ -38,7 +38,7 @@ class Bench:
         torch.manual_seed(0)
         sizes = (config["channel"], config["n_layers"], config["n_nodes"], config["stem_multiplier"])
         self.net = Supernet(*sizes, classes, config["embedding_size"])
-        place(self.net, world)
+        to_device(self.net, world)
         for alpha in self.net.alphas():
             alpha.requires_grad_(False)
         self.weights = self.net.weights()
@@ -116,7 +116,7 @@ def main() -> None:
     if args.rounds < 1:
         raise UserError(f"--rounds {args.rounds}: should be at least 1")
     config = load_config(args.config or CONFIG, args.overrides)
-    with processes() as world:
+    with init_distributed() as world:
         bench = Bench(world, config)
         ways: dict[str, Callable[[], None]] = {
             "plain step": bench.plain,
@@ -141,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

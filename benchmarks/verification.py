@@ -23,7 +23,7 @@ if not __package__:  # run as a script: the modules are found from the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.verification import FAR_TARGET, FINE_THRESHOLDS, THRESHOLDS, evaluate, evaluate_distances, load_bin
-from utils.errors import run
+from utils.errors import run_cli
 
 FOLDS = 10
 T = TypeVar("T")
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -33,7 +33,7 @@ from config.paths import from_project, from_working_folder, typed_path
 from config.saved import read_config_file, read_saved, save_config, saved_config
 from config.usage import log_unused
 from utils.errors import shorten
-from utils.filesystem import is_no_folder, is_there, make_writable
+from utils.filesystem import is_no_folder, make_writable, path_exists
 
 __all__ = [
     "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "from_project", "from_working_folder",
@@ -127,8 +127,8 @@ def typed_output(overrides: Iterable[str]) -> str | None:
 def require_data(config: EasyDict) -> None:
     """Raises ConfigError unless the data folder is there."""
     folder = Path(config.rec)
-    if not is_there(folder.is_dir):
-        if is_there(folder.exists):
+    if not path_exists(folder.is_dir):
+        if path_exists(folder.exists):
             raise ConfigError(f"config rec: {config.rec!r} is a file; name the folder it is in: rec={folder.parent}")
         raise ConfigError(
             f"config rec: no folder {shorten(config.rec)}; put train.rec, train.idx, property and the *.bin sets "
@@ -156,7 +156,7 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
     """The config file: Python, or JSON by the suffix .json. Raises ConfigError where there is none."""
     if path is not None:
         path = Path(from_working_folder(str(path)))
-        if is_there(path.is_dir) and (saved := saved_config(path)):
+        if path_exists(path.is_dir) and (saved := saved_config(path)):
             return saved
         if not is_no_folder(path):
             raise ConfigError(

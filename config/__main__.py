@@ -12,7 +12,7 @@ from config import (
     overrides_of,
     require_data,
 )
-from utils.errors import run
+from utils.errors import run_cli
 
 
 def main() -> None:
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

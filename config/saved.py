@@ -14,7 +14,7 @@ from easydict import EasyDict
 from config.fields import PATHS, ConfigError
 from config.paths import to_project
 from utils.errors import UserError
-from utils.filesystem import is_there, open_regular, replace_text
+from utils.filesystem import open_regular_file, path_exists, write_text_atomic
 
 FILE = "config.json"
 _OF_ONE_START = ("resume", "global_step")
@@ -37,7 +37,7 @@ def save_config(config: EasyDict) -> None:
         fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
     path = Path(config.output, FILE)
     try:
-        replace_text(path, json.dumps(fields, indent=1, default=str) + "\n")
+        write_text_atomic(path, json.dumps(fields, indent=1, default=str) + "\n")
     except OSError as error:
         log.warning(f"{path} could not be written ({error.strerror}): later commands need --config; training goes on")
 
@@ -45,14 +45,14 @@ def save_config(config: EasyDict) -> None:
 def saved_config(folder: str | Path) -> Path | None:
     """Returns the config.json of a folder, or of a checkpoint's folder; None where there is none."""
     path = Path(folder)
-    path = (path if is_there(path.is_dir) else path.parent) / FILE
-    return path if is_there(path.exists) else None
+    path = (path if path_exists(path.is_dir) else path.parent) / FILE
+    return path if path_exists(path.exists) else None
 
 
 def read_config_file(path: Path) -> bytes:
     """Reads a file whole. Raises ConfigError where it cannot be read, or is a pipe, a device or a folder."""
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             return file.read()
     except OSError as error:
         raise ConfigError(f"config {path}: {error.strerror}") from None

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.synthetic.build import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.build import check_between, decode, draw_all, encode, make_folder, parse_arguments
 from data.synthetic.canvas import SIZE
 from data.synthetic.people import Person, Shot
 from data.synthetic.procedural import VERSION, draw
 from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 FOLDS = 10
 QUALITY = 95  # of the JPEG files
@@ -96,7 +96,7 @@ def _write(folder: Path, plan: Plan, workers: int) -> None:
     jobs += [(plan.seed, plan.people + i, members.count(plan.people + i)) for i in range(plan.test_people)]
     total = sum(shots for *_, shots in jobs)
     with tqdm(total=total, unit="face", desc="Drawing", disable=None) as bar:
-        photos = drawn(person_photos, jobs, workers, bar)
+        photos = draw_all(person_photos, jobs, workers, bar)
         sheet = _write_training(folder, plan, islice(photos, plan.people))
         unused = {plan.people + i: iter(shots) for i, shots in enumerate(photos)}
     images = [next(unused[number]) for number in members]
@@ -146,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

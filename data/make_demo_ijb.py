@@ -19,11 +19,11 @@ import numpy as np
 from numpy.random import Generator
 from tqdm import tqdm
 
-from data.synthetic.build import check_between, decode, drawn, encode, make_folder, parse_arguments
+from data.synthetic.build import check_between, decode, draw_all, encode, make_folder, parse_arguments
 from data.synthetic.people import Person
-from data.synthetic.photos import Medium, Sighting, Template, photo, sample_template
+from data.synthetic.photos import Detection, Medium, Template, photo, sample_template
 from data.synthetic.procedural import VERSION
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 GALLERIES = {"IJBB": ("S1", "S2"), "IJBC": ("G1", "G2")}  # by target, as the two sets name them
 SHEET, TILE = 8, 160  # people.png shows this many photos of this many people, each in a square of this many pixels
@@ -64,7 +64,7 @@ class Image:
     subject: int
     template: int
     medium: int
-    sighting: Sighting
+    detection: Detection
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ def sample_person(seed: int, number: int, probes: int) -> tuple[Person, list[Tem
 def person_photos(seed: int, number: int, probes: int) -> list[bytes]:
     """All photos of a person, template by template, medium by medium."""
     person, templates = sample_person(seed, number, probes)
-    return [photo(person, sighting) for template in templates for medium in template for sighting in medium]
+    return [photo(person, detection) for template in templates for medium in template for detection in medium]
 
 
 def plan_set(plan: Plan) -> tuple[np.ndarray, list[Image], list[Pair]]:
@@ -101,9 +101,9 @@ def _plan_images(plan: Plan, templates: np.ndarray, rng: Generator) -> list[Imag
     medium_ids = _sparse_ids(len(media), rng).tolist()
     files = iter((1 + rng.permutation(sum(len(medium) for *_, medium in media))).tolist())
     return [
-        Image(next(files), subject, template, medium_id, sighting)
+        Image(next(files), subject, template, medium_id, detection)
         for (subject, template, medium), medium_id in zip(media, medium_ids, strict=True)
-        for sighting in medium
+        for detection in medium
     ]
 
 
@@ -137,7 +137,7 @@ def _write(folder: Path, plan: Plan, workers: int) -> None:
     _write_meta(folder / "meta", plan, templates, images, pairs)
     jobs = [(plan.seed, number, plan.probes) for number in plan.numbers]
     with tqdm(total=len(images), unit="face", desc="Drawing", disable=None) as bar:
-        sheet = _write_photos(folder / "loose_crop", images, drawn(person_photos, jobs, workers, bar))
+        sheet = _write_photos(folder / "loose_crop", images, draw_all(person_photos, jobs, workers, bar))
     (folder / "people.png").write_bytes(encode(".png", sheet))
 
 
@@ -160,9 +160,9 @@ def _write_meta(folder: Path, plan: Plan, templates: np.ndarray, images: list[Im
 
 def _detection(image: Image) -> list[str]:
     """Its file, landmarks and score, as they are written."""
-    landmarks = image.sighting.landmarks
+    landmarks = image.detection.landmarks
     numbers = np.stack([landmarks.real, landmarks.imag], 1).ravel()
-    return [image.name, *(f"{x:.3f}" for x in numbers), f"{image.sighting.score:.4f}"]
+    return [image.name, *(f"{x:.3f}" for x in numbers), f"{image.detection.score:.4f}"]
 
 
 def _write_lines(path: Path, rows: Iterable[Iterable[object]], separator: str = " ") -> None:
@@ -180,7 +180,7 @@ def _write_photos(folder: Path, images: list[Image], photos: Iterator[list[bytes
             (folder / image.name).write_bytes(file)
         if len(rows) < SHEET:
             shown = np.linspace(0, len(files) - 1, SHEET).astype(int)
-            rows.append(np.hstack([_tile(decode(files[i]), of_person[i].sighting.landmarks) for i in shown]))
+            rows.append(np.hstack([_tile(decode(files[i]), of_person[i].detection.landmarks) for i in shown]))
     return np.vstack(rows)
 
 
@@ -214,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

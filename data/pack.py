@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from utils.datasets.image_header import SUFFIXES, image_size
 from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
-from utils.errors import UserError, run
-from utils.filesystem import open_regular
+from utils.errors import UserError, run_cli
+from utils.filesystem import open_regular_file
 
 SIZE = 112  # pixels
 _KINDS = ", ".join(SUFFIXES)
@@ -82,7 +82,7 @@ def write_records(folder: Path, people: list[list[Path]]) -> None:
 
 
 def _read_photo(path: Path) -> bytes:
-    with open_regular(path) as file:
+    with open_regular_file(path) as file:
         photo = file.read()
     size = image_size(photo)
     if size != (SIZE, SIZE):
@@ -92,4 +92,4 @@ def _read_photo(path: Path) -> bytes:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -18,10 +18,10 @@ if not __package__:  # run as a script, this folder stands first on the path ins
 import numpy as np
 from tqdm import tqdm
 
-from utils.datasets.recordio.index import naming_file
+from utils.datasets.recordio.index import as_record_error
 from utils.datasets.recordio.record_format import IMAGE_HEADER
 from utils.datasets.recordio.scan import scan_file
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 from utils.filesystem import write_atomic
 
 LARGEST_KEY = 10**18  # of an index, exclusive
@@ -52,7 +52,7 @@ def read_keys(rec: Path) -> tuple[np.ndarray, np.ndarray, str]:
     """
     offsets, ids = array("q"), array("Q")
     with_ids, has_header = True, False
-    with naming_file(rec):
+    with as_record_error(rec):
         size = rec.stat().st_size
     with tqdm(total=size, unit="B", unit_scale=True, desc=rec.name, disable=None) as bar:
         for record in scan_file(rec):
@@ -84,9 +84,9 @@ def write_index(idx: Path, keys: np.ndarray, offsets: np.ndarray) -> None:
             lines = zip(keys[part].tolist(), offsets[part].tolist(), strict=True)
             file.write(b"".join(b"%d\t%d\n" % line for line in lines))
 
-    with naming_file(idx):
+    with as_record_error(idx):
         write_atomic(idx, write)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -41,9 +41,9 @@ from eval.inputs.sets import N_FOLDS, VerificationSet, load_sets
 from eval.scoring import Score, Scorer
 from eval.verification import resampled_accuracies
 from utils.checkpoints.weights import backbone_name, find_backbones, load_weights
-from utils.distributed.process_group import World, place, processes
-from utils.errors import UserError, run
-from utils.filesystem import archive, make_writable, open_regular, replace_text, save_figure, write_files
+from utils.distributed.process_group import World, init_distributed, to_device
+from utils.errors import UserError, run_cli
+from utils.filesystem import archive, make_writable, open_regular_file, save_figure, write_files, write_text_atomic
 from utils.logs.run_log import init_logging
 
 _SHOWN = 24  # pairs of each kind in a picture
@@ -93,7 +93,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}; name another folder") from None
 
-    with processes() as world:
+    with init_distributed() as world:
         init_logging(args.out / "compare.log")
         for config in {id(config): config for config in configs}.values():
             log_unused(config, "eval")
@@ -108,8 +108,8 @@ def main() -> None:
     rows = [asdict(comparison) | {"verdict": comparison.verdict} for comparison in comparisons]
     content = json.dumps({"a": str(files[0]), "b": str(files[1]), "sets": rows}, indent=2)
     writers: dict[Path, Callable[[Path], object]] = {
-        args.out / "compare.txt": lambda path: replace_text(path, text + "\n"),
-        args.out / "compare.json": lambda path: replace_text(path, content),
+        args.out / "compare.txt": lambda path: write_text_atomic(path, text + "\n"),
+        args.out / "compare.json": lambda path: write_text_atomic(path, content),
     }
     for held in scorer.sets:
         picture = args.out / f"compare_{held.name.replace('/', '_')}.png"
@@ -122,7 +122,7 @@ def main() -> None:
 
 def score(scorer: Scorer, config: EasyDict, path: Path, world: World) -> dict[str, Score]:
     """One checkpoint's scores. Raises UserError naming the file."""
-    backbone = place(build_backbone(config), world)
+    backbone = to_device(build_backbone(config), world)
     load_weights(backbone, path)
     runtime = make_runtime(backbone, config, world, scorer.n_images)
     try:
@@ -137,7 +137,7 @@ def set_aside(folder: Path, content: str) -> Path | None:
     names = ("compare.txt", "compare.json", "compare_*.png")
     files = sorted(path for name in names for path in folder.glob(name))
     try:
-        with open_regular(folder / "compare.json") as file:
+        with open_regular_file(folder / "compare.json") as file:
             same = file.read() == content.encode()
     except (OSError, UserError):
         same = False
@@ -241,4 +241,4 @@ def differences(held: VerificationSet, a: Score, b: Score) -> Figure | None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

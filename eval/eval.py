@@ -41,10 +41,10 @@ from eval.inputs.sets import load_sets
 from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
 from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
-from utils.distributed.collectives import try_together
-from utils.distributed.launch import spread_over_gpus
-from utils.distributed.process_group import World, place, processes
-from utils.errors import UserError, run
+from utils.distributed.collectives import try_on_all
+from utils.distributed.launch import launch_on_all_gpus
+from utils.distributed.process_group import World, init_distributed, to_device
+from utils.errors import UserError, run_cli
 from utils.logs.run_log import init_logging, log
 
 
@@ -62,15 +62,15 @@ def main() -> None:
     checkpoints = choose(find_backbones(config.output, "config output"), args.steps, config.output)
     folder = result_folder(config)
     with readable_again(args, photos):
-        spread_over_gpus()
+        launch_on_all_gpus()
 
     failed: dict[Path, UserError] = {}
-    with processes() as world:
+    with init_distributed() as world:
         init_logging(folder / "test.log" if world.is_main else None)
         log_unused(config, "eval")
         sets = load_sets(config, photos, world)
         scorer = Scorer(config, world, sets)
-        backbone = place(build_backbone(config), world)
+        backbone = to_device(build_backbone(config), world)
         # A person's own photos are no published set, though the folder be called lfw.
         report = Report(folder, weights_folder(config.output), sets, None if photos else config, photos)
         for done, (step, path) in enumerate(checkpoints.items(), start=1):
@@ -93,11 +93,11 @@ def score(
     scorer: Scorer, backbone: nn.Module, config: EasyDict, step: str, path: Path, world: World
 ) -> dict[str, Score] | UserError:
     """A checkpoint's scores by set, or on every process the error that names its file."""
-    loaded = try_together(world, partial(load_weights, backbone, path))
+    loaded = try_on_all(world, partial(load_weights, backbone, path))
     if isinstance(loaded, UserError):
         return loaded
     runtime = make_runtime(backbone, config, world, scorer.n_images)
-    scores = try_together(world, partial(scorer.score, runtime, step))
+    scores = try_on_all(world, partial(scorer.score, runtime, step))
     return UserError(f"{path}: {scores}") if isinstance(scores, UserError) else scores
 
 
@@ -133,4 +133,4 @@ def choose(checkpoints: dict[str, Path], steps: str | None, output: str) -> dict
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

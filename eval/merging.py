@@ -19,7 +19,7 @@ from config.paths import to_project
 from eval.folders import run_name
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
-from utils.filesystem import open_regular, replace_text, sha256
+from utils.filesystem import open_regular_file, sha256, write_text_atomic
 from utils.logs.run_log import log
 
 Entries = dict[str, dict[str, Any]]
@@ -136,13 +136,13 @@ def replace_entries(path: Path, entries: Entries) -> None:
         aside = next(name for name in numbered if not os.path.lexists(name))
         path.rename(aside)
         log.warning(f"{path}: damaged, or not of results; it is now {aside.name}, and new results begin a new file")
-    replace_text(path, json.dumps(entries, indent=2) + "\n")
+    write_text_atomic(path, json.dumps(entries, indent=2) + "\n")
 
 
 def _read(path: Path) -> Entries | None:
     """None where the file is damaged. A missing one holds nothing, nor does a pipe or a folder of its name."""
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             found = json.load(file)
     except (FileNotFoundError, UserError):
         return {}

@@ -168,7 +168,7 @@ def format_thresholds(results: Results, warnings: Mapping[str, str] | None = Non
     lines = []
     for name in next(iter(results.values())):
         for step, sets in results.items():
-            for far, point in sets[name].operating.items():
+            for far, point in sets[name].operating_points.items():
                 if point is not None:
                     lines.append(
                         f"{name:>12}{_step(step):>{first}}{far:>8.0e}{point.threshold:>10.4f}"

@@ -14,7 +14,7 @@ from eval.report import Results, entries_of, format_tables, format_thresholds, r
 from eval.scoring import Score
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
-from utils.filesystem import replace_text, save_figure, sha256, write_files
+from utils.filesystem import save_figure, sha256, write_files, write_text_atomic
 from utils.logs.run_log import log
 
 
@@ -69,7 +69,7 @@ class Report:
         advice = self.photos.how_to_get if self.photos else None
         writers: dict[Path, Callable[[Path], object]] = {
             self.json: lambda path: replace_entries(path, entries),
-            self.txt: lambda path: replace_text(path, format_tables(entries, self.config, advice) + "\n"),
+            self.txt: lambda path: write_text_atomic(path, format_tables(entries, self.config, advice) + "\n"),
             self.png: lambda path: save_figure(path, figure, dpi=120),
             self.folder / "thresholds.json": self._write_thresholds,
         }
@@ -129,7 +129,7 @@ class Report:
 def thresholds_of(score: Score, advice: Callable[[int], str] | None = None) -> dict[str, Any]:
     """By FAR: the threshold as cosine and as squared distance, and what it costs; or why there is none."""
     entry: dict[str, Any] = {"pairs": score.pairs, "different": score.different}
-    for far, point in score.operating.items():
+    for far, point in score.operating_points.items():
         needed = round(1 / far)
         entry[f"{far:.0e}"] = (
             f"needs at least {needed} different pairs" + (f"; {advice(needed)}" if advice else "")

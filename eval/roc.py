@@ -78,7 +78,7 @@ def tpr_nearest(curve: Roc, fprs: ArrayLike) -> FloatArray:
     return np.array([tpr[np.argmin(np.abs(fpr - wanted))] for wanted in np.atleast_1d(fprs)])
 
 
-class Operating(NamedTuple):
+class OperatingPoint(NamedTuple):
     """A threshold, and what it costs."""
 
     threshold: float  # similarity: accept at or above
@@ -86,7 +86,7 @@ class Operating(NamedTuple):
     frr: float  # same pairs refused
 
 
-def operate_at(curve: Roc, far: float, different: int) -> Operating | None:
+def operating_point_at_far(curve: Roc, far: float, different: int) -> OperatingPoint | None:
     """The lowest threshold that accepts no more than `far` of the different pairs; None where there are too few pairs
     to tell: fewer than 1 / far different ones.
 
@@ -103,4 +103,4 @@ def operate_at(curve: Roc, far: float, different: int) -> Operating | None:
     threshold = below + (here - below) / 2
     if threshold <= below:  # neighbours, with no number between them
         threshold = here
-    return Operating(float(threshold), float(curve.fpr[at]), float(1 - curve.tpr[at]))
+    return OperatingPoint(float(threshold), float(curve.fpr[at]), float(1 - curve.tpr[at]))

@@ -10,9 +10,9 @@ from torch import nn
 
 from eval.inference.embedding import Runtime, TorchRuntime, embed
 from eval.inputs.sets import N_FOLDS, VerificationSet, load_sets
-from eval.roc import Operating, Roc, auc, eer, operate_at, roc
+from eval.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
-from utils.distributed.collectives import gather_rows, share
+from utils.distributed.collectives import all_gather_rows, broadcast_
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.logs.run_log import log
@@ -71,13 +71,13 @@ class Score:
         return eer(self.curve)
 
     @cached_property
-    def operating(self) -> dict[float, Operating | None]:
+    def operating_points(self) -> dict[float, OperatingPoint | None]:
         """By FAR; None where the different pairs are too few to tell."""
-        return {far: operate_at(self.curve, far, self.different) for far in FARS}
+        return {far: operating_point_at_far(self.curve, far, self.different) for far in FARS}
 
     def tar(self, far: float) -> float | None:
         """The true accept rate at a FAR; None where the different pairs are too few to tell."""
-        point = self.operating[far]
+        point = self.operating_points[far]
         return None if point is None else 1 - point.frr
 
     def asdict(self) -> dict[str, Any]:
@@ -113,15 +113,15 @@ class Scorer:
 
         It is that of the main process's batch-norm statistics, on every process: those are what is saved.
         """
-        share(backbone.buffers(), self.world)
+        broadcast_(backbone.buffers(), self.world)
         runtime = TorchRuntime(backbone, self.world.device, self.batch)
         return {name: score.accuracy for name, score in self.score(runtime, step).items()}
 
     def _score(self, held: VerificationSet, runtime: Runtime, step: int | str) -> Score:
-        direct, mirrored = embed(runtime, held.images, f"{held.name} {step}")
-        direct, mirrored = gather_rows(direct, self.world), gather_rows(mirrored, self.world)
+        direct, flipped = embed(runtime, held.images, f"{held.name} {step}")
+        direct, flipped = all_gather_rows(direct, self.world), all_gather_rows(flipped, self.world)
         try:
-            score = measure(direct, mirrored, held.pairs, held.issame)
+            score = measure(direct, flipped, held.pairs, held.issame)
         except UserError as error:  # on every process, for all have the same rows
             raise UserError(
                 f"{held.name}: {error}: these weights are damaged, or of a run that diverged; take another checkpoint"
@@ -133,9 +133,9 @@ class Scorer:
         return score
 
 
-def measure(direct: np.ndarray, mirrored: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> Score:
+def measure(direct: np.ndarray, flipped: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> Score:
     """The score of embeddings (M, D) of images and (M, D) of their mirror images, on pairs (N, 2) of them."""
-    distances = pair_distances(direct + mirrored, pairs)
+    distances = pair_distances(direct + flipped, pairs)
     result = evaluate_distances(distances, issame, N_FOLDS)
     rows = pairs.ravel()  # an image counts as often as it is met, as in the published log
     return Score(
@@ -145,7 +145,7 @@ def measure(direct: np.ndarray, mirrored: np.ndarray, pairs: np.ndarray, issame:
         val=result.val,
         val_std=result.val_std,
         far=result.far,
-        xnorm=embedding_norm(direct[rows], mirrored[rows]),
+        xnorm=embedding_norm(direct[rows], flipped[rows]),
         issame=issame,
         distances=distances,
         correct=result.correct,

@@ -10,7 +10,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-ENDED = "POCKETNET_EXIT_CODE"  # environment: the file by which processes that end well tell utils.distributed.launch otherwise
+# The environment variable that names the file in which a process leaves its exit code for utils/distributed/launch.py:
+# torchrun takes whatever it ends by but 0 for a reason to start it again.
+EXIT_CODE_FILE = "POCKETNET_EXIT_CODE"
 
 
 class UserError(ValueError):
@@ -44,7 +46,7 @@ def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
     return text if len(text) <= limit + 2 else text[:limit] + "…"
 
 
-class PassingError(UserError):
+class RetryableError(UserError):
     """What may go well when it is done again: a process that died or hung."""
 
 
@@ -67,39 +69,39 @@ def out_of_memory(error: Exception) -> UserError | None:
     )
 
 
-def run(main: Callable[[], None]) -> NoReturn:
+def run_cli(main: Callable[[], None]) -> NoReturn:
     """Runs an entry script: exit code 0; 2 and the one line for a UserError or a lack of memory; 130 for Ctrl-C."""
-    ended = Path(os.environ.get(ENDED, os.devnull))
-    if restarts() and ended.is_file():  # by bad input, before the processes had met: it is so still
+    ended = Path(os.environ.get(EXIT_CODE_FILE, os.devnull))
+    if restart_count() and ended.is_file():  # by bad input, before the processes had met: it is so still
         sys.exit(0)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no UTF-8
     try:
         main()
     except UserError as error:
-        tell(error)
+        print_error(error)
         # Of several machines the others would wait for this one.
-        if not isinstance(error, PassingError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        if not isinstance(error, RetryableError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
             ended.write_text("2")
         sys.exit(2)
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         if (problem := out_of_memory(error)) is None:
             raise
-        tell(problem)
+        print_error(problem)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
 
 
-def tell(error: UserError) -> None:
+def print_error(error: UserError) -> None:
     """Prints the one line."""
-    with heard(sys.stderr):
+    with ignore_broken_pipe(sys.stderr):
         print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
 @contextmanager
-def heard(stream: TextIO) -> Iterator[None]:
+def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
     """Around what is written to the screen: Ctrl-C in `./train.sh | tee FILE` also ends tee, a terminal may be closed,
     and a run to which nobody listens any more still has a checkpoint to write."""
     try:
@@ -111,6 +113,6 @@ def heard(stream: TextIO) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def restarts() -> int:
+def restart_count() -> int:
     """How often torchrun has started the processes of this machine again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

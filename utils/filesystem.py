@@ -27,7 +27,7 @@ _KINDS = {
 }
 
 
-def is_there(check: Callable[[], bool]) -> bool:
+def path_exists(check: Callable[[], bool]) -> bool:
     """What a path's is_file or is_dir says; False where it may not look, or no path can be that long."""
     try:
         return check()
@@ -37,7 +37,7 @@ def is_there(check: Callable[[], bool]) -> bool:
 
 def is_no_folder(path: Path) -> bool:
     """Whether something other than a folder is there. A pipe or a device counts: whoever opens it says what it is."""
-    return is_there(path.exists) and not is_there(path.is_dir)
+    return path_exists(path.exists) and not path_exists(path.is_dir)
 
 
 def make_writable(folder: Path) -> Path:
@@ -47,7 +47,7 @@ def make_writable(folder: Path) -> Path:
         return folder
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a regular file for reading in binary. Never waits for the writer of a pipe. Raises UserError where the path
     is a pipe, a device, a folder or a socket, and OSError where it cannot be opened."""
     kind = stat.S_IFMT(Path(path).stat().st_mode)  # before it is opened: a device may react to that
@@ -64,7 +64,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     )
 
 
-def open_without_links(path: Path, flags: int) -> int:
+def open_no_follow(path: Path, flags: int) -> int:
     """Opens a regular file that is written and returns its descriptor; with O_CREAT it is made where it is missing.
 
     A symbolic link is not followed: a folder from a stranger could name any file by it. Raises UserError for a link, a
@@ -102,7 +102,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def replace_text(path: Path, text: str) -> None:
+def write_text_atomic(path: Path, text: str) -> None:
     """Writes a text file as UTF-8 with `write_atomic`. Raises OSError."""
     content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
     write_atomic(path, lambda file: file.write(content))
@@ -144,7 +144,7 @@ def archive(folder: Path, files: Iterable[Path]) -> Path:
     return old
 
 
-def reserve(file: int, size: int) -> None:
+def preallocate(file: int, size: int) -> None:
     """Gives an open file its size and, where the system can, its place on the disk. What is in the file stays.
 
     A full disk is then an OSError now, and not a bus error later in the memory that maps the file.

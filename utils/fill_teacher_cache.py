@@ -16,10 +16,10 @@ from utils.datasets.sampler import EpochSampler
 from utils.distillation.cache import fill
 from utils.distillation.schedule import prepare_teacher
 from utils.distillation.targets import open_caches
-from utils.distributed.collectives import main_first
-from utils.distributed.process_group import processes
-from utils.distributed.runtime_errors import told
-from utils.errors import UserError, run
+from utils.distributed.collectives import main_process_first
+from utils.distributed.process_group import init_distributed
+from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.errors import UserError, run_cli
 from utils.logs.run_log import init_logging, log
 from utils.training.progress import epoch_ends
 
@@ -32,13 +32,13 @@ def main() -> None:
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
     folder = make_folder(config, "teacher_cache")
-    with told(config), processes(timeout=config.timeout) as world:
+    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         log_unused(config, "train_kd")
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
         teacher, files = prepare_teacher(config, world, epoch_ends(config, sampler), build_backbone)
-        caches = main_first(world, lambda: open_caches(config, files, data))
+        caches = main_process_first(world, lambda: open_caches(config, files, data))
         for path, cache in caches.items():
             teacher.load(path)
             skip_bad = config.on_bad_image == "skip"
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from backbones import build_backbone
 from config import load_config, log_unused, parse_command, shipped_configs
-from utils.errors import run
+from utils.errors import run_cli
 
 
 @dataclass
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

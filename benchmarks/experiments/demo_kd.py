@@ -19,7 +19,7 @@ if not __package__:  # run as a script: the modules are found from the project's
 
 from benchmarks.experiments.runs import Run, finish
 from config import CommandParser
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 STUDENT = "config/config_demo_kd.py"
 # The teacher is the net of make demo, trained for as many epochs as the student: so each has its own of them.
@@ -41,10 +41,10 @@ def students(out: Path, seeds: int, changes: Sequence[str]) -> dict[str, list[Ru
 
 def table(teacher: Run, runs: dict[str, list[Run]]) -> str:
     """Mean and spread of each way, and its gain over plain training of the same seed."""
-    plain = [run.accuracy() for run in runs["plain"]]
+    plain = [run_cli.accuracy() for run_cli in runs["plain"]]
     lines = [f"{'':<12}{'accuracy':>16}{'gain over plain':>18}   of each seed"]
     for way, of_way in runs.items():
-        accuracies = [run.accuracy() for run in of_way]
+        accuracies = [run_cli.accuracy() for run_cli in of_way]
         gains = [accuracy - other for accuracy, other in zip(accuracies, plain, strict=True)]
         gain = "" if way == "plain" else _mean_and_spread(gains, "+.2f")
         each = "  ".join(f"{accuracy:.2f}" for accuracy in accuracies)
@@ -72,12 +72,12 @@ def main() -> None:
     teacher = Run(out / "teacher", ["train.py", *TEACHER], TEACHER)
     runs = students(out, args.seeds, args.changes)
     finish([teacher, *runs["plain"]], out)  # those that need no teacher go beside its own training
-    finish([run for way in ("template", "multi-step") for run in runs[way]], out)
-    results = {way: [run.results() for run in of_way] for way, of_way in runs.items()}
+    finish([run_cli for way in ("template", "multi-step") for run_cli in runs[way]], out)
+    results = {way: [run_cli.results() for run_cli in of_way] for way, of_way in runs.items()}
     (out / "results.json").write_text(json.dumps({"teacher": teacher.results(), **results}, indent=1) + "\n")
     (out / "results.txt").write_text(table(teacher, runs) + "\n")
     print(f"\n{table(teacher, runs)}\n\n{time.perf_counter() - started:.0f} s, {os.cpu_count()} cores; all in {out}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -1,6 +1,6 @@
 """A search on drawn faces, and is what it finds any good? Beside it the published cells, and cells drawn at random.
 
-    python benchmarks/experiments/demo_search.py [--out output/demo_search] [--seed 0] [field=value …]     (changes of the search)
+    python benchmarks/experiments/demo_search.py [--out output/demo_search] [--seed 0] [field=value …]
 
 Searches for 3 epochs on 60 of the people, derives, and trains the derived network, the published genotype and two
 random ones on all 200: the same steps, and channels chosen so that multiply-adds are as near as can be. Every part is a
@@ -26,7 +26,7 @@ from config import CommandParser
 from NAS.derive import found_genotype
 from NAS.search import CONFIG
 from NAS.supernet import NONE, PRIMITIVES
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 from utils.flops import count
 
 FACES = "data/faces_search"
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

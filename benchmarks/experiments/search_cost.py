@@ -1,6 +1,6 @@
 """Does the search pay for multiply-adds as it is told to? The same search with one cost_weight after another.
 
-    python benchmarks/experiments/search_cost.py [--weights 0,0.1,0.3,1] [--out output/search_cost] [--seed 0] [field=value …]
+    python benchmarks/experiments/search_cost.py [--weights 0,0.1,0.3,1] [--out output/search_cost] [--seed 0] …
 
 The search of benchmarks/experiments/demo_search.py with smaller cells and more steps, several at once; what changes is
 cost_weight alone. Interrupted, it goes on with the searches that are missing. Leaves results.txt in --out.
@@ -22,7 +22,7 @@ from backbones.genotypes import parse
 from benchmarks.experiments.demo_search import CELLS, CHANNEL, FACES, PEOPLE, cost, search
 from benchmarks.experiments.runs import command
 from config import CommandParser
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 # First order and two nodes a cell, or four searches would take half an hour; a rate at which 75 steps learn.
 CHANGES = ["n_nodes=2", "second_order=False", "num_epoch=5", "lr=1.6"]
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -79,7 +79,7 @@ def _stands(out: Path, made: Mapping[str, object], force: bool) -> bool:
     return True
 
 
-def drawn(draw: Drawing, jobs: Iterable[tuple[Any, ...]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
+def draw_all(draw: Drawing, jobs: Iterable[tuple[Any, ...]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
     """What `draw` makes of each job's arguments, job by job, in that many processes."""
     if workers == 1:
         for photos in starmap(draw, jobs):

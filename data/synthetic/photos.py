@@ -1,6 +1,6 @@
 """Photos of drawn people before alignment: larger than the face, which stands somewhere in them, turned and scaled.
 
-A `Sighting` is one face in one photo and what a detector says of it. A medium, a still or some frames of a video, is a
+A `Detection` is one face in one photo and what a detector says of it. A medium, a still or some frames of a video, is a
 list of these; a template, all that is known of a person at once, is a list of media.
 """
 
@@ -76,7 +76,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Detection:
     """A face in a photo, and what a detector says of it."""
 
     shot: Shot
@@ -92,7 +92,7 @@ class Sighting:
         return cls(shot, view, view.place(TEMPLATE + error), max(0.5, 1 - doubt))
 
 
-Medium = list[Sighting]
+Medium = list[Detection]
 Template = list[Medium]
 
 
@@ -104,7 +104,7 @@ def sample_template(rng: Generator) -> Template:
 
 
 def _still(rng: Generator) -> Medium:
-    return [Sighting.sample(rng, Shot.sample(rng), View.sample(rng, _loss(rng, 0.05)))]
+    return [Detection.sample(rng, Shot.sample(rng), View.sample(rng, _loss(rng, 0.05)))]
 
 
 def _video(rng: Generator) -> Medium:
@@ -120,7 +120,7 @@ def _video(rng: Generator) -> Medium:
             shift=(first.shift[0] + dx, first.shift[1] + dy),
             smile=float(np.clip(first.smile + smile, -1, 1)),
         )
-        frames.append(Sighting.sample(rng, shot, view.nearby(rng)))
+        frames.append(Detection.sample(rng, shot, view.nearby(rng)))
     return frames
 
 
@@ -129,10 +129,10 @@ def _loss(rng: Generator, usual: float) -> float:
     return rng.uniform(0.7, 1) if rng.random() < 1 / 12 else float(np.clip(rng.normal(usual, 0.15), 0, 0.7))
 
 
-def photo(person: Person, sighting: Sighting) -> bytes:
+def photo(person: Person, detection: Detection) -> bytes:
     """Draw the photo, as a JPEG file."""
-    view = sighting.view
-    face = draw(person, sighting.shot)
+    view = detection.view
+    face = draw(person, detection.shot)
     pixels = round(SIZE * (1 - 0.8 * view.loss))
     if pixels < SIZE:
         tiny = cv2.resize(face, (pixels, pixels), interpolation=cv2.INTER_AREA)
@@ -140,7 +140,7 @@ def photo(person: Person, sighting: Sighting) -> bytes:
     origin, step = view.place(np.array([0, 1]) - complex(AROUND, AROUND))
     turn = step - origin  # a complex factor, as in `place`; OpenCV wants a matrix
     matrix = np.array([[turn.real, -turn.imag, origin.real], [turn.imag, turn.real, origin.imag]])
-    scene = _surrounded(face, sighting.shot)
+    scene = _surrounded(face, detection.shot)
     image = cv2.warpAffine(scene, matrix, view.size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return encode(".jpg", image, cv2.IMWRITE_JPEG_QUALITY, round(95 - 45 * view.loss))
 

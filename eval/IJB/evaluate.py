@@ -43,10 +43,10 @@ from eval.inference.embedding import make_runtime
 from eval.results import raise_failed
 from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
-from utils.distributed.collectives import together, try_together
-from utils.distributed.launch import spread_over_gpus
-from utils.distributed.process_group import World, place, processes
-from utils.errors import UserError, run
+from utils.distributed.collectives import run_on_all, try_on_all
+from utils.distributed.launch import launch_on_all_gpus
+from utils.distributed.process_group import World, init_distributed, to_device
+from utils.errors import UserError, run_cli
 from utils.filesystem import make_writable, sha256
 from utils.logs.run_log import init_logging, log
 
@@ -60,8 +60,8 @@ def main() -> None:
     prefix = args.model_prefix or config.output
     checkpoints = find_backbones(prefix, "--model-prefix")
     folder = make_result_folder(args.result_dir, args.job or run_name(weights_folder(prefix)))
-    spread_over_gpus()
-    with processes() as world:
+    launch_on_all_gpus()
+    with init_distributed() as world:
         init_logging(folder / "test.log" if world.is_main else None)
         log_unused(config, "eval")
         evaluate(args, config, checkpoints, folder, world)
@@ -71,11 +71,11 @@ def evaluate(
     args: argparse.Namespace, config: EasyDict, checkpoints: dict[str, Path], folder: Path, world: World
 ) -> None:
     """Score the checkpoints one by one. Raises UserError, after all the others, where one or a file failed."""
-    protocol = together(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
+    protocol = run_on_all(world, lambda: read_protocol(args.image_path, args.target, args.skip_missing))
     crops = Crops(args.image_path / "loose_crop", protocol.images, args.skip_missing)
-    together(world, crops.check_files)
+    run_on_all(world, crops.check_files)
     log.info(describe(protocol, args.target))
-    backbone = place(build_backbone(config), world)
+    backbone = to_device(build_backbone(config), world)
     made = {
         "lists": sha256(protocol.images.source),
         "folder": str(args.image_path.resolve()),
@@ -88,7 +88,7 @@ def evaluate(
     failed: dict[Path, UserError] = {}
     embedded: list[Features] = []
     for name, path in zip(keys.values(), checkpoints.values(), strict=True):
-        loaded = try_together(world, partial(load_weights, backbone, path))
+        loaded = try_on_all(world, partial(load_weights, backbone, path))
         if isinstance(loaded, UserError):
             leave_out(path, loaded, failed)
             continue
@@ -190,13 +190,13 @@ def score(features: Features, protocol: Protocol, switches: Switches, path: Path
     """
     images = protocol.images
     kept = features.done == 1
-    bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.mirrored).all(axis=1)) & kept
+    bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.flipped).all(axis=1)) & kept
     if bad.any():
         raise CheckpointError(
             f"the embeddings of {int(bad.sum())} of {len(bad)} images are not finite: these weights are damaged, or of "
             "a run that diverged; take another checkpoint"
         )
-    embeddings = Embeddings(features.direct, features.mirrored, images.det_scores)
+    embeddings = Embeddings(features.direct, features.flipped, images.det_scores)
     templates = pool(embeddings, images.templates, images.media, switches, kept)
     first, second, same = protocol.pairs
     scores = score_pairs(templates.features, first, second)
@@ -249,4 +249,4 @@ def written(target: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_cli(main)

@@ -16,10 +16,10 @@ from eval.inference.embedding import Runtime
 from eval.inputs.bins import open_image
 from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import Loader
-from utils.distributed.collectives import on_main, share_of
+from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import is_there, open_regular, replace_text, reserve
+from utils.filesystem import open_regular_file, path_exists, preallocate, write_text_atomic
 from utils.logs.progress_bar import Progress
 from utils.logs.run_log import log
 
@@ -49,14 +49,14 @@ class Crops:
         there = {path.name for path in self.folder.iterdir()}
         flat = np.array(["/" not in name for name in self.images.names])
         missing = [i for i in np.flatnonzero(flat) if self.images.names[i] not in there]
-        missing += [i for i in np.flatnonzero(~flat) if not is_there((self.folder / self.images.names[i]).exists)]
+        missing += [i for i in np.flatnonzero(~flat) if not path_exists((self.folder / self.images.names[i]).exists)]
         if missing and not self.skip_missing:
             raise self._error(int(min(missing)), "is missing", len(missing))
         return len(missing)
 
     def _open(self, index: int) -> np.ndarray | None:
         try:
-            with open_regular(self.folder / self.images.names[index]) as file:
+            with open_regular_file(self.folder / self.images.names[index]) as file:
                 encoded = file.read()
         except UserError:
             problem = "is not a regular file"
@@ -87,9 +87,9 @@ class Features:
     def __init__(self, folder: Path, n_images: int, size: int, made: dict[str, Any], world: World) -> None:
         """Opens what is there where it was made of the same things, else begins anew."""
         self.folder = folder
-        on_main(world, lambda: self._prepare(n_images, size, made))
+        run_on_main(world, lambda: self._prepare(n_images, size, made))
         try:
-            self.direct, self.mirrored, self.done = (  # (N, D), (N, D), (N,)
+            self.direct, self.flipped, self.done = (  # (N, D), (N, D), (N,)
                 np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _layout(n_images, size)
             )
         except OSError as error:
@@ -99,7 +99,7 @@ class Features:
         described = self.folder / "made.json"
         text = json.dumps(made | {"images": n_images, "size": size}, indent=1)
         try:
-            if is_there(described.is_file) and described.read_bytes() == text.encode():
+            if path_exists(described.is_file) and described.read_bytes() == text.encode():
                 wrong = [
                     n for n, of in _layout(n_images, size).items() if not _has_layout(self.folder / f"{n}.npy", *of)
                 ]
@@ -112,7 +112,7 @@ class Features:
             described.unlink(missing_ok=True)
             for name, (dtype, shape) in _layout(n_images, size).items():
                 _write_zeros(self.folder / f"{name}.npy", dtype, shape)
-            replace_text(described, text)  # last: where it stands the files are whole
+            write_text_atomic(described, text)  # last: where it stands the files are whole
         except OSError as error:
             raise UserError(f"{self.folder}: {error.strerror}; name another --result-dir") from None
 
@@ -138,7 +138,7 @@ def _has_layout(path: Path, dtype: type, shape: tuple[int, ...]) -> bool:
     try:
         if path.is_symlink():
             return False
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 return False
             found = np.lib.format.read_array_header_1_0(file)
@@ -156,7 +156,7 @@ def _write_zeros(path: Path, dtype: type, shape: tuple[int, ...]) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         file.flush()
-        reserve(file.fileno(), file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        preallocate(file.fileno(), file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
 
 
 def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: int, world: World, name: str) -> None:
@@ -165,8 +165,8 @@ def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: in
     Shows a bar on a terminal, else a line of the log every minute, and in the end what limited the speed.
     """
     # Seen by one process: another may see rows that the first has meanwhile done, and would take another share.
-    open_rows = on_main(world, lambda: np.flatnonzero(features.done == 0))
-    mine = open_rows[share_of(len(open_rows), world)]
+    open_rows = run_on_main(world, lambda: np.flatnonzero(features.done == 0))
+    mine = open_rows[shard_slice(len(open_rows), world)]
     if len(open_rows) < len(features.done):
         log.info(f"{name}: {len(features.done) - len(open_rows)} images are done already, {len(open_rows)} to go")
     if len(mine):
@@ -185,7 +185,7 @@ def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_
             for batch in loader.epoch(0):
                 begun = time.monotonic()
                 rows, there = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)
-                features.direct[rows], features.mirrored[rows] = runtime(batch.images.numpy())
+                features.direct[rows], features.flipped[rows] = runtime(batch.images.numpy())
                 marked.append(rows[there])
                 now = time.monotonic()
                 embedding += now - begun
@@ -205,7 +205,7 @@ def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_
 
 def _mark(features: Features, rows: list[np.ndarray]) -> None:
     features.direct.flush()
-    features.mirrored.flush()
+    features.flipped.flush()
     for part in rows:
         features.done[part] = 1
     features.done.flush()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import UserError
-from utils.filesystem import is_there, open_regular
+from utils.filesystem import open_regular_file, path_exists
 
 TARGETS = ("IJBB", "IJBC")
 SKIP = "--skip-missing leaves such out and counts them"
@@ -69,7 +69,7 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
 
     skip_missing: leave out what names a template that has no image.
     """
-    if not is_there((folder / "loose_crop").is_dir) or not is_there((folder / "meta").is_dir):
+    if not path_exists((folder / "loose_crop").is_dir) or not path_exists((folder / "meta").is_dir):
         raise UserError(
             f"--image-path {str(folder)!r}: no folders loose_crop and meta in it; name an IJB set as InsightFace "
             "distributes it, or make one: python data/make_demo_ijb.py"
@@ -79,7 +79,7 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
     ids = np.unique(images.templates)
     pairs, skipped = read_pairs(Path(f"{prefix}_template_pair_label.txt"), ids, skip_missing)
     lists = [Path(f"{prefix}_1N_{name}.csv") for name in (*_GALLERIES[target], "probe_mixed")]
-    if not all(is_there(path.exists) for path in lists):
+    if not all(path_exists(path.exists) for path in lists):
         return Protocol(images, ids, pairs, [], None, skipped)
     *galleries, probes = (read_subjects(path, ids, skip_missing) for path in lists)
     return Protocol(images, ids, pairs, galleries, probes, skipped)
@@ -188,7 +188,7 @@ def line_of(path: Path, row: int) -> int:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The rows of a CSV that are not blank, each with where it stands."""
-    with TextIOWrapper(open_regular(path), newline="", encoding=_ENCODING, errors="replace") as stream:
+    with TextIOWrapper(open_regular_file(path), newline="", encoding=_ENCODING, errors="replace") as stream:
         reader = csv.reader(stream, strict=True)
         while True:
             try:
@@ -204,7 +204,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool]) -> np.ndarray:
     """The rows of a list; where one is malformed, UserError with its line and the form it should have."""
     try:
-        open_regular(path).close()
+        open_regular_file(path).close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that a file is empty
             rows = np.loadtxt(

@@ -11,7 +11,7 @@ from easydict import EasyDict
 from eval.IJB.report import FPRS, IjbScore, Results, format_table, roc_figure
 from eval.merging import by_step, keys_of, mark, read_entries, replace_entries
 from utils.errors import UserError
-from utils.filesystem import is_there, replace_text, save_figure, write_atomic, write_files
+from utils.filesystem import path_exists, save_figure, write_atomic, write_files, write_text_atomic
 from utils.logs.run_log import log
 
 _ADVICE = "make room, or name another --result-dir"
@@ -69,7 +69,7 @@ class Report:
         table = format_table(self.target, readable(merged[self.target]), self.config)
         writers: dict[Path, Callable[[Path], object]] = {
             self.folder / "results.json": lambda path: replace_entries(path, merged),
-            self.folder / f"{self.target}.txt": lambda path: replace_text(path, table + "\n"),
+            self.folder / f"{self.target}.txt": lambda path: write_text_atomic(path, table + "\n"),
         }
         for kind in ("png", "pdf"):
             writers[self.folder / f"{self.target}.{kind}"] = lambda path: save_figure(path, figure, dpi=120)
@@ -99,7 +99,7 @@ def merge(found: dict[str, Any], target: str, results: Results, digest: str) -> 
 
 
 def _existing(path: object) -> Path | None:
-    return Path(path) if isinstance(path, str) and is_there(Path(path).is_file) else None
+    return Path(path) if isinstance(path, str) and path_exists(Path(path).is_file) else None
 
 
 def readable(entries: dict[str, Any]) -> Results:

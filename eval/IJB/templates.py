@@ -35,7 +35,7 @@ class Embeddings(NamedTuple):
     """What is known of N images."""
 
     direct: FloatArray  # (N, D) of the images
-    mirrored: FloatArray  # (N, D) of their mirror images
+    flipped: FloatArray  # (N, D) of their mirror images
     det_scores: FloatArray  # (N,)
 
 
@@ -61,7 +61,7 @@ def pool(
     matrix = sparse.csr_array((share, (template_of, images)), shape=(len(ids), len(templates)))
     sums = matrix @ embeddings.direct
     if switches.flip:
-        sums += matrix @ embeddings.mirrored
+        sums += matrix @ embeddings.flipped
     norms = np.sqrt(np.einsum("ij,ij->i", sums, sums, dtype=np.float64))
     present = np.bincount(template_of, minlength=len(ids)) > 0
     return Templates(ids, (sums / np.where(norms == 0, 1, norms)[:, np.newaxis]).astype(np.float32), present)
@@ -69,13 +69,13 @@ def pool(
 
 def image_weights(embeddings: Embeddings, switches: Switches) -> FloatArray:
     """The weight (N,) of each image's feature, by the switches for norm and detector."""
-    direct, mirrored, det_scores = embeddings
+    direct, flipped, det_scores = embeddings
     weights = np.array(det_scores, np.float64) if switches.detector else np.ones(len(direct))
     if switches.norm:
         return weights
     for start in range(0, len(direct), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
-        features = direct[part] + mirrored[part] if switches.flip else direct[part]
+        features = direct[part] + flipped[part] if switches.flip else direct[part]
         norms = np.sqrt(np.einsum("ij,ij->i", features, features))
         weights[part] /= np.where(norms == 0, 1, norms)
     return weights

@@ -39,9 +39,9 @@ class TorchRuntime:
         was_training = self.backbone.training
         self.backbone.eval()
         pixels = normalise(torch.from_numpy(images).to(self.device))  # (B, 3, 112, 112)
-        direct, mirrored = self.backbone(pixels).float(), self.backbone(pixels.flip(3)).float()
+        direct, flipped = self.backbone(pixels).float(), self.backbone(pixels.flip(3)).float()
         self.backbone.train(was_training)
-        return direct.cpu().numpy(), mirrored.cpu().numpy()
+        return direct.cpu().numpy(), flipped.cpu().numpy()
 
 
 def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: int) -> Runtime:
@@ -70,5 +70,5 @@ def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.
         for start in range(0, max(1, len(images)), runtime.batch):  # an empty batch where there is no image
             parts.append(runtime(images[start : start + runtime.batch]))
             shown.update(len(parts[-1][0]))
-    direct, mirrored = zip(*parts, strict=True)
-    return np.concatenate(direct), np.concatenate(mirrored)
+    direct, flipped = zip(*parts, strict=True)
+    return np.concatenate(direct), np.concatenate(flipped)

@@ -45,8 +45,8 @@ class OpenVinoRuntime:
         for start in range(0, len(padded), step):
             self._queue.start_async({0: padded[start : start + step]}, start)
         self._queue.wait_all()
-        direct, mirrored = self._embeddings[: len(images)].swapaxes(0, 1)
-        return direct.copy(), mirrored.copy()
+        direct, flipped = self._embeddings[: len(images)].swapaxes(0, 1)
+        return direct.copy(), flipped.copy()
 
     def _take(self, request: Any, start: int) -> None:
         both = request.get_output_tensor().data.reshape(2, self._at_once, self._size)

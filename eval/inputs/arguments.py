@@ -11,7 +11,7 @@ from config import typed_path
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from utils.errors import UserError
-from utils.filesystem import is_there
+from utils.filesystem import path_exists
 
 
 def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
 def readable_again(args: argparse.Namespace, photos: PhotoPairs | None) -> Iterator[None]:
     """For the time of the block, let processes that are started with this command's arguments read the same pairs: what
     came from a pipe is gone, and stands in a temporary file that the arguments name."""
-    if photos is None or not args.pairs or is_there(args.pairs.is_file):
+    if photos is None or not args.pairs or path_exists(args.pairs.is_file):
         yield
         return
     with tempfile.TemporaryDirectory() as folder:

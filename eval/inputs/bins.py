@@ -1,8 +1,8 @@
 """Verification sets: the `.bin` files of pairs of faces (lfw.bin, cfp_fp.bin, agedb_30.bin, ...).
 
 A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. It is
-read as Python 2 and Python 3 write it at every protocol, by `eval.inputs.unpickler`, which builds nothing but data: images
-as bytes or uint8 arrays, in a list or in an array of objects; flags as bools or numbers that are 0 or 1.
+read as Python 2 and Python 3 write it at every protocol, by `eval.inputs.unpickler`, which builds nothing but data:
+images as bytes or uint8 arrays, in a list or in an array of objects; flags as bools or numbers that are 0 or 1.
 """
 
 import mmap
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from eval.inputs.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
 from utils.datasets.image_header import image_size
 from utils.errors import UserError
-from utils.filesystem import open_regular
+from utils.filesystem import open_regular_file
 from utils.logs.progress_bar import Progress
 
 SIDE = 112  # pixels, of the square faces that the networks take
@@ -31,7 +31,7 @@ _CHUNK = 16  # images a thread decodes at a time: hides the cost of handing over
 
 def _unpickle(path: Path) -> object:
     try:
-        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return DataUnpickler(data).load()
     except UserError:  # a ValueError, as is what the unpickler raises
         raise

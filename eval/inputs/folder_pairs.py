@@ -10,7 +10,7 @@ import numpy as np
 from eval.inputs.pairs import Pair, PhotoPairs
 from eval.inputs.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.filesystem import is_there
+from utils.filesystem import path_exists
 
 
 def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
@@ -22,7 +22,7 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
 
     Raises UserError where there are not two people, or nobody has two photos.
     """
-    if not is_there(folder.is_dir):
+    if not path_exists(folder.is_dir):
         raise UserError(f"--folder {folder}: no such folder")
     left_out: Counter[str] = Counter()
     try:

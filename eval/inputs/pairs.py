@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.inputs.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.filesystem import is_no_folder, is_there, write_atomic
+from utils.filesystem import is_no_folder, path_exists, write_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
@@ -77,7 +77,7 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
         is_pipe = not stat.S_ISREG(file.stat().st_mode)
     except OSError as error:
         raise UserError(f"--pairs {file}: {error.strerror}; name a pairs file") from None
-    if images is not None and not is_there(images.is_dir):
+    if images is not None and not path_exists(images.is_dir):
         raise UserError(f"--images {images}: no such folder")
     folder = images or (Path() if is_pipe else file.parent)
     pairs: list[Pair] = []
@@ -121,7 +121,7 @@ def _path_pair(fields: list[str], folder: Path, first: bool) -> Pair | None:
     flag = fields[2].lower() if len(fields) == 3 else ""
     if first and len(fields) == 3 and (flag == "same" or flag not in _FLAGS):  # "same" may be a flag or a column
         photos = [folder / field for field in fields[:2]]
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES or is_there(path.is_file) for path in photos):
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES or path_exists(path.is_file) for path in photos):
             return None
     if flag not in _FLAGS:
         raise UserError(f"should read path,path,same with 1 or 0 for same, reads {','.join(fields)[:80]!r}")
@@ -155,11 +155,11 @@ def _numbered(folder: Path, name: str, number: str) -> Path:
     stem = folder / name / f"{name}_{number.lstrip('0').zfill(4)}"
     suffixes = [spelled for suffix in IMAGE_SUFFIXES for spelled in (suffix, suffix.upper(), suffix.title())]
     candidates = [stem.with_name(stem.name + suffix) for suffix in suffixes]
-    return next((path for path in candidates if is_there(path.is_file)), None) or _existing(candidates[0])
+    return next((path for path in candidates if path_exists(path.is_file)), None) or _existing(candidates[0])
 
 
 def _existing(path: Path) -> Path:
-    if not is_there(path.is_file):
+    if not path_exists(path.is_file):
         name = one_line(path)
         raise UserError(f"{name} is not a regular file" if is_no_folder(path) else f"no photo {name}")
     return path

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from eval.inputs.bins import MOST_PIXELS
 from utils.datasets.image_header import photo_size
 from utils.errors import UserError, one_line
-from utils.filesystem import open_regular
+from utils.filesystem import open_regular_file
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
@@ -34,7 +34,7 @@ class PhotoFiles(Sequence[bytes]):
 
     def __getitem__(self, index: int) -> bytes:  # type: ignore[override]  # no slices
         try:
-            with open_regular(self.paths[index]) as file:
+            with open_regular_file(self.paths[index]) as file:
                 return file.read()
         except OSError as error:
             raise UserError(f"{one_line(self.paths[index])}: {error.strerror}") from None

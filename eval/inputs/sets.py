@@ -12,10 +12,10 @@ from eval.inputs.bins import decode, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.photos import PhotoFiles, open_photo
 from utils.datasets.transforms import SIZE
-from utils.distributed.collectives import gather_rows, share_of, together
+from utils.distributed.collectives import all_gather_rows, run_on_all, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line
-from utils.filesystem import is_there
+from utils.filesystem import path_exists
 from utils.logs.run_log import log
 
 N_FOLDS = 10  # as LFW's protocol has it, and the published evaluation for every set
@@ -49,7 +49,7 @@ def load_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list
     What is odd about a set (a photo paired with itself, a pair twice, …) is counted in warnings of the log. A UserError
     of any process ends all of them.
     """
-    sets = together(world, lambda: [photo_set(photos, world)] if photos else config_sets(config, world))
+    sets = run_on_all(world, lambda: [photo_set(photos, world)] if photos else config_sets(config, world))
     sets = [_identify(held, world) for held in sets]
     if photos:
         _warn_of_photos(sets[0], photos)
@@ -59,8 +59,8 @@ def load_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list
 def _identify(held: VerificationSet, world: World) -> VerificationSet:
     """The set with its digest, and what is known of all processes' images."""
     hashes = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in held.images)
-    contents = gather_rows(np.frombuffer(hashes, np.uint64).reshape(-1, 2), world)  # (M, 2)
-    resized = gather_rows(np.array(held.resized, np.int64), world)
+    contents = all_gather_rows(np.frombuffer(hashes, np.uint64).reshape(-1, 2), world)  # (M, 2)
+    resized = all_gather_rows(np.array(held.resized, np.int64), world)
     _warn_of_pairs(held, np.unique(contents, axis=0, return_inverse=True)[1].reshape(-1))
     whole = hashlib.sha256(contents.tobytes() + held.pairs.astype(np.int64).tobytes() + held.issame.tobytes())
     return replace(held, resized=tuple(resized.tolist()), digest=whole.hexdigest())
@@ -107,7 +107,7 @@ def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
     file that is named twice is scored once. Raises UserError where none is there, or one cannot be used.
     """
     paths = {target: Path(config.rec, f"{target}.bin") for target in config.val_targets}
-    present = {target: path for target, path in paths.items() if is_there(path.exists)}
+    present = {target: path for target, path in paths.items() if path_exists(path.exists)}
     missing = [target for target in paths if target not in present]
     if not present:
         raise UserError(
@@ -137,7 +137,7 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
     places = np.unique(rows, return_index=True)[1]  # of the first copies in the file, for messages
     images = decode(
         list(firsts),
-        part=share_of(len(firsts), world),
+        part=shard_slice(len(firsts), world),
         name=lambda index: f"{path}: image {places[index]} of {len(encoded)}",
         progress=f"Decoding {path.stem}" if world.is_main else "",
     )
@@ -147,7 +147,7 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
 def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
     """A person's own photos, read by the threads that decode them. Those that are not 112×112 are resized."""
     _check_kinds(photos.name, photos.issame)
-    part = share_of(len(photos.paths), world)
+    part = shard_slice(len(photos.paths), world)
     resized: list[int] = []
     images = decode(
         PhotoFiles(photos.paths),

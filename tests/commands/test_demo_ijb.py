@@ -83,10 +83,10 @@ def detections(made):
 
 
 @pytest.fixture(scope="module")
-def sightings():
+def drawn_detections():
     """By file: the person and the sighting that it shows."""
     people = {number: sample_person(SMALL.seed, number, SMALL.probes)[0] for number in SMALL.numbers}
-    return {image.name: (people[image.subject], image.sighting) for image in plan_set(SMALL)[1]}
+    return {image.name: (people[image.subject], image.detection) for image in plan_set(SMALL)[1]}
 
 
 def test_same_bytes_with_any_number_of_workers(made, tmp_path):
@@ -144,23 +144,23 @@ def test_photos_are_larger_than_the_face_which_is_in_them(made, detections):
     assert sum(width != height for width, height in sizes) > 0.9 * len(sizes)
 
 
-def test_landmarks_are_where_the_face_is(made, detections, sightings):
+def test_landmarks_are_where_the_face_is(made, detections, drawn_detections):
     """By them alone the photo goes back to the drawn face, as it would not by landmarks eight pixels away."""
     hits = []
-    for name, (person, sighting) in sightings.items():
-        photo, landmarks, face = read(made / "loose_crop" / name), detections[name][0], draw(person, sighting.shot)
-        hit, missed = (alike(aligned(photo, x), face) for x in (landmarks, landmarks + 8 * sighting.view.scale))
+    for name, (person, detection) in drawn_detections.items():
+        photo, landmarks, face = read(made / "loose_crop" / name), detections[name][0], draw(person, detection.shot)
+        hit, missed = (alike(aligned(photo, x), face) for x in (landmarks, landmarks + 8 * detection.view.scale))
         assert hit > max(missed, 0.85), name
         hits.append(hit)
     assert np.mean(hits) > 0.95
 
 
-def test_faces_are_turned_and_scaled_and_detected_with_an_error(detections, sightings):
+def test_faces_are_turned_and_scaled_and_detected_with_an_error(detections, drawn_detections):
     factors, errors = [], []
-    for name, (_, sighting) in sightings.items():
-        landmarks, truth = detections[name][0], sighting.view.place(TEMPLATE)
+    for name, (_, detection) in drawn_detections.items():
+        landmarks, truth = detections[name][0], detection.view.place(TEMPLATE)
         factors.append(np.vdot(TEMPLATE - TEMPLATE.mean(), landmarks - landmarks.mean()) / TEMPLATE.var() / 5)
-        errors.append(np.abs(landmarks - truth) / sighting.view.scale)
+        errors.append(np.abs(landmarks - truth) / detection.view.scale)
     assert 0.3 < np.mean(errors) < 1.5
     roll, scale = np.angle(factors), np.abs(factors)
     assert roll.min() < -ROLL / 2 and roll.max() > ROLL / 2 and np.abs(roll).max() < ROLL + 0.1
@@ -176,11 +176,11 @@ def test_the_whole_turned_crop_is_in_the_photo():
         assert min(x.min(), y.min()) > -0.5 and x.max() < view.size[0] - 0.5 and y.max() < view.size[1] - 0.5
 
 
-def test_the_detector_doubts_what_is_hard_to_see(made, detections, sightings):
-    losses = [sighting.view.loss for _, sighting in sightings.values()]
-    scores = [detections[name][1] for name in sightings]
+def test_the_detector_doubts_what_is_hard_to_see(made, detections, drawn_detections):
+    losses = [detection.view.loss for _, detection in drawn_detections.values()]
+    scores = [detections[name][1] for name in drawn_detections]
     assert np.corrcoef(losses, scores)[0, 1] < -0.8
-    edges = [aligned(read(made / "loose_crop" / name), detections[name][0]) for name in sightings]
+    edges = [aligned(read(made / "loose_crop" / name), detections[name][0]) for name in drawn_detections]
     sharpness = [np.log(cv2.Laplacian(face, cv2.CV_32F).std()) for face in edges]
     assert np.corrcoef(sharpness, scores)[0, 1] > 0.5
 
@@ -201,7 +201,7 @@ def test_frames_of_a_video_are_alike_and_not_the_same():
     person = Person.sample(rng)
     frames = next(medium for medium in sample_template(rng) if len(medium) > 1)
     other = sample_template(rng)[0][0]
-    first, second, another = (draw(person, sighting.shot) for sighting in (*frames[:2], other))
+    first, second, another = (draw(person, detection.shot) for detection in (*frames[:2], other))
     assert 1 > alike(first, second) > max(0.8, alike(first, another))
 
 
@@ -240,8 +240,8 @@ def test_galleries_and_probes(made):
     )
     rows = [(row[2], row[0]) for row in (*first, *second, *probes)]
     assert sorted(rows) == sorted((name, template) for name, template, _ in lines(made, "face_tid_mid"))
-    sightings = [row[3] for row in (*first, *second, *probes)]
-    assert len(set(sightings)) == len(sightings)
+    drawn_detections = [row[3] for row in (*first, *second, *probes)]
+    assert len(set(drawn_detections)) == len(drawn_detections)
 
 
 def test_second_run_does_nothing_and_force_makes_it_anew(made):

@@ -42,7 +42,7 @@ from tests.conftest import (
     write_overflowing,
 )
 from utils.distributed.process_group import World
-from utils.errors import UserError, run
+from utils.errors import UserError, run_cli
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -81,7 +81,7 @@ def command(demo, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            run(module.main)
+            run_cli(module.main)
         said = capfd.readouterr()
         return SimpleNamespace(returncode=ended.value.code, stdout=said.out, stderr=said.err)
 

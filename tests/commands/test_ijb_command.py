@@ -30,7 +30,7 @@ from eval.inference.embedding import TorchRuntime
 from eval.inference.openvino import is_installed
 from tests.conftest import DEMO, SMALL, add_bad_checkpoints, bad_checkpoints_error, run_command
 from tests.unit.evaluation.test_ijb import published_features, published_search, published_templates
-from utils.errors import run
+from utils.errors import run_cli
 from utils.logs.run_log import log
 
 SCRIPT = "eval/IJB/runIJBEval.sh"
@@ -171,7 +171,7 @@ def inside(demo, monkeypatch, capfd) -> Iterator[Callable[..., Said]]:
         met.clear()
         monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
-            run(evaluate.main)
+            run_cli(evaluate.main)
         return Said(int(str(left.value.code)), *capfd.readouterr(), sum(met))
 
     yield command
@@ -224,8 +224,8 @@ def by_hand(demo, ijb, nets, faces) -> tuple[Lists, np.ndarray, np.ndarray]:
 
 def scores_by_hand(by_hand: tuple[Lists, np.ndarray, np.ndarray], switches: Switches) -> tuple[np.ndarray, np.ndarray]:
     """The scores of the pairs, and the features of the templates in the ascending order of their ids."""
-    lists, direct, mirrored = by_hand
-    features = published_features(direct, mirrored, lists.det_scores, switches)
+    lists, direct, flipped = by_hand
+    features = published_features(direct, flipped, lists.det_scores, switches)
     templates = published_templates(features, lists.templates, lists.media)
     first, second = (np.searchsorted(np.unique(lists.templates), lists.pairs[:, i]) for i in (0, 1))
     return np.sum(templates[first] * templates[second], axis=1), templates
@@ -504,7 +504,7 @@ class Held:
             assert process.poll() is None
             time.sleep(0.01)
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Makes it an image again."""
         self.path.unlink()
         self.path.write_bytes(self.content)
@@ -556,7 +556,7 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     assert process.returncode == 130 and not err, err
     done = int(np.load(folder / "features_12_IJBC" / "done.npy").sum())
     assert done in (BATCH, 2 * BATCH)
-    held.mend()
+    held.fix()
     said = inside(*arguments, "workers=0")
     assert said.code == 0, said.err
     assert said.embedded == n - done
@@ -580,7 +580,7 @@ def test_killed_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     process.kill()
     process.communicate(timeout=60)
     os.close(writer)
-    held.mend()
+    held.fix()
     said = inside(*arguments)
     assert said.code == 0 and said.embedded == n - 32
     assert (tmp_path / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "12_IJBC.npy").read_bytes()

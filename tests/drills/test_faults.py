@@ -18,7 +18,7 @@ import torch
 from tests.conftest import ROOT, run_command
 from tests.unit.training.test_resume import assert_same, weights
 from utils.checkpoints.run_file import read_checkpoint
-from utils.checkpoints.weights import remove_remains
+from utils.checkpoints.weights import remove_stale_tempfiles
 
 SMALL = [
     "channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=1", "save_initial=0", "eval_step=0",
@@ -337,7 +337,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_pa
         run.process.kill()
         run.end()
         hits += bool(list(tmp_path.glob(".*.tmp")))
-        remove_remains(tmp_path)
+        remove_stale_tempfiles(tmp_path)
         assert not list(tmp_path.glob(".*.tmp"))
         for path in tmp_path.glob("*.pth"):  # none is broken, the last one or another
             whole = torch.load(path, weights_only=True)

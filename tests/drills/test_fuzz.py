@@ -38,19 +38,19 @@ from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse, to_json, to_te
 from eval.inputs.bins import load_bin, read_bin
 from tests.conftest import ROOT, encode, write_data
 from tests.helpers.training import CPU, small_config
-from utils.checkpoints.weights import load_weights, read_weights, write_file
+from utils.checkpoints.weights import load_weights, read_weights, save_atomic
 from utils.datasets.face_dataset import MOST_CLASSES, FaceDataset
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
 from utils.datasets.training_data import load_training_data
 from utils.errors import UserError
-from utils.logs.meters import RunningMean
+from utils.logs.meters import MeanMeter
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
-from utils.training.optimizer_step import Update
-from utils.training.progress import Position
-from utils.training.resume import find_start
-from utils.training.state import RunState
+from utils.training.optimizer_step import OptimizerStep
+from utils.training.progress import TrainProgress
+from utils.training.resume import resolve_resume
+from utils.training.state import TrainingState
 from utils.training.step_ranges import StepRanges
 
 MINUTES = 5  # that a test may take on a busy machine; alone, one takes a quarter of one
@@ -243,12 +243,12 @@ def records(folder: Path) -> Iterator[Target]:
     def read_record_file(content: bytes) -> None:
         rec.write_bytes(content)
         with IndexedRecordReader(rec, idx) as reader:
-            for key, (start, end) in enumerate(pairwise(offsets)):
-                payload = attempt(partial(reader.read, key), f"{rec}: record {key} at byte {start}")
-                assert payload is None or payload == payload_at(content, start)
-                if content[start : end + 8] == sound[start : end + 8]:  # whole, up to the next one's head
+            for key, (resume_point, end) in enumerate(pairwise(offsets)):
+                payload = attempt(partial(reader.read, key), f"{rec}: record {key} at byte {resume_point}")
+                assert payload is None or payload == payload_at(content, resume_point)
+                if content[resume_point : end + 8] == sound[resume_point : end + 8]:  # whole, up to the next one's head
                     assert payload == payloads[key]
-                check_label(reader, content, key, start)
+                check_label(reader, content, key, resume_point)
 
     def check_label(reader: IndexedRecordReader, content: bytes, key: int, at: int) -> None:
         label = attempt(partial(reader.labels, [key]), str(rec))
@@ -528,9 +528,9 @@ def checkpoints(folder: Path) -> Iterator[Target]:
         assert isinstance(weights, dict)
         for value in weights.values():
             assert isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-            storage, start = value.untyped_storage(), value.storage_offset()
-            last = start + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
-            assert value.numel() == 0 or 0 <= start <= last < storage.nbytes() // value.element_size()
+            storage, resume_point = value.untyped_storage(), value.storage_offset()
+            last = resume_point + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+            assert value.numel() == 0 or 0 <= resume_point <= last < storage.nbytes() // value.element_size()
             torch.empty(0, dtype=torch.uint8).set_(storage).sum()  # every byte can be read
 
     inner = pickle_of(saved(True))
@@ -576,25 +576,25 @@ def runs(folder: Path) -> Iterator[Target]:
     data = write_data(folder / "data")
     config = small_config(folder, data)
     loader, _ = load_training_data(config, CPU)
-    made = Update(ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2)), loader.dataset.keys, config, CPU)
-    whole = RunState(made.task, made, RunningMean(CPU), loader, config, CPU)
-    content = whole.take(Position(7, StepRanges.load([5]), 16))
+    made = OptimizerStep(ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2)), loader.dataset.keys, config, CPU)
+    whole = TrainingState(made.task, made, MeanMeter(CPU), loader, config, CPU)
+    content = whole.state_dict(TrainProgress(7, StepRanges.load([5]), 16))
     path = Path(config.output, "checkpoint.pth")
-    write_file(path, content)
+    save_atomic(path, content)
     sound = path.read_bytes()
 
     def go_on(content: bytes) -> None:
         path.write_bytes(content)
-        start = find_start(config, ArcFaceTask, loader, CPU)
+        resume_point = resolve_resume(config, ArcFaceTask, loader, CPU)
         task = ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2))
-        update, means = Update(task, loader.dataset.keys, config, CPU), RunningMean(CPU)
-        state = RunState(task, update, means, loader, config, CPU)
-        state.restore(start)
+        update, means = OptimizerStep(task, loader.dataset.keys, config, CPU), MeanMeter(CPU)
+        state = TrainingState(task, update, means, loader, config, CPU)
+        state.load_state_dict(resume_point)
         zero = torch.zeros(())
         means.add({"Loss": zero, **dict.fromkeys(means.sums, zero)}, zero.bool())
         assert all(type(mean) is float for mean in means.take().values())
-        again = state.take(start.position)
-        assert again and again["position"]["step"] == start.position.step and again["bad_steps"] >= 0
+        again = state.take(resume_point.progress)
+        assert again and again["position"]["step"] == resume_point.progress.step and again["bad_steps"] >= 0
 
     inner = pickle_of(sound)
     with zipfile.ZipFile(io.BytesIO(sound)) as file:

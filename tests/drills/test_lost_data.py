@@ -17,7 +17,7 @@ from tests.drills.test_faults import Started, children, fields, step_of
 from tests.helpers.training import CPU, run, small_config
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
-from utils.datasets.shared_buffers import AHEAD
+from utils.datasets.shared_buffers import LOOKAHEAD
 from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
 from utils.errors import UserError
@@ -55,7 +55,7 @@ def test_a_failure_is_known_before_its_turn(data, workers):
         for decoded in loader.epoch(0):
             assert decoded.indices.tolist() == order[len(known)]
             known.append(loader.failure is not None)
-    assert known == [False] * (bad - AHEAD) + [True] * AHEAD
+    assert known == [False] * (bad - LOOKAHEAD) + [True] * LOOKAHEAD
     assert loader.failure is None
 
 
@@ -84,7 +84,7 @@ def test_a_bad_image_ends_a_run_with_a_checkpoint(data, tmp_path, said):
     break_image(data, list(sampler)[6][0])  # of the seventh batch
     with pytest.raises(UserError, match="not a readable image"):
         run(config)
-    assert step_of(tmp_path / "out") == 7 - AHEAD
+    assert step_of(tmp_path / "out") == 7 - LOOKAHEAD
     assert "the same command goes on from the last checkpoint" in said.text
 
 

@@ -1,4 +1,4 @@
-"""Record files go both ways between utils/datasets/recordio/record_format.py and the real MXNet 1.9.1 (make test-mxnet).
+"""Record files go both ways between utils/datasets/recordio and the real MXNet 1.9.1 (make test-mxnet).
 
 MXNet needs an environment of its own: python3.11 -m venv .venv-mxnet, then pip install -r requirements-mxnet.txt there.
 Another interpreter than .venv-mxnet/bin/python is named by the variable POCKETNET_MXNET_PYTHON.

@@ -15,8 +15,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.drills.test_faults import Started, children, fields, step_of
 from tests.helpers.training import CPU
-from utils.distributed.shutdown import Requests, Stop
-from utils.distributed.signals import SAVING, handled, is_ignored
+from utils.distributed.shutdown import GracefulShutdown, Requests
+from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals, is_ignored
 
 LONG = ["num_epoch=60", "save_step=1000"]
 SAVED = r"Asked for a checkpoint after step (\d+): it is written, and the run goes on"
@@ -30,7 +30,7 @@ def hangup_as_in_a_terminal():
     signal.signal(signal.SIGHUP, before)
 
 
-def start(ways: str, data: Path, folder: Path, *changes: str, before: tuple[str, ...] = ()) -> Started:
+def resume_point(ways: str, data: Path, folder: Path, *changes: str, before: tuple[str, ...] = ()) -> Started:
     """A training in one process, or in two that torchrun starts."""
     if ways == "one process":
         return Started(*before, sys.executable, "-u", "train.py", *fields(data, folder), *LONG, *changes)
@@ -44,7 +44,7 @@ def last_step(said: str) -> int:
 @pytest.mark.parametrize("ways", ["one process", "two processes"])
 def test_hangup_ends_a_run_with_a_checkpoint(tiny_data, tmp_path, ways):
     """Sent to the process that the person started, which is the launcher where there are several."""
-    run = start(ways, tiny_data, tmp_path)
+    run = resume_point(ways, tiny_data, tmp_path)
     assert run.until("Global Step: 8 "), run.said
     run.process.send_signal(signal.SIGHUP)
     assert run.end() == 129, run.said
@@ -54,7 +54,7 @@ def test_hangup_ends_a_run_with_a_checkpoint(tiny_data, tmp_path, ways):
 
 @pytest.mark.parametrize("ways", ["one process", "two processes"])
 def test_hangup_to_every_process_of_a_run_under_nohup_changes_nothing(tiny_data, tmp_path, ways):
-    run = start(ways, tiny_data, tmp_path, "num_epoch=4", "workers=2", before=("nohup",))
+    run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "workers=2", before=("nohup",))
     assert run.until("Global Step: 6 "), run.said
     for pid in (run.process.pid, *children(run.process.pid)):
         for one in (pid, *children(pid)):
@@ -93,7 +93,7 @@ def test_a_terminal_that_is_closed_costs_nothing(tiny_data, tmp_path, ways):
 
 @pytest.mark.parametrize(("ways", "number"), [("one process", signal.SIGUSR1), ("two processes", signal.SIGUSR2)])
 def test_a_request_for_a_checkpoint_leaves_one_and_the_run_goes_on(tiny_data, tmp_path, ways, number):
-    run = start(ways, tiny_data, tmp_path, "num_epoch=4", "keep=99")
+    run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "keep=99")
     assert run.until("Global Step: 6 "), run.said
     run.process.send_signal(number)
     assert run.until(SAVED), run.said
@@ -105,7 +105,7 @@ def test_a_request_for_a_checkpoint_leaves_one_and_the_run_goes_on(tiny_data, tm
 
 def test_a_request_to_every_process_of_a_run_ends_none(tiny_data, tmp_path):
     """As Slurm sends it: to the launcher, the training processes and the loader workers."""
-    run = start("two processes", tiny_data, tmp_path, "num_epoch=4", "workers=2", "keep=99")
+    run = resume_point("two processes", tiny_data, tmp_path, "num_epoch=4", "workers=2", "keep=99")
     assert run.until("Global Step: 6 "), run.said
     for pid in (run.process.pid, *children(run.process.pid)):
         for one in (pid, *children(pid)):
@@ -174,16 +174,16 @@ def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
 
 
 def test_a_hangup_in_a_stop_is_noted_unless_it_is_ignored():
-    with Stop(CPU, 10) as stop:
+    with GracefulShutdown(CPU, 10) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert stop.asked() == Requests(signal=signal.SIGHUP, save=True)
-        assert stop.asked(report=True) == Requests(signal=signal.SIGHUP, report=True)
+        assert stop.agreed_requests() == Requests(signal=signal.SIGHUP, save=True)
+        assert stop.agreed_requests(report=True) == Requests(signal=signal.SIGHUP, report=True)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop(CPU, 10) as stop:
+        with GracefulShutdown(CPU, 10) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.asked() == Requests() and is_ignored(signal.SIGHUP)
+            assert stop.agreed_requests() == Requests() and is_ignored(signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -192,8 +192,8 @@ def test_a_signal_that_is_ignored_gets_no_handler():
     came = []
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with handled(SAVING, lambda number, frame: came.append(number)):
-            for number in SAVING:
+        with handle_signals(CHECKPOINT_SIGNALS, lambda number, frame: came.append(number)):
+            for number in CHECKPOINT_SIGNALS:
                 os.kill(os.getpid(), number)
         assert came == [signal.SIGUSR2] and is_ignored(signal.SIGUSR1)
     finally:

@@ -54,7 +54,7 @@ def only(checks) -> Check:
 def ill(checks) -> Check:
     """The only one that is not well; it must say how to mend it."""
     check = only([check for check in checks if check.state != PASS])
-    assert check.found and check.mend
+    assert check.found and check.fix
     return check
 
 

@@ -1,7 +1,7 @@
 """The other side of test_mxnet.py: run by the Python that has MXNet (requirements-mxnet.txt), it imports no torch.
 
     python mxnet_peer.py write DIR    write peer.rec and peer.idx with MXNet, and peer.json: what they hold
-    python mxnet_peer.py read DIR     read these three, written by utils/datasets/recordio/record_format.py; exit with 1 on a difference
+    python mxnet_peer.py read DIR     read these three, written by utils/datasets/recordio; exit with 1 on a difference
 
 peer.json is a list of records in file order: key, label (a number, a list, or null for a record without an image
 header), id, id2, and the payload in hexadecimal.

@@ -11,11 +11,11 @@ from backbones import build_backbone
 from config import load_config
 from tests.conftest import ROOT
 from utils.datasets.training_data import load_training_data
-from utils.distributed.process_group import World, place, wrap
+from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
-from utils.training.resume import find_start
+from utils.training.resume import resolve_resume
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]
@@ -27,20 +27,20 @@ def small_config(folder, data, *overrides):
     return load_config(ROOT / "config" / "config_demo.py", fields)
 
 
-def small_task(config, num_classes, world=CPU, header=None, way=ArcFaceTask):
+def small_task(config, num_classes, world=CPU, header=None, task_type=ArcFaceTask):
     """An untrained task of the config."""
     torch.manual_seed(config.seed)
-    backbone = place(build_backbone(config), world)
-    header = header or place(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
-    return way(wrap(backbone, world), wrap(header, world))
+    backbone = to_device(build_backbone(config), world)
+    header = header or to_device(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
+    return task_type(wrap_ddp(backbone, world), wrap_ddp(header, world))
 
 
-def run(config, verify=None, world=CPU, way=ArcFaceTask):
+def run(config, verify=None, world=CPU, task_type=ArcFaceTask):
     """Trains, from where config.output is: the last step, and the task."""
     loader, num_classes = load_training_data(config, world)
-    start = find_start(config, way, loader, world)
-    task = small_task(config, num_classes, world, way=way)
-    return train(task, loader, config, world, verify, start), task
+    resume_point = resolve_resume(config, task_type, loader, world)
+    task = small_task(config, num_classes, world, task_type=task_type)
+    return train(task, loader, config, world, verify, resume_point), task
 
 
 def spawn(function, folder, *args, size=2):

@@ -12,9 +12,9 @@ import torch
 from utils.checkpoints.weights import CheckpointError, backbone_name, find_backbones, list_backbones
 from utils.distillation.cache import TeacherCache
 from utils.distributed.process_group import World
-from utils.distributed.run_lock import alone
+from utils.distributed.run_lock import lock_output_dir
 from utils.errors import UserError, one_line
-from utils.filesystem import open_regular, open_without_links, replace_text, write_atomic, write_files
+from utils.filesystem import open_no_follow, open_regular_file, write_atomic, write_files, write_text_atomic
 from utils.logs.run_log import init_logging, log
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -29,7 +29,7 @@ def linked(tmp_path) -> Path:
 
 
 def test_a_link_is_replaced(linked):
-    replace_text(linked, "new é")
+    write_text_atomic(linked, "new é")
     assert not linked.is_symlink() and linked.read_text(encoding="utf-8") == "new é"
     assert (linked.parent / "precious").read_text() == "precious"
     assert len(list(linked.parent.iterdir())) == 2
@@ -38,7 +38,7 @@ def test_a_link_is_replaced(linked):
 def test_the_file_has_the_rights_of_a_new_one(tmp_path):
     before = os.umask(0o027)
     try:
-        replace_text(tmp_path / "file", "")
+        write_text_atomic(tmp_path / "file", "")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
@@ -56,13 +56,13 @@ def test_what_fails_leaves_the_old_file(tmp_path):
 
 
 def test_a_name_as_long_as_names_may_be(tmp_path):
-    replace_text(tmp_path / ("é" * 127), "text")
+    write_text_atomic(tmp_path / ("é" * 127), "text")
     assert (tmp_path / ("é" * 127)).read_text() == "text"
 
 
 def test_one_file_that_fails_does_not_keep_the_others(tmp_path):
     (tmp_path / "b\n").mkdir()
-    writers = {tmp_path / name: lambda path: replace_text(path, "new") for name in ("a", "b\n", "c")}
+    writers = {tmp_path / name: lambda path: write_text_atomic(path, "new") for name in ("a", "b\n", "c")}
     with pytest.raises(UserError, match=r"b\\n could not be written \(Is a directory\) and stay as they were; do this"):
         write_files(writers, "do this")
     assert (tmp_path / "a").read_text() == (tmp_path / "c").read_text() == "new"
@@ -74,14 +74,14 @@ def test_links_folders_pipes_and_devices_are_not_opened(linked, tmp_path):
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     for path in (linked, tmp_path / "dangling"):
         with pytest.raises(UserError, match="is a symbolic link, which is not written through; remove it"):
-            open_without_links(path, flags)
+            open_no_follow(path, flags)
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
         with pytest.raises(UserError, match="should be a regular file"):
-            open_without_links(path, flags)
+            open_no_follow(path, flags)
     assert not (tmp_path / "nowhere").exists()
-    os.close(open_without_links(tmp_path / "new", flags))
+    os.close(open_no_follow(tmp_path / "new", flags))
     with pytest.raises(FileNotFoundError):
-        open_without_links(tmp_path / "none", os.O_RDONLY)
+        open_no_follow(tmp_path / "none", os.O_RDONLY)
 
 
 def test_log_lock_and_cache_follow_no_link(linked, tmp_path):
@@ -92,7 +92,7 @@ def test_log_lock_and_cache_follow_no_link(linked, tmp_path):
     finally:
         log.handlers, log.propagate, log.level = before
     (tmp_path / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(UserError, match=r"\.lock: is a symbolic link"), alone(tmp_path, ALONE):
+    with pytest.raises(UserError, match=r"\.lock: is a symbolic link"), lock_output_dir(tmp_path, ALONE):
         pass
     made = TeacherCache(tmp_path / "cache", "t", {"a": 1}, 3, 4)
     del made
@@ -120,10 +120,10 @@ def test_a_regular_file_is_opened_and_read(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")
     for name in ("file", "link"):
-        with open_regular(tmp_path / name) as file:
+        with open_regular_file(tmp_path / name) as file:
             assert os.get_blocking(file.fileno()) and file.read() == b"content"
     with pytest.raises(FileNotFoundError):
-        open_regular(tmp_path / "none")
+        open_regular_file(tmp_path / "none")
 
 
 def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path):
@@ -134,7 +134,7 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path):
     (tmp_path / "device").symlink_to(os.devnull)
     for name in ("pipe", "socket", "folder", "device"):
         with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a {name}\)"):
-            open_regular(tmp_path / name)
+            open_regular_file(tmp_path / name)
 
 
 # -------------------------------------------------------------------------------------------------------------- weights

@@ -51,7 +51,7 @@ def test_an_epochs_end_has_a_line_however_rare_lines_are(tmp_path, tiny_data, sa
 
 
 def test_slow_steps_have_a_line_every_minute(tmp_path, tiny_data, said, clock):
-    run(small_config(tmp_path, tiny_data, *RARE), way=SlowTask)
+    run(small_config(tmp_path, tiny_data, *RARE), task_type=SlowTask)
     assert reported_steps(said.text) == [2, 4, 5, 7, 9, 10]  # every 50 s, and the epochs' ends
 
 
@@ -64,7 +64,7 @@ def _train_with_one_slow_clock(world, folder, data):
     RunLog.report = lambda self, step, *rest: (steps.append(step), report(self, step, *rest))
     config = small_config(folder, data, "num_epoch=2", "log_step=1000", "batch_size=2")
     loader, num_classes = load_training_data(config, world)
-    train(small_task(config, num_classes, world, way=SlowTask), loader, config, world)
+    train(small_task(config, num_classes, world, task_type=SlowTask), loader, config, world)
     torch.save(steps, folder / f"{world.rank}.pt")
 
 

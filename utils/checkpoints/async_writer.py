@@ -8,10 +8,10 @@ from typing import Self
 from utils.errors import UserError
 from utils.logs.run_log import log
 
-Files = dict[str, Callable[[], None]]  # what writes each file, by its name: in order, none without those before it
+WriteJobs = dict[str, Callable[[], None]]  # what writes each file, by its name: in order, none without those before it
 
 
-class Writer:
+class AsyncFileWriter:
     """Writes files in a thread, one after another.
 
     What cannot be written, as when the disk is full, is told, kept, and tried again before the next: training goes on
@@ -19,7 +19,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._waiting: list[Files] = []
+        self._waiting: list[WriteJobs] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -31,7 +31,7 @@ class Writer:
         else:
             self.wait()
 
-    def submit(self, *batches: Files) -> None:
+    def submit(self, *batches: WriteJobs) -> None:
         """Writes these soon. A file that still waits under a name of theirs gives way to it.
 
         Waits for what is under way, so that no copies of the weights pile up but those that cannot be written.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from utils.checkpoints.safe_pickle import UnsupportedContent, check_file
 from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, take_state_dict
 from utils.errors import UserError, one_line
-from utils.filesystem import open_regular, write_atomic
+from utils.filesystem import open_regular_file, write_atomic
 
 # What torch raises over a file that is no checkpoint, or half of one.
 _DAMAGED = (
@@ -38,7 +38,7 @@ def snapshot(content: Any) -> Any:
     return content
 
 
-def write_file(path: Path, content: Any) -> None:
+def save_atomic(path: Path, content: Any) -> None:
     """Writes what torch.save writes, whole or not at all: a temporary file, then a rename. Both have reached the disk
     when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write_file(path: Path, content: Any) -> None:
             os.close(folder)
 
 
-def remove_remains(folder: str | Path) -> None:
+def remove_stale_tempfiles(folder: str | Path) -> None:
     """Removes the temporary files of a process that was killed while writing."""
     for path in Path(folder).glob(".*.pth.*.tmp"):
         path.unlink(missing_ok=True)
@@ -65,7 +65,7 @@ def remove_remains(folder: str | Path) -> None:
 
 def save_weights(path: str | Path, module: nn.Module) -> None:
     """Writes the module's state dict from the CPU, whole or not at all."""
-    write_file(Path(path), snapshot(dict(module.state_dict())))
+    save_atomic(Path(path), snapshot(dict(module.state_dict())))
 
 
 def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
@@ -122,11 +122,11 @@ def backbone_name(path: Path) -> str:
     return str(int(name)) if re.fullmatch(r"\d+backbone\.pth", path.name) else one_line(name)
 
 
-def read_file(path: str | Path) -> Any:
-    """What `write_file` wrote, on the CPU. The checksum of every part is right; only dense tensors of real numbers and
+def load_safe(path: str | Path) -> Any:
+    """What `save_atomic` wrote, on the CPU. The checksum of every part is right; only dense tensors of real numbers and
     plain values are unpickled, and nothing of it runs. Raises CheckpointError."""
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             check_file(file)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -146,7 +146,7 @@ def read_file(path: str | Path) -> Any:
 
 
 @contextmanager
-def reading(where: str | Path) -> Iterator[None]:
+def as_checkpoint_error(where: str | Path) -> Iterator[None]:
     """Makes CheckpointErrors of what is raised over content that is not as this version writes it."""
     try:
         yield
@@ -161,7 +161,7 @@ def reading(where: str | Path) -> Iterator[None]:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a file, on the CPU wherever it was saved, with the keys of the network itself. Raises
     CheckpointError."""
-    return take_state_dict(read_file(path), str(path))
+    return take_state_dict(load_safe(path), str(path))
 
 
 def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIELDS) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.datasets.image_header import SUFFIXES
 from utils.errors import UserError
-from utils.filesystem import is_there
+from utils.filesystem import path_exists
 
 NEEDED = "training takes train.rec, train.idx and property (data/README.md)"
 
@@ -13,9 +13,9 @@ NEEDED = "training takes train.rec, train.idx and property (data/README.md)"
 def check_training_files(folder: Path) -> None:
     """Raise UserError unless train.rec and train.idx are there, with what is there instead and what to do next."""
     rec, idx = folder / "train.rec", folder / "train.idx"
-    if not is_there(rec.exists):
+    if not path_exists(rec.exists):
         raise UserError(f"{rec}: No such file: {_describe(folder)}")
-    if not is_there(idx.exists):
+    if not path_exists(idx.exists):
         raise UserError(f"{idx}: No such file; make it from the records: python data/reindex.py {folder}")
 
 
@@ -25,8 +25,8 @@ def _describe(folder: Path) -> str:
         names = sorted(folder.iterdir())
     except OSError as error:
         return f"{folder} cannot be listed ({error.strerror}); {NEEDED}"
-    folders = [path for path in names if is_there(path.is_dir)]
-    if nested := [path for path in folders if is_there((path / "train.rec").is_file)]:
+    folders = [path for path in names if path_exists(path.is_dir)]
+    if nested := [path for path in folders if path_exists((path / "train.rec").is_file)]:
         return f"but {nested[0]} has one; type rec={nested[0]}"
     if records := [path.name for path in names if path.suffix == ".rec"]:
         return f"but there is {records[0]!a:.60}; {NEEDED}: rename it and its .idx to train.rec and train.idx"

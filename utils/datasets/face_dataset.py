@@ -98,10 +98,10 @@ class FaceDataset:
         if len(wrong):
             label = labels[wrong[0]]
             countable = label >= num_classes and labels.max() < MOST_CLASSES  # not so with a nan among them
-            mend = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
+            fix = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
             raise UserError(
                 f"{self.reader.where(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "
-                f"(0 to {num_classes - 1}){mend}"
+                f"(0 to {num_classes - 1}){fix}"
             )
 
     def check_identities(self, num_classes: int) -> None:

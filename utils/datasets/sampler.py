@@ -15,9 +15,9 @@ class BatchSampler(Sampler[list[int]]):
     batch_size: int
     n_images: int
     epoch = 0
-    seen = 0  # images of the epoch that all processes together have had already
+    samples_seen = 0  # images of the epoch that all processes together have had already
 
-    def steps(self, seen: int = 0) -> int:
+    def steps(self, samples_seen: int = 0) -> int:
         """Batches that an epoch has left after so many images."""
         raise NotImplementedError
 
@@ -33,11 +33,11 @@ class ListSampler(BatchSampler):
         self.n_images = len(indices)
         self.batch_size = batch_size
 
-    def steps(self, seen: int = 0) -> int:
-        return -(-(self.n_images - seen) // self.batch_size)
+    def steps(self, samples_seen: int = 0) -> int:
+        return -(-(self.n_images - samples_seen) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for start in range(self.seen, self.n_images, self.batch_size):
+        for start in range(self.samples_seen, self.n_images, self.batch_size):
             yield self.indices[start : start + self.batch_size].tolist()
 
 
@@ -65,12 +65,12 @@ class EpochSampler(BatchSampler):
                 f"{self.n_images}; lower batch_size"
             )
 
-    def steps(self, seen: int = 0) -> int:
-        return (self.n_images - seen) // (self.batch_size * self.world_size)
+    def steps(self, samples_seen: int = 0) -> int:
+        return (self.n_images - samples_seen) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)[self.seen :]
-        for step in range(self.steps(self.seen)):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)[self.samples_seen :]
+        for step in range(self.steps(self.samples_seen)):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size].tolist()
 

@@ -19,15 +19,17 @@ from utils.datasets.transforms import SIZE
 from utils.errors import UserError
 
 PREFETCH = 4  # batches that a worker is ahead
-AHEAD = 2  # batches that are taken before they are used: what is wrong with one is known in time to end in good order
+LOOKAHEAD = (
+    2  # batches that are taken before they are used: what is wrong with one is known in time to end in good order
+)
 # A worker is given a new batch when one of its own is taken: at most PREFETCH are under way or waiting, AHEAD more are
 # taken, one is in use by the consumer, and one is for good measure.
-SLOTS = PREFETCH + AHEAD + 2
+SLOTS = PREFETCH + LOOKAHEAD + 2
 
-Ticket = tuple[int, int, int, list[str]]  # worker, slot, images in it, what was wrong with images left out
+SlotRef = tuple[int, int, int, list[str]]  # worker, slot, images in it, what was wrong with images left out
 
 
-class Decoded(NamedTuple):
+class HostBatch(NamedTuple):
     """A batch as it leaves the loader, on the CPU."""
 
     images: Tensor  # (B, 112, 112, 3) uint8 RGB
@@ -42,7 +44,7 @@ class ImageSource(Protocol):
         """Writes the images of these indices into (n, 112, 112, 3) uint8 RGB, and (n,) int64. Raises UserError."""
 
 
-class SharedBuffers(Dataset):
+class SharedBatchBuffers(Dataset):
     """The memory that batches are decoded into; a data set of tickets, as the data loader sees it."""
 
     def __init__(self, dataset: ImageSource, workers: int, batch_size: int, skip_bad: bool) -> None:
@@ -59,7 +61,7 @@ class SharedBuffers(Dataset):
                 memory.share_memory_()
         self.turn = 0  # counts the batches of this worker
 
-    def __getitems__(self, indices: list[int]) -> Ticket | UserError:
+    def __getitems__(self, indices: list[int]) -> SlotRef | UserError:
         info = get_worker_info()
         worker, slot, n = info.id if info else 0, self.turn % SLOTS, len(indices)
         self.turn += 1
@@ -74,7 +76,7 @@ class SharedBuffers(Dataset):
                 return error  # raised here, it would reach the training process as a page of traceback
         return worker, slot, n, messages
 
-    def _read_good_ones(self, batch: Decoded) -> list[str]:
+    def _read_good_ones(self, batch: HostBatch) -> list[str]:
         """Reads images one by one, puts good ones in the place of bad ones; returns what is wrong with these."""
         messages: list[str] = []
         good: list[int] = []
@@ -91,10 +93,10 @@ class SharedBuffers(Dataset):
                 memory[i] = memory[good[place % len(good)]]
         return messages
 
-    def batch(self, ticket: Ticket) -> Decoded:
+    def batch(self, ticket: SlotRef) -> HostBatch:
         """Returns the batch in the ticket's slot, which is not a copy."""
         worker, slot, n, _ = ticket
-        return Decoded(*(memory[worker, slot, :n] for memory in (self.images, self.labels, self.indices)))
+        return HostBatch(*(memory[worker, slot, :n] for memory in (self.images, self.labels, self.indices)))
 
 
 def _check_shared_memory(size: int) -> None:

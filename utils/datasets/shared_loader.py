@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 import cv2
 from torch.utils.data import DataLoader
 
-from utils.datasets.shared_buffers import AHEAD, PREFETCH, Decoded, ImageSource, SharedBuffers, Ticket
-from utils.distributed.signals import ENDING, SAVING
-from utils.errors import PassingError, UserError
+from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers, SlotRef
+from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS
+from utils.errors import RetryableError, UserError
 from utils.logs.run_log import log
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Loader(Generic[S]):
         # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
         cv2.setNumThreads(1)
         try:
-            self._buffers = SharedBuffers(dataset, workers, sampler.batch_size, skip_bad)
+            self._buffers = SharedBatchBuffers(dataset, workers, sampler.batch_size, skip_bad)
         except RuntimeError as error:
             raise _explained(error, workers) from None
         self.workers = workers
@@ -65,9 +65,9 @@ class Loader(Generic[S]):
             self._buffers,
             batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_is,
+            collate_fn=identity_collate,
             persistent_workers=workers > 0,
-            worker_init_fn=_leave_signals,
+            worker_init_fn=leave_signals_to_parent,
             prefetch_factor=PREFETCH if workers else None,
             timeout=self.timeout,
         )
@@ -75,18 +75,18 @@ class Loader(Generic[S]):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, epoch: int, seen: int = 0) -> Iterator[Decoded]:
+    def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[HostBatch]:
         """The epoch's batches, after the first `seen` images of it. Unpinned ones are overwritten once the batch after
         next is asked for: use or copy them.
 
         Raises UserError at a record that cannot be read: at once where it is in one of the first AHEAD batches, else in
         its turn; `failure` has it AHEAD batches earlier.
         """
-        self.sampler.epoch, self.sampler.seen = epoch, seen
+        self.sampler.epoch, self.sampler.samples_seen = epoch, samples_seen
         self.failure = None
         tickets = self._start()
-        waiting: deque[Ticket] = deque()
-        self._take(AHEAD, tickets, waiting)
+        waiting: deque[SlotRef] = deque()
+        self._take(LOOKAHEAD, tickets, waiting)
         if self.failure:
             self.raise_failure()
         while True:
@@ -98,7 +98,7 @@ class Loader(Generic[S]):
                 self.skipped += 1
                 log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
             batch = self._buffers.batch(ticket)
-            yield Decoded(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
+            yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
         if self.failure:
             self.raise_failure()
 
@@ -128,7 +128,7 @@ class Loader(Generic[S]):
         finally:
             del error  # its traceback holds this frame: a cycle, in which the workers end only after a wait
 
-    def _take(self, count: int, tickets: Iterator[Any], waiting: "deque[Ticket]") -> None:
+    def _take(self, count: int, tickets: Iterator[Any], waiting: "deque[SlotRef]") -> None:
         """Appends the next tickets, up to `count` of them, unless what comes is a failure."""
         if self._deaths and self._deaths.error:
             self.failure = self.failure or self._deaths.error
@@ -147,7 +147,7 @@ class Loader(Generic[S]):
             return (self._deaths and self._deaths.error) or _explained(error, self.workers)
         for worker in multiprocessing.active_children():
             worker.kill()  # what hangs does not end when asked to, and this process would wait for its end
-        return PassingError(
+        return RetryableError(
             f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its disk"
         )
 
@@ -190,10 +190,10 @@ def _explained(error: Exception, workers: int) -> Exception:
     )
 
 
-def _leave_signals(worker: int) -> None:
+def leave_signals_to_parent(worker: int) -> None:
     """Ctrl-C at a terminal and a scheduler's signals reach workers too; but it is the training process that ends, after
     its step and a checkpoint, and them: a worker heeds its SIGTERM alone."""
-    for number in (*ENDING, *SAVING):
+    for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -202,15 +202,15 @@ def _leave_signals(worker: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if hasattr(signal, "sigwaitinfo"):  # which tells who sent it; not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_heed, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
-def _heed(process: int) -> None:
+def exit_on_parent_sigterm(process: int) -> None:
     """Ends this process at a SIGTERM of the other one."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)
 
 
-def _as_is(ticket: Any) -> Any:
+def identity_collate(ticket: Any) -> Any:
     return ticket

@@ -6,7 +6,7 @@ from easydict import EasyDict
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import BatchSampler, EpochSampler
 from utils.datasets.shared_loader import Loader, S
-from utils.distributed.collectives import gather_rows, on_main, together
+from utils.distributed.collectives import all_gather_rows, run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.logs.run_log import log
@@ -14,8 +14,8 @@ from utils.logs.run_log import log
 
 def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     """The loader of this process, and the number of classes. Raises UserError where config and files disagree."""
-    num_classes = on_main(world, lambda: _checked_classes(config))
-    dataset = together(world, lambda: FaceDataset(config.rec))
+    num_classes = run_on_main(world, lambda: _checked_classes(config))
+    dataset = run_on_all(world, lambda: FaceDataset(config.rec))
     _check_copies(dataset, world)
     sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
     return training_loader(dataset, sampler, config, world), num_classes
@@ -30,7 +30,7 @@ def training_loader(dataset: S, sampler: BatchSampler, config: EasyDict, world: 
 def _check_copies(dataset: FaceDataset, world: World) -> None:
     """Raises UserError unless all processes, perhaps on several machines, have as many images in as many bytes."""
     mine = np.array([[len(dataset), dataset.reader.rec.stat().st_size]])
-    if len(found := np.unique(gather_rows(mine, world), axis=0)) > 1:
+    if len(found := np.unique(all_gather_rows(mine, world), axis=0)) > 1:
         sizes = " and ".join(f"{images} images in {size:,} bytes" for images, size in found)
         raise UserError(f"config rec: the copies of {dataset.reader.rec} are not the same: {sizes}; copy one to all")
 

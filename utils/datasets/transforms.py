@@ -11,6 +11,6 @@ def normalise(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(0.5).div_(0.5)
 
 
-def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+def hflip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirrors those of the (B, H, W, 3) images left to right that (B,) bool says, on their device."""
-    return torch.where(mirrored[:, None, None, None], images.flip(2), images)
+    return torch.where(flipped[:, None, None, None], images.flip(2), images)

@@ -14,10 +14,10 @@ from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import Loader
 from utils.datasets.transforms import normalise
 from utils.distillation.teacher import Teacher
-from utils.distributed.collectives import share_of
+from utils.distributed.collectives import shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import open_without_links, replace_text, reserve, sha256
+from utils.filesystem import open_no_follow, preallocate, sha256, write_text_atomic
 from utils.logs.progress_bar import Progress
 from utils.logs.run_log import log
 
@@ -62,19 +62,19 @@ class TeacherCache:
         path = self._file(".json")
         text = json.dumps(identity, indent=2) + "\n"
         if not path.exists():
-            replace_text(path, text)
+            write_text_atomic(path, text)
         elif path.read_text(errors="replace") != text:
             raise UserError(f"{path}: is of another teacher or other data; delete it and the files beside it")
 
-    def read(self, indices: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, indices: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B,) int64, (B,) bool -> embeddings (B, D) float16, and (B,) bool: which of them are there."""
-        sides = mirrored.astype(np.intp)
+        sides = flipped.astype(np.intp)
         embeddings = self.embeddings[indices, sides]
         return embeddings, _checks(embeddings) == self.checks[indices, sides]
 
-    def write(self, indices: np.ndarray, mirrored: np.ndarray, embeddings: np.ndarray) -> None:
+    def write(self, indices: np.ndarray, flipped: np.ndarray, embeddings: np.ndarray) -> None:
         """Keeps (B, D) float16 embeddings."""
-        sides = mirrored.astype(np.intp)
+        sides = flipped.astype(np.intp)
         self.embeddings[indices, sides] = embeddings
         self.checks[indices, sides] = _checks(embeddings)
 
@@ -89,8 +89,8 @@ class TeacherCache:
         whole = [self._are_whole(part, False) & self._are_whole(part, True) for part in parts]
         return indices[~np.concatenate(whole)]
 
-    def _are_whole(self, indices: np.ndarray, mirrored: bool) -> np.ndarray:
-        return self.read(indices, np.full(len(indices), mirrored))[1]
+    def _are_whole(self, indices: np.ndarray, flipped: bool) -> np.ndarray:
+        return self.read(indices, np.full(len(indices), flipped))[1]
 
 
 def fill(
@@ -100,7 +100,7 @@ def fill(
     """Embeds this process's share of what is missing; returns how many images that were. skip_bad, timeout: as the
     loader's."""
     # Shared out by all images, not by the missing ones: another process may be filling already.
-    missing = cache.missing(share_of(len(data), world))
+    missing = cache.missing(shard_slice(len(data), world))
     if not len(missing):
         return 0
     with Progress(len(missing), "Teacher", "images", world.is_main) as progress:
@@ -108,7 +108,7 @@ def fill(
             loader = Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
             for decoded in loader.epoch(0):
                 images, indices = normalise(decoded.images.to(world.device)), decoded.indices.numpy()
-                ask(cache, teacher, images, indices, np.zeros(len(indices), bool))
+                embed_and_cache(cache, teacher, images, indices, np.zeros(len(indices), bool))
                 progress.update(len(indices))
         except UserError as error:
             if not skip_bad:
@@ -117,11 +117,13 @@ def fill(
     return len(missing)
 
 
-def ask(cache: TeacherCache, teacher: Teacher, images: Tensor, indices: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+def embed_and_cache(
+    cache: TeacherCache, teacher: Teacher, images: Tensor, indices: np.ndarray, flipped: np.ndarray
+) -> np.ndarray:
     """The teacher's embeddings (B, D) float16 of (B, 3, 112, 112) images, kept with those of their mirror images."""
     asked, other = (teacher(turned).half().cpu().numpy() for turned in (images, images.flip(3)))
-    cache.write(indices, mirrored, asked)
-    cache.write(indices, ~mirrored, other)
+    cache.write(indices, flipped, asked)
+    cache.write(indices, ~flipped, other)
     return asked
 
 
@@ -144,10 +146,10 @@ def _digest(data: bytes) -> str:
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     """The file as an array, made of zeros where it is missing. A part that was cut off is zeros, too."""
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    with os.fdopen(open_without_links(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+    with os.fdopen(open_no_follow(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         found = file.seek(0, os.SEEK_END)
         if found > size:
             raise UserError(f"{path}: {found} bytes, should be {size}: it is damaged; delete it")
         if found < size:
-            reserve(file.fileno(), size)
+            preallocate(file.fileno(), size)
         return np.memmap(file, dtype, "r+", shape=shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import open_regular
+from utils.filesystem import open_regular_file
 from utils.logs.run_log import log
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -31,7 +31,7 @@ class OnnxTeacher:
     def load(self, path: Path) -> None:
         """Opens the file. Raises UserError where it is no such network, or ONNX Runtime is not installed."""
         try:
-            open_regular(path).close()
+            open_regular_file(path).close()
         except FileNotFoundError:
             raise UserError(f"{path}: no such teacher; set teacher_pth") from None
         except OSError as error:

@@ -9,7 +9,7 @@ from torch import nn
 
 from utils.checkpoints.weights import list_backbones
 from utils.distillation.teacher import Teacher, is_onnx, make_teacher
-from utils.distributed.collectives import on_main, together
+from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import is_no_folder
@@ -19,7 +19,7 @@ from utils.logs.run_log import log
 _MOST_EPOCHS = 1_000_000  # of a distillation: each has its teacher in a list
 
 
-def teacher_files(config: EasyDict, ends: Sequence[int]) -> list[Path]:
+def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path]:
     """The teacher's file for each of the student's epochs. Raises UserError where there is none.
 
     Template: one file for all. Multi-step: the teacher's own checkpoint of the epoch (paper, Section III-C), or, of
@@ -31,24 +31,26 @@ def teacher_files(config: EasyDict, ends: Sequence[int]) -> list[Path]:
         ends: the student's global step at the end of each of its epochs.
     """
     check_folders(config)
-    if len(ends) > _MOST_EPOCHS:
-        raise UserError(f"config max_steps: {len(ends):,} epochs are too many to plan teachers for; lower max_steps")
+    if len(epoch_end_steps) > _MOST_EPOCHS:
+        raise UserError(
+            f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
+        )
     place = Path(config.teacher_pth)
     if is_onnx(config) or is_no_folder(place):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
-        return [place] * len(ends)
+        return [place] * len(epoch_end_steps)
     trained = {step: path for step, path in list_backbones(place, "teacher_pth").items() if step}
     if not trained:
         raise UserError(f"config teacher_pth: {place} holds an untrained checkpoint alone (0backbone.pth); train it")
     if config.multi_step:
-        return [trained[step] for step in steps_of_epochs(ends, list(trained))]
+        return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
             f"config teacher_global_step: no trained {place / f'{config.teacher_global_step}backbone.pth'}; there are "
             f"the steps {', '.join(map(str, trained))}"
         )
-    return [trained[config.teacher_global_step]] * len(ends)
+    return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
 
 def check_folders(config: EasyDict) -> None:
@@ -61,11 +63,11 @@ def check_folders(config: EasyDict) -> None:
         raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 
 
-def steps_of_epochs(ends: Sequence[int], steps: list[int]) -> list[int]:
+def align_teacher_steps(epoch_end_steps: Sequence[int], steps: list[int]) -> list[int]:
     """Which of the teacher's steps (ascending) is as far in its training as the student is at each of its ends."""
-    if len(ends) == len(steps):
+    if len(epoch_end_steps) == len(steps):
         return list(steps)
-    return [next(step for step in steps if step * ends[-1] >= end * steps[-1]) for end in ends]
+    return [next(step for step in steps if step * epoch_end_steps[-1] >= end * steps[-1]) for end in epoch_end_steps]
 
 
 def log_plan(files: list[Path]) -> None:
@@ -87,14 +89,14 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
                 teacher.load(path)
                 progress.update()
 
-    together(world, load_all)
+    run_on_all(world, load_all)
 
 
 def prepare_teacher(
-    config: EasyDict, world: World, ends: Sequence[int], build_backbone: Callable[[EasyDict], nn.Module]
+    config: EasyDict, world: World, epoch_end_steps: Sequence[int], build_backbone: Callable[[EasyDict], nn.Module]
 ) -> tuple[Teacher, list[Path]]:
     """The config's teacher and its file for each epoch, every one tried, and said. `ends` as in teacher_files."""
-    files = on_main(world, lambda: teacher_files(config, ends))
+    files = run_on_main(world, lambda: teacher_files(config, epoch_end_steps))
     teacher = make_teacher(config, world, build_backbone)
     check_files(teacher, files, world)
     log_plan(files)

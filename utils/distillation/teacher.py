@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backbones.names import SIZES, parse_name
 from utils.checkpoints.weights import load_weights
 from utils.distillation.onnx_teacher import OnnxTeacher
-from utils.distributed.process_group import World, autocast, place
+from utils.distributed.process_group import World, autocast, to_device
 
 
 class Teacher(Protocol):
@@ -30,7 +30,7 @@ class NetworkTeacher:
 
     def __init__(self, network: nn.Module, world: World, precision: str = "fp32") -> None:
         """precision: fp32, bf16 or fp16, whatever the student's."""
-        self.network = place(network, world).eval().requires_grad_(False)
+        self.network = to_device(network, world).eval().requires_grad_(False)
         self.world = world
         self.precision = precision
 
@@ -70,7 +70,7 @@ def is_onnx(config: EasyDict) -> bool:
     return config.teacher_pth.lower().endswith(".onnx")
 
 
-def describe(config: EasyDict) -> str:
+def teacher_description(config: EasyDict) -> str:
     """All of the teacher, but its weights, that its embeddings depend on: the network and the precision."""
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 
 from utils.distributed.process_group import World
-from utils.errors import PassingError, RetryableExit, UserError
+from utils.errors import RetryableError, RetryableExit, UserError
 
 T = TypeVar("T")
 
 
-def share(tensors: Iterable[torch.Tensor], world: World) -> None:
+def broadcast_(tensors: Iterable[torch.Tensor], world: World) -> None:
     """Gives every process the main one's values of the tensors, in place."""
     if world.size > 1:
         for tensor in tensors:
@@ -22,7 +22,7 @@ def share(tensors: Iterable[torch.Tensor], world: World) -> None:
             tensor.copy_(plain)
 
 
-def on_main(world: World, check: Callable[[], T]) -> T:
+def run_on_main(world: World, check: Callable[[], T]) -> T:
     """The result of `check`, run on the main process only. Its UserError ends every process, told once."""
     told: list[Any] = [None, False]  # result, failed
     if world.is_main:
@@ -42,25 +42,25 @@ def _raise_on_main(world: World, error: UserError) -> NoReturn:
     """Raises the error on the main process, which prints it, and on the others what ends them alike."""
     if world.is_main:
         raise error
-    raise RetryableExit(2) if isinstance(error, PassingError) else SystemExit(2)
+    raise RetryableExit(2) if isinstance(error, RetryableError) else SystemExit(2)
 
 
-def main_first(world: World, action: Callable[[], T]) -> T:
+def main_process_first(world: World, action: Callable[[], T]) -> T:
     """The result of `action`, run by the main process, which may make files, then by the others, which find them."""
     results: list[T] = []
-    on_main(world, lambda: results.append(action()))
+    run_on_main(world, lambda: results.append(action()))
     return results[0] if results else action()
 
 
-def together(world: World, action: Callable[[], T]) -> T:
+def run_on_all(world: World, action: Callable[[], T]) -> T:
     """The result of `action`, run by every process. A UserError of any of them ends all, told once."""
-    result = try_together(world, action)
+    result = try_on_all(world, action)
     if isinstance(result, UserError):
         _raise_on_main(world, result)
     return result
 
 
-def try_together(world: World, action: Callable[[], T]) -> T | UserError:
+def try_on_all(world: World, action: Callable[[], T]) -> T | UserError:
     """The result of `action`, run by every process; where any of them raised a UserError, the first one on all."""
     results: list[T] = []
     errors: list[Any] = [None] * world.size
@@ -73,13 +73,13 @@ def try_together(world: World, action: Callable[[], T]) -> T | UserError:
     return next(filter(None, errors), None) or results[0]
 
 
-def share_of(n: int, world: World) -> slice:
+def shard_slice(n: int, world: World) -> slice:
     """This process's contiguous share of n things."""
     bounds = np.linspace(0, n, world.size + 1).astype(int)
     return slice(int(bounds[world.rank]), int(bounds[world.rank + 1]))
 
 
-def gather_rows(rows: np.ndarray, world: World) -> np.ndarray:
+def all_gather_rows(rows: np.ndarray, world: World) -> np.ndarray:
     """Every process's (n_i, …) rows one after another, on every process."""
     if world.size == 1:
         return rows
@@ -88,7 +88,7 @@ def gather_rows(rows: np.ndarray, world: World) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def mean_over(values: torch.Tensor, world: World) -> torch.Tensor:
+def all_reduce_mean(values: torch.Tensor, world: World) -> torch.Tensor:
     """The mean of a tensor over the processes."""
     if world.size > 1:
         dist.all_reduce(values)

@@ -1,4 +1,6 @@
-"""Processes started by torchrun, and the exit code of what ended them: python -m utils.distributed.launch [OPTION …] SCRIPT …
+"""Processes started by torchrun, and the exit code of what ended them.
+
+    python -m utils.distributed.launch [OPTION …] SCRIPT …
 
 torchrun starts processes again whatever they ended by. What no new start mends, as bad input or a wish to stop, they
 leave in a file; started again they find it and end well, which torchrun takes for the end of the run.
@@ -14,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from utils.distributed.process_group import LOOPBACK
-from utils.distributed.shutdown import SAVE
-from utils.distributed.signals import SAVING, drop_requests, is_ignored
-from utils.errors import ENDED, UserError
+from utils.distributed.process_group import LOOPBACK_ENVIRONMENT
+from utils.distributed.shutdown import SAVE_FILE
+from utils.distributed.signals import CHECKPOINT_SIGNALS, ignore_checkpoint_signals, is_ignored
+from utils.errors import EXIT_CODE_FILE, UserError
 
 
 def launch(arguments: list[str]) -> int:
@@ -39,12 +41,12 @@ def launch(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         told = folder / "code"
-        os.environ[ENDED] = str(told)
-        for number in SAVING:
+        os.environ[EXIT_CODE_FILE] = str(told)
+        for number in CHECKPOINT_SIGNALS:
             if not is_ignored(number):  # the processes look for the file; the signal itself could end those that start
-                signal.signal(number, lambda *_: _ask_for_checkpoint(folder))
+                signal.signal(number, lambda *_: _request_checkpoint(folder))
         if arguments[0] == "--standalone":
-            arguments = [*_meet_on_loopback(folder / "rendezvous"), *arguments[1:]]
+            arguments = [*_loopback_rendezvous(folder / "rendezvous"), *arguments[1:]]
         try:
             run.main(arguments)
         except SignalException as error:
@@ -58,20 +60,20 @@ def launch(arguments: list[str]) -> int:
         return int(told.read_text()) if told.is_file() else 0
 
 
-def _ask_for_checkpoint(folder: Path) -> None:
+def _request_checkpoint(folder: Path) -> None:
     with suppress(FileNotFoundError):  # the run has ended
-        (folder / SAVE).touch()
+        (folder / SAVE_FILE).touch()
 
 
-def _meet_on_loopback(file: Path) -> list[str]:
+def _loopback_rendezvous(file: Path) -> list[str]:
     """torchrun's options by which the launcher meets in the file; its processes exchange data by the loopback."""
-    os.environ.update(LOOPBACK)
+    os.environ.update(LOOPBACK_ENVIRONMENT)
     # A heartbeat, which a single machine does not need, makes the file longer each time.
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(file), "--rdzv-conf"]
     return [*meet, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
 
 
-def spread_over_gpus() -> None:
+def launch_on_all_gpus() -> None:
     """Starts this command again with a process on each GPU of the machine, by torchrun; goes on where there is one.
 
     NPROC in the environment says another number of processes, as for train.sh.
@@ -87,5 +89,5 @@ def spread_over_gpus() -> None:
 
 
 if __name__ == "__main__":
-    drop_requests()
+    ignore_checkpoint_signals()
     sys.exit(launch(sys.argv[1:]))

@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed.signals import SAVING, handled
-from utils.errors import ENDED, UserError, restarts
+from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
+from utils.errors import EXIT_CODE_FILE, UserError, restart_count
 
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
 # The environment in which gloo and NCCL listen on the loopback's address alone. NCCL takes = for that very name.
-LOOPBACK = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
+LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class World:
 
 
 @contextmanager
-def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
+def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
     """Joins the other processes for the time of the block.
 
     A request for a checkpoint does not end the process in the meantime; utils.distributed.shutdown acts on it.
@@ -49,28 +49,28 @@ def processes(device: str | None = None, timeout: int = 1800) -> Iterator[World]
     gpu = torch.cuda.is_available() and device != "cpu"
     if gpu and local_rank >= torch.cuda.device_count():
         raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
-    place = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    to_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(to_device)
     else:
         _keep_freed_memory()
     if size > 1:
         limit, store = timedelta(seconds=timeout), None  # without a store torch meets at MASTER_ADDR
         if (folder := launcher_folder()) and os.environ.get("GROUP_WORLD_SIZE") == "1":
-            store = dist.FileStore(str(folder / f"store-{restarts()}"), size)  # a file opens no port
+            store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file opens no port
             store.set_timeout(limit)
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
     try:
-        with handled(SAVING, lambda *_: None):
-            yield World(rank, size, place)
+        with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
+            yield World(rank, size, to_device)
     finally:
         if size > 1:
             dist.destroy_process_group()
 
 
 def launcher_folder() -> Path | None:
-    """The folder that utils.distributed.launch shares with the processes it starts, for this user alone; None without it."""
-    return Path(os.environ[ENDED]).parent if ENDED in os.environ else None
+    """Returns the private folder that the launcher shares with the processes it starts; None without a launcher."""
+    return Path(os.environ[EXIT_CODE_FILE]).parent if EXIT_CODE_FILE in os.environ else None
 
 
 def _keep_freed_memory() -> None:
@@ -81,12 +81,12 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def place(module: nn.Module, world: World) -> nn.Module:
+def to_device(module: nn.Module, world: World) -> nn.Module:
     """The module on this process's device, its convolutions in channels_last memory, which is faster everywhere."""
     return module.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A tensor of the CPU on the device; the host does not wait for the copy."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
@@ -102,7 +102,7 @@ def autocast(world: World, precision: str) -> torch.autocast:
     return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=False)
 
 
-def wrap(module: nn.Module, world: World) -> nn.Module:
+def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
     """The module with its gradients averaged over the processes; batch norm stays each process's own."""
     if world.size == 1:
         return module
@@ -114,6 +114,6 @@ def wrap(module: nn.Module, world: World) -> nn.Module:
     )
 
 
-def unwrap(module: nn.Module) -> nn.Module:
+def unwrap_ddp(module: nn.Module) -> nn.Module:
     """The module itself, whose state dict has the published keys."""
     return module.module if isinstance(module, DistributedDataParallel) else module

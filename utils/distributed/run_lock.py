@@ -8,19 +8,19 @@ from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 
-from utils.distributed.collectives import on_main
+from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
-from utils.errors import PassingError, UserError, restarts
-from utils.filesystem import open_without_links
+from utils.errors import RetryableError, UserError, restart_count
+from utils.filesystem import open_no_follow
 
-FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
+LOCK_FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
 
 
 @contextmanager
-def alone(folder: Path, world: World) -> Iterator[None]:
+def lock_output_dir(folder: Path, world: World) -> Iterator[None]:
     """Holds the folder for the time of the block. Raises UserError where another run does."""
     held: list[RawIOBase] = []
-    on_main(world, lambda: held.append(_hold(folder)))
+    run_on_main(world, lambda: held.append(_lock(folder)))
     try:
         yield
     finally:
@@ -28,8 +28,8 @@ def alone(folder: Path, world: World) -> Iterator[None]:
             file.close()
 
 
-def _hold(folder: Path) -> RawIOBase:
-    file = os.fdopen(open_without_links(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
+def _lock(folder: Path) -> RawIOBase:
+    file = os.fdopen(open_no_follow(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
     try:
         # Of this process alone: loader workers do not inherit it, and hold nothing when this one is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,7 +38,7 @@ def _hold(folder: Path) -> RawIOBase:
         by = file.read(200).decode(errors="replace").strip()
         file.close()
         # A network disk may hold for a while what a process that died held.
-        kind = PassingError if restarts() else UserError
+        kind = RetryableError if restart_count() else UserError
         raise kind(
             f"config output: another run is at work in {folder} ({by}); wait for its end, or name another folder"
         ) from None

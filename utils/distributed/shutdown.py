@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 from utils.distributed.process_group import World, launcher_folder
-from utils.distributed.signals import ENDING, SAVING, is_ignored
-from utils.errors import heard
+from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
+from utils.errors import ignore_broken_pipe
 
-SAVE = "save"  # this file in the launcher's folder asks for a checkpoint
+SAVE_FILE = "save"  # this file in the launcher's folder asks for a checkpoint
 
 
 class Requests(NamedTuple):
@@ -24,7 +24,7 @@ class Requests(NamedTuple):
     report: int = 0  # 1: to write a line of the log
 
 
-class Stop:
+class GracefulShutdown:
     """While it is entered, signals are noted. A second Ctrl-C does what it always does.
 
     Of several processes any may get the signal, and all must act at the same step: at every step they tell each
@@ -40,13 +40,13 @@ class Stop:
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
         folder = launcher_folder()
-        self._save_file = folder / SAVE if folder else None
+        self._save_file = folder / SAVE_FILE if folder else None
         self._sent = torch.zeros(len(Requests()), dtype=torch.int32)
         self._answer: Any = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        numbers = [number for number in (*ENDING, *SAVING) if not is_ignored(number)]
+        numbers = [number for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS) if not is_ignored(number)]
         self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
@@ -57,17 +57,17 @@ class Stop:
             self._answer.wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number in SAVING:
+        if number in CHECKPOINT_SIGNALS:
             self.save = True
             return
         self.signal = number
         if self._says:
-            with heard(sys.stderr):
+            with ignore_broken_pipe(sys.stderr):
                 print(f"{signal.Signals(number).name}: ends after this step, with a checkpoint", file=sys.stderr)
         if number == signal.SIGINT:  # torchrun passes SIGTERM on to processes that may have had it already
             signal.signal(number, self._before[number])
 
-    def asked(self, report: bool = False) -> Requests:
+    def agreed_requests(self, report: bool = False) -> Requests:
         """What all processes are to do now. Called by each of them after every step.
 
         report: whether this process asks for a line of the log.

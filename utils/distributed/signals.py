@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
-SAVING = (signal.SIGUSR1, signal.SIGUSR2)  # schedulers send them some time ahead of the end
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
+CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # schedulers send them some time ahead of the end
 
 _DROPPED = "POCKETNET_DROPPED_SIGNALS"  # environment: the names of those that utils/distributed/launch.sh alone ignores
 
 
-def drop_requests() -> None:
+def ignore_checkpoint_signals() -> None:
     """Keeps requests for a checkpoint from ending the process until something handles them: they are dropped.
 
     Entry scripts call it before the imports that take seconds.
     """
     dropped = os.environ.pop(_DROPPED, "").split()
-    for number in SAVING:
+    for number in CHECKPOINT_SIGNALS:
         if not is_ignored(number) or number.name in dropped:
             signal.signal(number, lambda *_: None)
 
@@ -29,7 +29,7 @@ def is_ignored(number: int) -> bool:
 
 
 @contextmanager
-def handled(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+def handle_signals(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     """Calls the handler for these signals during the block, but for those that the process ignores."""
     before = {number: signal.signal(number, handler) for number in numbers if not is_ignored(number)}
     try:

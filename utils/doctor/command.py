@@ -27,7 +27,7 @@ from config import (
     typed_output,
 )
 from eval.inputs.sets import config_sets
-from utils.checkpoints.run_file import task_of
+from utils.checkpoints.run_file import saved_task_type
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
 from utils.doctor.course import head, resume, settings, steps
@@ -69,7 +69,7 @@ def main() -> None:
     for check in examine(plan_run(config, distils)):
         counts[check.state] += 1
         lines = [f"{check.state}  {check.subject:{width}}  {check.found}"]
-        lines += [f"{'':{width + 8}}mend: {check.mend}"] if check.mend else []
+        lines += [f"{'':{width + 8}}mend: {check.fix}"] if check.fix else []
         tqdm.write("\n".join(lines))  # above a bar that may be on the screen
     print(", ".join(f"{number} {state}" for state, number in counts.items()))
     if counts[FAIL]:
@@ -84,7 +84,7 @@ def parse_arguments() -> tuple[EasyDict, bool]:
     args = parser.parse()
     overrides = overrides_of(args)
     load = partial(load_config, args.config, overrides, saved_in=typed_output(overrides))
-    distils = args.kd or bool(args.on) or task_of(Path(load().output)) == DistillTask.__name__
+    distils = args.kd or bool(args.on) or saved_task_type(Path(load().output)) == DistillTask.__name__
     return load(distills=distils), distils
 
 

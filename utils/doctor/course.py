@@ -8,20 +8,20 @@ import torch
 from easydict import EasyDict
 
 from backbones.names import parse_name
-from utils.checkpoints.run_file import ANEW, FILE
+from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT
 from utils.checkpoints.weights import check_state, read_weights
 from utils.datasets.sampler import EpochSampler, check_batch_size
 from utils.datasets.shared_loader import Loader
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
 from utils.doctor.plan import Run
-from utils.doctor.table import PASS, WARN, Check, processes, unknown
+from utils.doctor.table import PASS, WARN, Check, format_processes, unknown
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.progress import epoch_ends
-from utils.training.resume import Start, earlier_files, find_start
+from utils.training.resume import ResumePoint, earlier_files, resolve_resume
 from utils.training.task import Task
 
 
@@ -51,9 +51,9 @@ def steps(plan: Run) -> Iterator[Check]:
         return
     check_batch_size(config)
     plan.sampler = EpochSampler(plan.n_images, config.batch_size, 0, plan.processes, config.seed)
-    plan.ends = epoch_ends(config, plan.sampler)
-    batch = f"{processes(plan.processes)} with {config.batch_size} images each"
-    yield Check("steps", PASS, f"{plan.ends[-1]:,}, {len(plan.sampler):,} an epoch; {batch}")
+    plan.epoch_end_steps = epoch_ends(config, plan.sampler)
+    batch = f"{format_processes(plan.processes)} with {config.batch_size} images each"
+    yield Check("steps", PASS, f"{plan.epoch_end_steps[-1]:,}, {len(plan.sampler):,} an epoch; {batch}")
 
 
 def head(plan: Run) -> Iterator[Check]:
@@ -69,10 +69,10 @@ def head(plan: Run) -> Iterator[Check]:
         ShardedArcFace(1, classes, config.s, config.m, first, config.sample_rate)
     except UserError as error:
         found = str(error).partition("; ")[0]
-        raise UserError(f"{found}; {processes(classes)} at most, or head=whole") from None
+        raise UserError(f"{found}; {format_processes(classes)} at most, or head=whole") from None
     most = -(-classes // plan.processes)
     part = f", {config.sample_rate:.3g} of them a step" if config.sample_rate < 1 else ""
-    found = f"sharded over {processes(plan.processes)}: at most {most:,} of {classes:,} classes each{part}"
+    found = f"sharded over {format_processes(plan.processes)}: at most {most:,} of {classes:,} classes each{part}"
     yield Check("head", PASS, found)
 
 
@@ -87,39 +87,43 @@ def resume(plan: Run) -> Iterator[Check]:
         return
     # As one process that has the batches of all, for more would ask each other.
     joint = EasyDict({**config, "batch_size": config.batch_size * plan.processes})
-    way = DistillTask if plan.distils else ArcFaceTask
-    start = find_start(joint, way, Loader(plan.dataset, plan.sampler), plan.world)
-    _load(plan, start)
-    plan.position, plan.ends = start.position, epoch_ends(config, plan.sampler, start.position)
-    if start.state:  # else those that are there are put aside
+    task_type = DistillTask if plan.distils else ArcFaceTask
+    resume_point = resolve_resume(joint, task_type, Loader(plan.dataset, plan.sampler), plan.world)
+    _load(plan, resume_point)
+    plan.progress, plan.epoch_end_steps = resume_point.progress, epoch_ends(config, plan.sampler, resume_point.progress)
+    if resume_point.state:  # else those that are there are put aside
         plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
-    if not start.position.step:
+    if not resume_point.progress.step:
         yield _begins_anew(folder, plan)
-    elif not start.position.is_last(config):
-        yield Check("resume", PASS, f"goes on from step {start.position.step:,}, in epoch {start.position.epoch}")
+    elif not resume_point.progress.is_finished(config):
+        yield Check(
+            "resume", PASS, f"goes on from step {resume_point.progress.step:,}, in epoch {resume_point.progress.epoch}"
+        )
     else:
-        yield Check("resume", WARN, f"{folder} holds the whole run: nothing to do", f"name another output, or {ANEW}")
+        yield Check(
+            "resume", WARN, f"{folder} holds the whole run: nothing to do", f"name another output, or {START_OVER_HINT}"
+        )
 
 
 def _begins_anew(folder: Path, plan: Run) -> Check:
-    earlier = len(earlier_files(folder, Start(), Task.suffixes))
+    earlier = len(earlier_files(folder, ResumePoint(), Task.suffixes))
     moved = f"; {earlier} files of the earlier run will be moved to {folder}/old-N" if earlier else ""
     return Check("resume", PASS, f"begins anew{moved}")
 
 
-def _load(plan: Run, start: Start) -> None:
+def _load(plan: Run, resume_point: ResumePoint) -> None:
     """Raises UserError unless what the run goes on from is of its networks."""
-    if not start.state and not start.published:
+    if not resume_point.state and not resume_point.published:
         return
     folder = Path(plan.config.output)
     with torch.device("meta"):  # shapes alone: it may be larger than this machine's memory
         header = ArcFace(plan.config.embedding_size, plan.num_classes)  # sharded, it has the same files
     for name, module in (("header", header), ("backbone", plan.backbone)):
-        if start.state:
-            check_state(module.state_dict(), start.state[name], f"{folder / FILE} ({name})")
+        if resume_point.state:
+            check_state(module.state_dict(), resume_point.state[name], f"{folder / CHECKPOINT_FILE} ({name})")
             continue
-        path = folder / f"{start.position.step}{name}.pth"
+        path = folder / f"{resume_point.progress.step}{name}.pth"
         try:
             check_state(module.state_dict(), read_weights(path), str(path))
         except UserError as error:
-            raise UserError(f"{error}; name another step with global_step=STEP; {ANEW}") from None
+            raise UserError(f"{error}; name another step with global_step=STEP; {START_OVER_HINT}") from None

@@ -12,9 +12,9 @@ from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World
 from utils.doctor.plan import Run
-from utils.doctor.table import FAIL, PASS, WARN, Check, amount, heard, parted, processes
+from utils.doctor.table import FAIL, PASS, WARN, Check, format_bytes, format_processes, heard, split_message
 from utils.errors import UserError
-from utils.filesystem import is_there
+from utils.filesystem import path_exists
 
 SAMPLE, SECONDS = 300, 5.0  # training images that are read, and for how long at most
 
@@ -45,9 +45,9 @@ def images(plan: Run) -> Iterator[Check]:
         if seconds > SECONDS:
             break
     if bad:
-        found, mend = parted("images", bad[0])
+        found, fix = split_message("images", bad[0])
         state = WARN if plan.config.on_bad_image == "skip" else FAIL
-        yield Check("images", state, f"{len(bad)} of {read} cannot be read: {found}", mend)
+        yield Check("images", state, f"{len(bad)} of {read} cannot be read: {found}", fix)
     else:
         yield Check("images", PASS, f"{read} read and decoded in {seconds:.2f} s, {read / seconds:,.0f} a second")
 
@@ -55,11 +55,11 @@ def images(plan: Run) -> Iterator[Check]:
 def sets(read: ReadSets, plan: Run) -> Iterator[Check]:
     """The verification sets, every image of them. A training that does not verify does without."""
     config = plan.config
-    present = [name for name in config.val_targets if is_there(Path(config.rec, f"{name}.bin").exists)]
+    present = [name for name in config.val_targets if path_exists(Path(config.rec, f"{name}.bin").exists)]
     missing = [f"{name}.bin" for name in config.val_targets if name not in present]
     if present and missing:
-        mend = f"put it there, or name those that are: val_targets={','.join(present)}"
-        yield Check("sets", WARN, f"no {', '.join(missing)} in {config.rec}: left out", mend)
+        fix = f"put it there, or name those that are: val_targets={','.join(present)}"
+        yield Check("sets", WARN, f"no {', '.join(missing)} in {config.rec}: left out", fix)
     for names in [[name] for name in present] or [config.val_targets]:  # one by one, for they take memory
         yield from heard("sets", _sets(read, plan, names), FAIL if config.eval_step else WARN)
 
@@ -75,5 +75,5 @@ def workers(plan: Run) -> Iterator[Check]:
     count = plan.config.workers
     if count and plan.dataset is not None and plan.sampler is not None:
         held = [Loader(plan.dataset, plan.sampler, count) for _ in range(plan.local)]
-        size = amount(count * len(held) * plan.slot_bytes)
-        yield Check("workers", PASS, f"{count} for each of {processes(len(held))}, {size} of shared memory")
+        size = format_bytes(count * len(held) * plan.slot_bytes)
+        yield Check("workers", PASS, f"{count} for each of {format_processes(len(held))}, {size} of shared memory")

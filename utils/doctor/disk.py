@@ -9,7 +9,7 @@ import torch
 from easydict import EasyDict
 
 from utils.doctor.plan import Run
-from utils.doctor.table import PASS, Check, amount, heard, unknown, weighed
+from utils.doctor.table import PASS, Check, format_bytes, heard, unknown, weighed
 
 MakeFolder = Callable[[EasyDict, str], Path]  # config.make_folder
 
@@ -39,9 +39,9 @@ def disk(plan: Run) -> Iterator[Check]:
         disks.setdefault(_existing(config[name]).stat().st_dev, []).append(name)
     for names in disks.values():
         need, free = sum(needs[name] for name in names), shutil.disk_usage(_existing(config[names[0]])).free
-        told = " and ".join(f"{amount(needs[name])} in {config[name]}" for name in names)
-        mend = f"make room, or name a folder on a larger disk: {names[-1]}=FOLDER"
-        yield weighed("disk", need, free, f"{told} to be written, {amount(free)} free", mend)
+        told = " and ".join(f"{format_bytes(needs[name])} in {config[name]}" for name in names)
+        fix = f"make room, or name a folder on a larger disk: {names[-1]}=FOLDER"
+        yield weighed("disk", need, free, f"{told} to be written, {format_bytes(free)} free", fix)
 
 
 def output_bytes(plan: Run) -> int:
@@ -51,7 +51,7 @@ def output_bytes(plan: Run) -> int:
     published = len(file.getbuffer()) + plan.header_bytes
     buffers = sum(buffer.nbytes for buffer in plan.backbone.buffers())  # of each process
     checkpoint = 2 * published + plan.processes * buffers  # weights and momentum
-    epochs = len(plan.ends) - plan.position.epoch + (config.save_initial and not plan.position.step)
+    epochs = len(plan.epoch_end_steps) - plan.progress.epoch + (config.save_initial and not plan.progress.step)
     return epochs * published + max(1, config.keep + 1 - plan.replaced) * checkpoint
 
 

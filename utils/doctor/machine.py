@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from utils.doctor.plan import Run
-from utils.doctor.table import FAIL, PASS, WARN, Check, processes
+from utils.doctor.table import FAIL, PASS, WARN, Check, format_processes
 
 
 def device(plan: Run) -> Iterator[Check]:
@@ -17,14 +17,14 @@ def device(plan: Run) -> Iterator[Check]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if gpus:
         state = FAIL if plan.local > len(gpus) else PASS
-        found = f"{processes(plan.local)} here, {len(gpus)} GPUs: {', '.join(dict.fromkeys(gpus))}"
+        found = f"{format_processes(plan.local)} here, {len(gpus)} GPUs: {', '.join(dict.fromkeys(gpus))}"
         yield Check("device", state, found, f"NPROC={len(gpus)} at most" if state == FAIL else "")
     elif shutil.which("nvidia-smi"):
-        mend = "see what nvidia-smi says, that CUDA_VISIBLE_DEVICES is not empty, and that torch is a build for CUDA"
-        yield Check("device", WARN, "PyTorch finds no GPU here: the run would be on the CPU", mend)
+        fix = "see what nvidia-smi says, that CUDA_VISIBLE_DEVICES is not empty, and that torch is a build for CUDA"
+        yield Check("device", WARN, "PyTorch finds no GPU here: the run would be on the CPU", fix)
     else:
         state = WARN if plan.local > cores else PASS
-        found = f"CPU: {processes(plan.local)} here, {cores} cores"
+        found = f"CPU: {format_processes(plan.local)} here, {cores} cores"
         yield Check("device", state, found, f"NPROC={cores} at most" if state == WARN else "")
 
 

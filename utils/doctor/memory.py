@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from utils.distillation.teacher import NetworkTeacher, is_onnx
-from utils.distributed.process_group import PRECISIONS, place
+from utils.distributed.process_group import PRECISIONS, to_device
 from utils.doctor.plan import Run
-from utils.doctor.step_memory import available_memory, head_bytes, kept_bytes, largest_output
-from utils.doctor.table import CLOSE, WARN, Check, amount, unknown, weighed
+from utils.doctor.step_memory import available_memory, head_bytes, largest_output, saved_activation_bytes
+from utils.doctor.table import CLOSE, WARN, Check, format_bytes, unknown, weighed
 from utils.errors import UserError
 
 PROCESS = 600 << 20  # bytes of a training process that does nothing yet: 250 MiB on a CPU, more with CUDA's libraries
@@ -40,7 +40,8 @@ def memory(plan: Run) -> Iterator[Check]:
         yield _room(plan, of_device, free, f"each {torch.cuda.get_device_name()}")
     available = available_memory()
     if available is None:
-        found = f"{amount(of_machine(plan.config.batch_size))} of memory needed; this system does not say what is free"
+        needed = format_bytes(of_machine(plan.config.batch_size))
+        found = f"{needed} of memory needed; this system does not say what is free"
         yield Check("memory", WARN, found, "see for yourself that there is so much")
     else:
         yield _room(plan, of_machine, available, "this machine")
@@ -50,12 +51,14 @@ def _room(plan: Run, need: Callable[[int], float], free: int, where: str) -> Che
     """need: bytes for a batch."""
     batch = plan.config.batch_size
     fitting = next((fewer for fewer in range(batch - 1, 1, -1) if need(fewer) <= CLOSE * free), 0)
-    mend = f"batch_size={fitting} fits" if fitting else "free some; fewer processes, workers or classes take less"
+    fix = f"batch_size={fitting} fits" if fitting else "free some; fewer processes, workers or classes take less"
     if not fitting and plan.config.head == "whole" and plan.processes > 1:
-        mend += ", and head=sharded splits the head"
+        fix += ", and head=sharded splits the head"
     whole, for_one = need(batch), need(batch) - need(batch - 1)
-    part = f", {amount(for_one)} of it for each image of a batch" if for_one else ""
-    return weighed("memory", whole, free, f"{amount(whole)} needed of {amount(free)} free on {where}{part}", mend)
+    part = f", {format_bytes(for_one)} of it for each image of a batch" if for_one else ""
+    return weighed(
+        "memory", whole, free, f"{format_bytes(whole)} needed of {format_bytes(free)} free on {where}{part}", fix
+    )
 
 
 def rest_bytes(plan: Run) -> float:
@@ -77,11 +80,11 @@ def backbone_bytes(plan: Run) -> tuple[float, float]:
     Weights, gradients and momentum, and what the backbone keeps for the backward pass, measured.
     """
     config, world = plan.config, plan.world
-    backbone = place(plan.backbone, world).train()
+    backbone = to_device(plan.backbone, world).train()
     # Half precision can take a CPU minutes: there it is reckoned from float32.
     kind = config.precision if world.device.type == "cuda" else "fp32"
     share = torch.finfo(PRECISIONS[config.precision]).bits / torch.finfo(PRECISIONS[kind]).bits
-    two, three = (share * kept_bytes(backbone, n, world, kind) for n in (2, 3))
+    two, three = (share * saved_activation_bytes(backbone, n, world, kind) for n in (2, 3))
     fixed = 3 * sum(parameter.nbytes for parameter in backbone.parameters()) + max(0, 3 * two - 2 * three)
     by_image = three - two
     if isinstance(plan.teacher, NetworkTeacher):

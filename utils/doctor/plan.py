@@ -13,7 +13,7 @@ from utils.datasets.shared_buffers import SLOTS
 from utils.datasets.transforms import SIZE
 from utils.distillation.teacher import Teacher
 from utils.distributed.process_group import World
-from utils.training.progress import Position
+from utils.training.progress import TrainProgress
 
 
 @dataclass
@@ -27,11 +27,11 @@ class Run:
     backbone: nn.Module
     n_images: int  # 0: not known
     num_classes: int  # 0: not known
-    ends: Sequence[int]  # see epoch_ends
+    epoch_end_steps: Sequence[int]  # see epoch_ends
     distils: bool  # whether it has a teacher: ./train_kd.sh
     dataset: FaceDataset | None = None
     sampler: EpochSampler | None = None
-    position: Position = field(default_factory=Position)  # where it begins
+    progress: TrainProgress = field(default_factory=TrainProgress)  # where it begins
     replaced: int = 0  # checkpoints of it that give way to new ones
     teacher: Teacher | None = None
     teacher_files: list[Path] = field(default_factory=list)  # of each epoch

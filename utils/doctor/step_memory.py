@@ -13,7 +13,7 @@ MEMINFO = Path("/proc/meminfo")
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))  # of a container
 
 
-def kept_bytes(network: nn.Module, n: int, world: World, precision: str) -> int:
+def saved_activation_bytes(network: nn.Module, n: int, world: World, precision: str) -> int:
     """What a network keeps of n images for the backward pass, which is then done, beside its weights."""
     kept: dict[int, int] = {}  # by address, for several tensors may be views of one
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}

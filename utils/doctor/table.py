@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from utils.checkpoints.run_file import ANEW
+from utils.checkpoints.run_file import START_OVER_HINT
 from utils.errors import UserError, out_of_memory
 from utils.logs.run_log import log
 
@@ -18,7 +18,7 @@ _MENDS = {
     "data": "copy the files again, or make them anew (data/README.md)",
     "images": "copy the files again, or make them anew (data/README.md); on_bad_image=skip trains without such images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
-    "resume": f"name another output, or {ANEW}; see to the disk where a file is damaged",
+    "resume": f"name another output, or {START_OVER_HINT}; see to the disk where a file is damaged",
     "student": "name other weights with student_pth and student_global_step",
     "teacher": "copy it again, or name another",
 }
@@ -30,7 +30,7 @@ class Check(NamedTuple):
     subject: str
     state: str  # pass, warn or fail
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def heard(subject: str, checks: Iterable[Check], wrong: str = FAIL) -> Iterator[Check]:
@@ -39,12 +39,12 @@ def heard(subject: str, checks: Iterable[Check], wrong: str = FAIL) -> Iterator[
         try:
             yield from checks
         except (UserError, OSError) as error:
-            yield Check(subject, wrong, *parted(subject, str(error)))
+            yield Check(subject, wrong, *split_message(subject, str(error)))
         except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             if (problem := out_of_memory(error)) is None:
                 raise
-            yield Check(subject, FAIL, *parted(subject, str(problem)))
-    yield from (Check(subject, WARN, *parted(subject, message)) for message in messages)
+            yield Check(subject, FAIL, *split_message(subject, str(problem)))
+    yield from (Check(subject, WARN, *split_message(subject, message)) for message in messages)
 
 
 @contextmanager
@@ -61,18 +61,18 @@ def _listening() -> Iterator[list[str]]:
         log.handlers, log.propagate = before
 
 
-def parted(subject: str, message: str) -> tuple[str, str]:
+def split_message(subject: str, message: str) -> tuple[str, str]:
     """What was found, and the mend: the message's own, or else the subject's."""
-    found, _, mend = message.partition("; ")
-    if not mend and (match := re.match(r"config (\w+):", found)):
-        mend = f"change {match[1]} in the config, or for one run with {match[1]}=…"
-    return found, mend or _MENDS.get(subject, "see to the file or folder that it names")
+    found, _, fix = message.partition("; ")
+    if not fix and (match := re.match(r"config (\w+):", found)):
+        fix = f"change {match[1]} in the config, or for one run with {match[1]}=…"
+    return found, fix or _MENDS.get(subject, "see to the file or folder that it names")
 
 
-def weighed(subject: str, need: float, free: float, found: str, mend: str) -> Check:
+def weighed(subject: str, need: float, free: float, found: str, fix: str) -> Check:
     """Whether what is needed fits into what is free, both in bytes."""
     state = FAIL if need > free else WARN if need > CLOSE * free else PASS
-    return Check(subject, state, found, "" if state == PASS else mend)
+    return Check(subject, state, found, "" if state == PASS else fix)
 
 
 def unknown(subject: str) -> Check:
@@ -80,11 +80,11 @@ def unknown(subject: str) -> Check:
     return Check(subject, WARN, "not checked, for it takes the data", "mend those, then ask again")
 
 
-def processes(count: int) -> str:
+def format_processes(count: int) -> str:
     """So many, in words."""
     return f"{count} process{'es' * (count > 1)}"
 
 
-def amount(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes, in words."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -23,13 +23,14 @@ def teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: Run) -> Itera
     if not plan.distils:
         return
     try:
-        plan.teacher_files = teacher_files(config, plan.ends)
+        plan.teacher_files = teacher_files(config, plan.epoch_end_steps)
     except UserError as error:
         raise UserError(f"{error} (plain training, ./train.sh, needs no teacher)") from None
     if config.multi_step:
         there = len([step for step in list_backbones(config.teacher_pth) if step])
-        if there != len(plan.ends):
-            found = f"{there} checkpoints of a teacher for {len(plan.ends)} epochs: each has the one as far in training"
+        if there != len(plan.epoch_end_steps):
+            epochs = len(plan.epoch_end_steps)
+            found = f"{there} checkpoints of a teacher for {epochs} epochs: each has the one as far in training"
             yield Check("teacher", WARN, found, "copy those that are missing, if the teacher had as many epochs")
     plan.teacher = make_teacher(config, plan.world, build_backbone)
     files, whole = dict.fromkeys(plan.teacher_files), list[Path]()
@@ -42,7 +43,7 @@ def teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: Run) -> Itera
 def student(plan: Run) -> Iterator[Check]:
     """The weights that the run starts from, whole and of its networks."""
     config = plan.config
-    if not config.student_pth or plan.position.step:
+    if not config.student_pth or plan.progress.step:
         return
     check_student(config)
     header = None

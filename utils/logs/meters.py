@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.distributed.collectives import mean_over
+from utils.distributed.collectives import all_reduce_mean
 from utils.distributed.process_group import World
 
 
-class RunningMean:
+class MeanMeter:
     """Means of named losses, summed on the device: reading them is the only time the host waits for it."""
 
     def __init__(self, world: World) -> None:
@@ -24,17 +24,17 @@ class RunningMean:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count = self.count + ~bad
 
-    def take(self) -> dict[str, float]:
+    def compute_and_reset(self) -> dict[str, float]:
         """The means since the last take, over all processes."""
-        means = mean_over(torch.stack(list(self.sums.values())) / self.count, self.world).tolist()
+        means = all_reduce_mean(torch.stack(list(self.sums.values())) / self.count, self.world).tolist()
         named = dict(zip(self.sums, means, strict=True))
-        self.load_state({"sums": {}, "count": torch.zeros(())})
+        self.load_state_dict({"sums": {}, "count": torch.zeros(())})
         return named
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "count": self.count}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`. Raises ValueError where it holds something else than sums."""
         if any(value.shape for value in (state["count"], *state["sums"].values())):
             raise ValueError("sums should be scalars")

@@ -12,8 +12,8 @@ from typing import Self
 from easydict import EasyDict
 from tqdm import tqdm
 
-from utils.errors import UserError, heard, one_line
-from utils.filesystem import open_without_links
+from utils.errors import UserError, ignore_broken_pipe, one_line
+from utils.filesystem import open_no_follow
 from utils.logs.tensorboard import Board
 
 log = logging.getLogger("pocketnet")
@@ -24,7 +24,7 @@ class _BarSafeHandler(logging.StreamHandler):
     """Writes a line above the progress bar that may be on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with heard(self.stream):
+        with ignore_broken_pipe(self.stream):
             tqdm.write(self.format(record), file=self.stream)
 
 
@@ -42,7 +42,7 @@ class _LogFile(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         """Open the end of the file; a symbolic link is refused."""
-        descriptor = open_without_links(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = open_no_follow(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 (a descriptor)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)

@@ -27,18 +27,18 @@ class ArcFace(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.float(), dim=1)
             cosine = embeddings @ F.normalize(self.kernel.float(), dim=0)  # (B, out_features)
-            own = cosine.gather(1, labels[:, None])  # (B, 1)
-            return cosine.scatter(1, labels[:, None], with_margin(own, self.m)) * self.s
+            target = cosine.gather(1, labels[:, None])  # (B, 1)
+            return cosine.scatter(1, labels[:, None], add_angular_margin(target, self.m)) * self.s
 
 
-def with_margin(cosine: Tensor, m: float) -> Tensor:
+def add_angular_margin(cosine: Tensor, m: float) -> Tensor:
     """cos(θ + m) of cos θ, or its linear continuation beyond π - m; any shape."""
     # Rounding can put a cosine beyond ±1, and the root's gradient is infinite at 0: both are held finite here.
     cosine = cosine.clamp(-1.0, 1.0)
     sine = (1.0 - cosine.square()).clamp_min(1e-7).sqrt()  # 1e-7: float32's resolution of 1 - cos²
-    moved = cosine * math.cos(m) - sine * math.sin(m)  # cos(θ + m)
+    shifted = cosine * math.cos(m) - sine * math.sin(m)  # cos(θ + m)
     continuation = cosine - m * math.sin(m)
-    return torch.where(cosine > -math.cos(m), moved, continuation)
+    return torch.where(cosine > -math.cos(m), shifted, continuation)
 
 
 def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from utils.distributed.collectives import on_main, share_of
+from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.losses.arcface import with_margin
+from utils.losses.arcface import add_angular_margin
 
 _PIECE = 1 << 16  # columns drawn, sent or received at once: 32 MiB of 128 float32 each
 
 
 class ShardedArcFace(nn.Module):
-    """The loss of utils.losses.arcface.ArcFace, of all processes' images together, from this process's share of the classes.
+    """The loss of ArcFace over the images of all processes, from this process's share of the classes.
 
     Not for DistributedDataParallel: `kernel` is another on every rank, and its gradient is whole as it stands. The
     embeddings' gradient is that of the loss times the number of ranks, for DDP averages the backbone's over them.
@@ -56,15 +56,17 @@ class ShardedArcFace(nn.Module):
             raise UserError(f"sample_rate: should be above 0 and at most 1, is {sample_rate}")
         self.n_classes, self.s, self.m = n_classes, s, m
         self.world, self.sample_rate, self.seed = world, sample_rate, seed
-        self.share = share_of(n_classes, world)
+        self.class_slice = shard_slice(n_classes, world)
         self.step = 0
-        self.kernel = nn.Parameter(torch.empty(in_features, self.share.stop - self.share.start, device=world.device))
+        self.kernel = nn.Parameter(
+            torch.empty(in_features, self.class_slice.stop - self.class_slice.start, device=world.device)
+        )
         with torch.no_grad():
             self._draw_kernel()
 
     def _draw_kernel(self) -> None:
         """Normal numbers, std 0.01, piece by piece of the whole kernel so that no rank draws much of another's."""
-        start, stop = self.share.start, self.share.stop
+        start, stop = self.class_slice.start, self.class_slice.stop
         for piece in range(start // _PIECE, -(-stop // _PIECE)):
             first = piece * _PIECE
             width = min(_PIECE, self.n_classes - first)
@@ -82,7 +84,7 @@ class ShardedArcFace(nn.Module):
             embeddings = F.normalize(embeddings.float(), dim=1)
             if self.world.size > 1:
                 embeddings, labels = _GatherRows.apply(embeddings, self.world), _gather(labels, self.world)
-            own = labels - self.share.start  # (N,) the column of each image's class
+            own = labels - self.class_slice.start  # (N,) the column of each image's class
             here = (own >= 0) & (own < self.kernel.shape[1])  # or another rank's
             sampled = None
             if self.sample_rate < 1:
@@ -118,9 +120,9 @@ class _Loss(torch.autograd.Function):
         logits = embeddings @ centres  # (N, K), cosines as yet
         cosine = logits.gather(1, own)
         with torch.enable_grad():
-            moved = with_margin(cosine.requires_grad_(), header.m)
-            (slope,) = torch.autograd.grad(moved.sum(), cosine)
-        logits.scatter_(1, own, torch.where(here, moved, cosine).detach()).mul_(header.s)
+            shifted = add_angular_margin(cosine.requires_grad_(), header.m)
+            (slope,) = torch.autograd.grad(shifted.sum(), cosine)
+        logits.scatter_(1, own, torch.where(here, shifted, cosine).detach()).mul_(header.s)
         highest = logits.amax(1, keepdim=True)
         _all_reduce(highest, dist.ReduceOp.MAX, header.world)
         logits.sub_(highest)
@@ -199,7 +201,7 @@ def load_full(module: ShardedArcFace, kernel: Tensor | None) -> None:
             shape = None if kernel is None else tuple(kernel.shape)
             raise UserError(f"header: kernel is {shape}, should be {expected}; check embedding_size and the data")
 
-    on_main(module.world, check)
+    run_on_main(module.world, check)
     scatter_columns(kernel, module.kernel, module.n_classes, module.world)
 
 
@@ -240,7 +242,7 @@ def _received(like: Tensor, columns: slice, sender: int) -> Tensor:
 def _pieces(n_classes: int, world: World) -> Iterator[tuple[int, slice, slice]]:
     """All columns in order: the rank that holds them, their place in the whole, their place in its shard."""
     for rank in range(world.size):
-        share = share_of(n_classes, replace(world, rank=rank))
+        share = shard_slice(n_classes, replace(world, rank=rank))
         for start in range(share.start, share.stop, _PIECE):
             stop = min(start + _PIECE, share.stop)
             yield rank, slice(start, stop), slice(start - share.start, stop - share.start)

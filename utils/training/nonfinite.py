@@ -9,13 +9,13 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.distributed.collectives import gather_rows, on_main
+from utils.distributed.collectives import all_gather_rows, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import replace_text
+from utils.filesystem import write_text_atomic
 from utils.logs.run_log import log
 
-FILE = "bad_steps.json"
+REPORT_FILE = "bad_steps.json"
 
 
 def require_finite(name: str | None, step: int, output: str) -> None:
@@ -27,7 +27,7 @@ def require_finite(name: str | None, step: int, output: str) -> None:
         )
 
 
-class BadSteps:
+class NonFiniteGuard:
     """Leaves bad steps out without the host waiting for the device: it judges there, and reads the verdicts when the
     log is written.
 
@@ -49,11 +49,11 @@ class BadSteps:
         self._buffers = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
         self._kept = torch.empty(0)
 
-    def before(self) -> None:
+    def save_buffers(self) -> None:
         """Keeps the running statistics, which the forward pass changes."""
         self._kept = self._flat()
 
-    def judge(self, step: int, losses: Tensor, norm: Tensor, scale: Tensor, indices: Tensor) -> Tensor:
+    def is_nonfinite(self, step: int, losses: Tensor, norm: Tensor, scale: Tensor, indices: Tensor) -> Tensor:
         """Whether the step is bad for any process: (), bool, on the device. Puts the running statistics back if it is.
 
         losses: (n,). norm: of the gradients. scale: of the loss, 1 but under fp16, whose gradients overflow now and
@@ -71,7 +71,7 @@ class BadSteps:
         self._since.append((step, indices.clone(), bad))  # a copy: the loader uses the memory again
         return bad
 
-    def check(self) -> None:
+    def flush(self) -> None:
         """Counts and tells the bad steps since the last call; every process takes part. Raises UserError after
         config.max_bad_steps in a row."""
         if not self._since:
@@ -84,9 +84,9 @@ class BadSteps:
                 self.in_a_row = {}
                 continue
             found.append(step)
-            self.in_a_row[step] = gather_rows(self.keys[indices.numpy()], self.world).tolist()
+            self.in_a_row[step] = all_gather_rows(self.keys[indices.numpy()], self.world).tolist()
             if len(self.in_a_row) == self.config.max_bad_steps:
-                on_main(self.world, self._end)
+                run_on_main(self.world, self._end)
         if found:
             self.total += len(found)
             log.warning(
@@ -94,15 +94,15 @@ class BadSteps:
                 f"({self.total} so far)"
             )
 
-    def is_last(self) -> bool:
+    def last_step_was_nonfinite(self) -> bool:
         """Whether the last step was bad, the same on every process."""
-        self.check()
+        self.flush()
         return bool(self.in_a_row)
 
-    def check_end(self) -> None:
+    def raise_if_last_step_was_nonfinite(self) -> None:
         """Raises UserError if the last step of a run was bad; every process takes part."""
-        if self.is_last():
-            on_main(self.world, self._end)
+        if self.last_step_was_nonfinite():
+            run_on_main(self.world, self._end)
 
     @torch.no_grad()
     def _flat(self) -> Tensor:
@@ -111,10 +111,10 @@ class BadSteps:
     def _end(self) -> None:
         """Writes down the images of the bad steps, and raises UserError."""
         lr = self.optimizer.param_groups[0]["lr"]
-        path = Path(self.config.output) / FILE
+        path = Path(self.config.output) / REPORT_FILE
         kept = f"the keys of their images are in {path}"
         try:
-            replace_text(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
+            write_text_atomic(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
         except OSError as error:
             kept = f"the keys of their images could not be written to {path} ({error.strerror})"
         steps = list(self.in_a_row)

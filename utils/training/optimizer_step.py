@@ -6,11 +6,11 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from utils.distributed.process_group import World, autocast
-from utils.training.nonfinite import BadSteps
+from utils.training.nonfinite import NonFiniteGuard
 from utils.training.task import Batch, Task
 
 
-class Update:
+class OptimizerStep:
     """Moves the parameters of both networks that learn; calling it is a step."""
 
     def __init__(self, task: Task, keys: np.ndarray, config: EasyDict, world: World) -> None:
@@ -20,7 +20,7 @@ class Update:
         self.world = world
         self.optimizer = make_optimizer(task, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-        self.bad_steps = BadSteps(task.backbone, self.optimizer, keys, config, world)
+        self.nonfinite = NonFiniteGuard(task.backbone, self.optimizer, keys, config, world)
         self._one = torch.ones((), device=world.device)
 
     def set_learning_rate(self, epoch: int) -> float:
@@ -35,7 +35,7 @@ class Update:
 
         Returns the task's named losses, and whether the step is bad: (), bool.
         """
-        self.bad_steps.before()
+        self.nonfinite.save_buffers()
         with autocast(self.world, self.config.precision):
             named = self.task(batch)
         losses = torch.stack([value.detach().float() for value in named.values()])
@@ -44,7 +44,7 @@ class Update:
         self.scaler.scale(named["Loss"] * weight).backward()
         self.scaler.unscale_(self.optimizer)
         norm = _clip(self.task.backbone, self.config.clip_norm) + _norm(self.task.header)
-        bad = self.bad_steps.judge(step, losses, norm, self.scaler.scale(self._one), batch.indices)
+        bad = self.nonfinite.is_nonfinite(step, losses, norm, self.scaler.scale(self._one), batch.indices)
         if not self.scaler.is_enabled():
             self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # then the fused step does nothing
         self.scaler.step(self.optimizer)

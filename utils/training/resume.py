@@ -9,60 +9,60 @@ from typing import Any
 
 from easydict import EasyDict
 
-from utils.checkpoints.run_file import ANEW, FILE, kept_checkpoints, read_checkpoint
-from utils.checkpoints.weights import reading, remove_remains
+from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, kept_checkpoints, read_checkpoint
+from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import Loader
-from utils.distributed.collectives import on_main
-from utils.distributed.exit_status import launchers, restarted
+from utils.distributed.collectives import run_on_main
+from utils.distributed.exit_status import run_ids, was_restarted
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import archive, is_there
+from utils.filesystem import archive, path_exists
 from utils.logs.run_log import log
-from utils.training.progress import BEGINNING, Position, position_of
+from utils.training.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
 from utils.training.step_ranges import StepRanges
 from utils.training.task import Task
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run begins: anew, with the state of a checkpoint.pth, or with a step's published files."""
 
-    position: Position = BEGINNING
+    progress: TrainProgress = INITIAL_PROGRESS
     state: dict[str, Any] | None = None
     published: Path | None = None  # the folder
 
 
-def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) -> Start:
+def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, world: World) -> ResumePoint:
     """Where the run of config.output begins, the same on every process, and said.
 
     That is with its checkpoint.pth; but with the published files of config.global_step where resume=1 asks for them and
     the checkpoint is not of a run that began so; else anew. Raises UserError where there is something to go on from
     that does not fit.
     """
-    names, again = launchers(world), restarted(world)
+    names, again = run_ids(world), was_restarted(world)
     kept: dict[str, Any] = {}
 
     def choose() -> dict[str, Any] | None:
-        state = _choose(config, way, loader, world, names if again else [])
+        state = _choose(config, task_type, loader, world, names if again else [])
         if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
-            with reading(Path(config.output, FILE)):
+            with as_checkpoint_error(Path(config.output, CHECKPOINT_FILE)):
                 kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
         return state
 
-    state = on_main(world, choose)
+    state = run_on_main(world, choose)
     if kept and state is not None:
         state["header"], state["momentum"]["header"] = kept["header"], kept["momentum"]
     if state is not None:
-        return Start(position_of(state), state)
+        return ResumePoint(progress_from_checkpoint(state), state)
     if config.resume != "1":
         if world.is_main and (again or config.resume == "auto"):
-            log.info(f"{config.output} holds no {FILE} of this run: starts from the beginning")
-        return Start()
-    on_main(world, lambda: _require_published(config, way.suffixes))
+            log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from the beginning")
+        return ResumePoint()
+    run_on_main(world, lambda: _require_published(config, task_type.suffixes))
     steps = len(loader)
     whole, rest = divmod(config.global_step, steps)
-    ends = StepRanges(range(steps, config.global_step + 1, steps))
-    position = Position(config.global_step, ends, rest * config.batch_size * world.size)
+    epoch_end_steps = StepRanges(range(steps, config.global_step + 1, steps))
+    progress = TrainProgress(config.global_step, epoch_end_steps, rest * config.batch_size * world.size)
     if world.is_main:
         log.info(
             f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they "
@@ -73,39 +73,40 @@ def find_start(config: EasyDict, way: type[Task], loader: Loader, world: World) 
                 f"Step {config.global_step} ends no epoch of {steps} steps: if it did, batch_size or the number of "
                 "processes was another, and so is the learning rate"
             )
-    return Start(position, published=Path(config.output))
+    return ResumePoint(progress, published=Path(config.output))
 
 
 def _choose(
-    config: EasyDict, way: type[Task], loader: Loader, world: World, launchers: list[str]
+    config: EasyDict, task_type: type[Task], loader: Loader, world: World, run_ids: list[str]
 ) -> dict[str, Any] | None:
     """The state to go on from, if any; on the main process. launchers: of a run that was started again."""
     folder = Path(config.output)
-    if config.resume == "0" and not launchers:
+    if config.resume == "0" and not run_ids:
         return None
     state = read_checkpoint(folder)
     if config.resume == "1" and not config.global_step and state is None:
         raise UserError(
-            f"config resume: {folder} holds no {FILE}; name a step of its published files with global_step=STEP"
+            f"config resume: {folder} holds no {CHECKPOINT_FILE}; name a step of its published files with "
+            "global_step=STEP"
         )
     if config.resume != "1" and config.global_step and state is None:
         log.warning(f"config global_step: {config.global_step} is not used: --resume 1 goes on from its files")
     if state is None:
         return None
-    with reading(folder / FILE):
-        if config.resume == "0" and not set(state["run"]) & set(launchers):
+    with as_checkpoint_error(folder / CHECKPOINT_FILE):
+        if config.resume == "0" and not set(state["run"]) & set(run_ids):
             return None  # of before; what a run that trains anew has done itself, it goes on from when started again
         begun = [state["config"].get(field) for field in ("resume", "global_step")]
         if config.resume == "1" and config.global_step and begun != ["1", config.global_step]:
             return None
-        _check(state, config, way, loader)
-        _tell(state, config, loader, world)
+        _check(state, config, task_type, loader)
+        _log_resume_point(state, config, loader, world)
     return state
 
 
-def nothing_to_do(config: EasyDict) -> str:
+def already_finished_message(config: EasyDict) -> str:
     """Of a run that has done its last step."""
-    return f"Nothing to do: {config.output} holds the whole run; take another output, or {ANEW}"
+    return f"Nothing to do: {config.output} holds the whole run; take another output, or {START_OVER_HINT}"
 
 
 # By the task that a checkpoint names.
@@ -114,27 +115,27 @@ _COMMANDS = {"ArcFaceTask": "./train.sh", "DistillTask": "./train_kd.sh", "Searc
 _BESIDE = ("config.json", "results.json", "results.txt", "thresholds.json", "roc.png")
 
 
-def archive_earlier_run(folder: Path, start: Start, suffixes: Sequence[str]) -> None:
+def archive_previous_checkpoints(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> None:
     """Moves the files of an earlier run to a folder old-N of their own, so that none is taken for this run's: all where
     it trains anew, those of later steps where it begins with published files. Removes the remains of killed processes.
 
     suffixes: of the published files' names, behind the step.
     """
-    remove_remains(folder)
-    files = earlier_files(folder, start, suffixes)
+    remove_stale_tempfiles(folder)
+    files = earlier_files(folder, resume_point, suffixes)
     if not files:
         return
     log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive(folder, files)}")
 
 
-def earlier_files(folder: Path, start: Start, suffixes: Sequence[str]) -> list[Path]:
+def earlier_files(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> list[Path]:
     """Returns the files of an earlier run that a run which begins at `start` would set aside."""
-    if start.state is not None:
+    if resume_point.state is not None:
         return []
-    last = start.position.step if start.published else -1
-    files = [folder / FILE, *kept_checkpoints(folder), *published_files(folder, suffixes, last)]
+    last = resume_point.progress.step if resume_point.published else -1
+    files = [folder / CHECKPOINT_FILE, *kept_checkpoints(folder), *published_files(folder, suffixes, last)]
     files = [path for path in files if path.is_file()]
-    if not files or start.published:
+    if not files or resume_point.published:
         return files
     return files + [path for path in (folder / name for name in _BESIDE) if path.is_file()]
 
@@ -151,7 +152,7 @@ def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
     folder = Path(config.output)
     for suffix in suffixes:
         path = folder / f"{config.global_step}{suffix}"
-        if not is_there(path.exists):
+        if not path_exists(path.exists):
             steps = {int(re.match(r"\d+", file.name)[0]) for file in published_files(folder, suffixes)}  # type: ignore[index]
             known = ", ".join(map(str, sorted(steps))) or "there is none"
             raise UserError(
@@ -159,32 +160,37 @@ def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
             )
 
 
-def _check(state: dict[str, Any], config: EasyDict, way: type[Task], loader: Loader) -> None:
+def _check(state: dict[str, Any], config: EasyDict, task_type: type[Task], loader: Loader) -> None:
     """Raises UserError unless the state is of this kind of run, on these data."""
-    where = f"{config.output}/{FILE}"
-    if state["way"] != way.__name__:
+    where = f"{config.output}/{CHECKPOINT_FILE}"
+    if state["way"] != task_type.__name__:
         of = state["way"] if str(state["way"]).isidentifier() else "unknown"
-        fix = f"go on with {_COMMANDS[of]}, or name another output" if of in _COMMANDS else f"name another, or {ANEW}"
+        fix = (
+            f"go on with {_COMMANDS[of]}, or name another output"
+            if of in _COMMANDS
+            else f"name another, or {START_OVER_HINT}"
+        )
         raise UserError(f"config output: {where} is of another kind of run ({of:.40}); {fix}")
     if state["images"] != loader.sampler.n_images:
         raise UserError(
             f"config rec: the run in {config.output} was on {state['images']!r:.20} images, here are "
-            f"{loader.sampler.n_images}; name those data, or another output; {ANEW}"
+            f"{loader.sampler.n_images}; name those data, or another output; {START_OVER_HINT}"
         )
     if state["config"]["seed"] != config.seed:
         raise UserError(
             f"config seed: {config.seed}, but the run in {config.output} has {state['config']['seed']!r:.20}, by which "
-            f"its epoch is dealt; take that; {ANEW}"
+            f"its epoch is dealt; take that; {START_OVER_HINT}"
         )
 
 
-def _tell(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
+def _log_resume_point(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
     """Says where the run goes on, and what is not as it was."""
-    position = position_of(state)
+    progress = progress_from_checkpoint(state)
     log.info(
-        f"Resumes at step {position.step}: epoch {position.epoch}, of which {position.seen} images are done ({ANEW})"
+        f"Resumes at step {progress.step}: epoch {progress.epoch}, of which {progress.samples_seen} images are done "
+        f"({START_OVER_HINT})"
     )
-    now = plain(config)
+    now = config_values(config)
     for name in sorted(now.keys() | state["config"].keys()):
         before, after = state["config"].get(name), now.get(name)
         if before != after and name not in ("resume", "global_step"):
@@ -199,7 +205,7 @@ def _tell(state: dict[str, Any], config: EasyDict, loader: Loader, world: World)
         )
 
 
-def plain(config: EasyDict) -> dict[str, Any]:
+def config_values(config: EasyDict) -> dict[str, Any]:
     """The config as JSON would hold it; of lr_func, its values."""
     fields = {name: value for name, value in config.items() if not callable(value)}
     fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]

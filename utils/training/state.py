@@ -9,20 +9,20 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoints.run_file import FILE, VERSION
-from utils.checkpoints.weights import check_state, load_state, load_weights, read_weights, reading, snapshot
+from utils.checkpoints.run_file import CHECKPOINT_FILE, VERSION
+from utils.checkpoints.weights import as_checkpoint_error, check_state, load_state, load_weights, read_weights, snapshot
 from utils.datasets.shared_loader import Loader
-from utils.distributed.collectives import on_main, share, together
-from utils.distributed.exit_status import launchers
-from utils.distributed.process_group import World, unwrap
+from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
+from utils.distributed.exit_status import run_ids
+from utils.distributed.process_group import World, unwrap_ddp
 from utils.losses.partial_fc import ShardedArcFace, gather_columns, load_full, scatter_columns
-from utils.training.optimizer_step import Update
-from utils.training.progress import Position
-from utils.training.resume import Start, plain
+from utils.training.optimizer_step import OptimizerStep
+from utils.training.progress import TrainProgress
+from utils.training.resume import ResumePoint, config_values
 from utils.training.task import Task
 
 
-def whole(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
+def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
     """A copy, on the CPU, of a module's tensors by name, for the main process; None for the others, which take part:
     a sharded header is put together from all."""
     if not isinstance(module, ShardedArcFace):
@@ -34,28 +34,32 @@ def whole(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[s
 class Means(Protocol):
     """The losses summed since the last line of the log."""
 
-    def state(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class RunState:
+class TrainingState:
     """Weights, momentum, scaler, the task's own, and of each process: running statistics, random generators, meters."""
 
     def __init__(
-        self, task: Task, update: Update, means: Means, loader: Loader, config: EasyDict, world: World
+        self, task: Task, optimizer_step: OptimizerStep, means: Means, loader: Loader, config: EasyDict, world: World
     ) -> None:
         self.task = task
-        self.optimizer, self.scaler, self.bad_steps = update.optimizer, update.scaler, update.bad_steps
+        self.optimizer, self.scaler, self.nonfinite = (
+            optimizer_step.optimizer,
+            optimizer_step.scaler,
+            optimizer_step.nonfinite,
+        )
         self.means = means
         self.loader = loader
         self.data = loader.dataset.fingerprint if world.is_main else ""
-        self.launchers = launchers(world)
+        self.run_ids = run_ids(world)
         self.config = config
         self.world = world
-        self.modules = {"backbone": unwrap(task.backbone), "header": unwrap(task.header)}
+        self.modules = {"backbone": unwrap_ddp(task.backbone), "header": unwrap_ddp(task.header)}
 
-    def take(self, position: Position) -> dict[str, Any] | None:
+    def state_dict(self, progress: TrainProgress) -> dict[str, Any] | None:
         """A copy of all, on the CPU, for the main process; None for the others, which take part."""
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
         mine = snapshot(self._of_this_process())
@@ -63,51 +67,57 @@ class RunState:
             dist.gather_object(mine, ranks)
         else:
             ranks = [mine]
-        weights = {name: whole(module, dict(module.state_dict()), self.world) for name, module in self.modules.items()}
-        momentum = {name: whole(module, self._momentum(module), self.world) for name, module in self.modules.items()}
+        weights = {
+            name: gather_full_state_dict(module, dict(module.state_dict()), self.world)
+            for name, module in self.modules.items()
+        }
+        momentum = {
+            name: gather_full_state_dict(module, self._momentum(module), self.world)
+            for name, module in self.modules.items()
+        }
         if not self.world.is_main:
             return None
         return {
             "version": VERSION,
             "way": type(self.task).__name__,
-            "run": self.launchers,
-            "position": {"step": position.step, "ends": position.ends.save(), "seen": position.seen},
+            "run": self.run_ids,
+            "position": {"step": progress.step, "ends": progress.epoch_end_steps.save(), "seen": progress.samples_seen},
             "images": self.loader.sampler.n_images,
             "data": self.data,
-            "config": plain(self.config),
+            "config": config_values(self.config),
             **weights,
             "momentum": momentum,
             "scaler": self.scaler.state_dict(),
-            "bad_steps": self.bad_steps.total,
-            "task": snapshot(self.task.state()),
+            "bad_steps": self.nonfinite.total,
+            "task": snapshot(self.task.state_dict()),
             "ranks": ranks,
         }
 
-    def restore(self, start: Start) -> None:
+    def load_state_dict(self, resume_point: ResumePoint) -> None:
         """Goes on from the start, if it has something to go on from. Raises UserError where that does not fit."""
-        if start.published:
-            self._load_published(start)
-        elif start.state:
-            together(self.world, lambda: self._load(start.state))
+        if resume_point.published:
+            self._load_published(resume_point)
+        elif resume_point.state:
+            run_on_all(self.world, lambda: self._load(resume_point.state))
         header = self.modules["header"]
         if isinstance(header, ShardedArcFace):
-            if start.published or start.state:
-                self._load_shards(header, start)
-            header.set_step(start.position.step)  # by which it draws the classes that take part
-        if start.state:
-            start.state.clear()  # as large as all weights and momentum
+            if resume_point.published or resume_point.state:
+                self._load_shards(header, resume_point)
+            header.set_step(resume_point.progress.step)  # by which it draws the classes that take part
+        if resume_point.state:
+            resume_point.state.clear()  # as large as all weights and momentum
 
-    def _load_published(self, start: Start) -> None:
+    def _load_published(self, resume_point: ResumePoint) -> None:
         """The main process reads the files, which other machines need not have."""
-        for name, module in self.task.files(start.position.step).items():
+        for name, module in self.task.exported_modules(resume_point.progress.step).items():
             if not isinstance(module, ShardedArcFace):
-                path = Path(start.published or "", name)
-                on_main(self.world, partial(load_weights, module, path))
-                share(module.state_dict().values(), self.world)
+                path = Path(resume_point.published or "", name)
+                run_on_main(self.world, partial(load_weights, module, path))
+                broadcast_(module.state_dict().values(), self.world)
 
     def _load(self, state: Any) -> None:
-        where = f"{self.config.output}/{FILE}"
-        with reading(where):
+        where = f"{self.config.output}/{CHECKPOINT_FILE}"
+        with as_checkpoint_error(where):
             self._load_parts(state, where)
 
     def _load_parts(self, state: Any, where: str) -> None:
@@ -120,12 +130,12 @@ class RunState:
                     momentum.copy_(state["momentum"][name][parameter])
         if state["scaler"]:  # else it ran without one
             self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps.total = int(state["bad_steps"])
-        self.task.load_state(state["task"])
+        self.nonfinite.total = int(state["bad_steps"])
+        self.task.load_state_dict(state["task"])
         if self.world.rank < len(state["ranks"]):
             self._load_of_this_process(state["ranks"][self.world.rank])
 
-    def _load_shards(self, header: ShardedArcFace, start: Start) -> None:
+    def _load_shards(self, header: ShardedArcFace, resume_point: ResumePoint) -> None:
         """Deals the columns, which the main process has, to all."""
         expected = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
         found: list[Tensor] = []  # kernel, momentum: not the result of `read`, which would go to all processes
@@ -135,18 +145,18 @@ class RunState:
             found.append(weights["kernel"])
 
         def read() -> None:
-            where = f"{self.config.output}/{FILE}"
-            if start.published:
-                path = start.published / f"{start.position.step}header.pth"
+            where = f"{self.config.output}/{CHECKPOINT_FILE}"
+            if resume_point.published:
+                path = resume_point.published / f"{resume_point.progress.step}header.pth"
                 take_kernel(read_weights(path), str(path))
-            elif start.state:
-                take_kernel(start.state["header"], f"{where} (header)")
-                take_kernel(start.state["momentum"]["header"], f"{where} (momentum)")
+            elif resume_point.state:
+                take_kernel(resume_point.state["header"], f"{where} (header)")
+                take_kernel(resume_point.state["momentum"]["header"], f"{where} (momentum)")
 
-        on_main(self.world, read)
+        run_on_main(self.world, read)
         kernel, momentum = (*found, None, None)[:2]
         load_full(header, kernel)
-        if start.state:
+        if resume_point.state:
             scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
 
     def _of_this_process(self) -> dict[str, Any]:
@@ -155,7 +165,7 @@ class RunState:
             "buffers": {kind: torch.cat([b.flatten() for b in same]) for kind, same in self._buffers().items()},
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.world.device) if cuda else None,
-            "means": self.means.state(),
+            "means": self.means.state_dict(),
             "skipped": self.loader.skipped,
         }
 
@@ -169,7 +179,7 @@ class RunState:
         torch.set_rng_state(state["random"])
         if self.world.device.type == "cuda" and state["cuda_random"] is not None:
             torch.cuda.set_rng_state(state["cuda_random"], self.world.device)
-        self.means.load_state(state["means"])
+        self.means.load_state_dict(state["means"])
         self.loader.skipped = int(state["skipped"])
 
     def _buffers(self) -> dict[str, list[Tensor]]:

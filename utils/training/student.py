@@ -7,8 +7,8 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
-from utils.distributed.collectives import on_main, together
-from utils.distributed.process_group import World, unwrap
+from utils.distributed.collectives import run_on_all, run_on_main
+from utils.distributed.process_group import World, unwrap_ddp
 from utils.errors import UserError
 from utils.filesystem import is_no_folder
 from utils.logs.run_log import log
@@ -40,9 +40,9 @@ def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module 
     """
     folder, step = Path(config.student_pth), config.student_global_step
     path = folder if is_no_folder(folder) else folder / f"{step}backbone.pth"
-    together(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
+    run_on_all(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
     if header is not None:
-        _load_header(unwrap(header), path.with_name(f"{step}header.pth"), world)
+        _load_header(unwrap_ddp(header), path.with_name(f"{step}header.pth"), world)
     return path
 
 
@@ -64,9 +64,9 @@ def _load_header(header: nn.Module, path: Path, world: World) -> None:
         found.append(kernel)
 
     if isinstance(header, ShardedArcFace):
-        on_main(world, read)
+        run_on_main(world, read)
         load_full(header, found[0] if found else None)
     else:
-        together(world, read)
+        run_on_all(world, read)
         with torch.no_grad():
             own.copy_(found[0])

@@ -25,7 +25,7 @@ from NAS.task import SearchTask
 from NAS.visualize import draw_cells
 from tests.conftest import GOLDEN, golden_images, golden_state
 from utils.datasets.sampler import EpochSampler
-from utils.datasets.shared_buffers import Decoded
+from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
 from utils.distributed.process_group import World, autocast
 from utils.errors import UserError
@@ -340,10 +340,10 @@ def search_task(*overrides: str, sample: int = 0) -> SearchTask:
     samples = {}
     if sample:
         images = torch.randint(0, 256, (sample, 112, 112, 3), dtype=torch.uint8)
-        samples["val"] = Decoded(images, torch.arange(sample) % 3, torch.arange(sample))
+        samples["val"] = HostBatch(images, torch.arange(sample) % 3, torch.arange(sample))
     task = SearchTask(net, Loader(Noise(), EpochSampler(12, 4)), samples, config, CPU)
-    task.start(torch.optim.SGD(net.weights(), 0.01, 0.9))
-    task.start_epoch(0)
+    task.on_train_start(torch.optim.SGD(net.weights(), 0.01, 0.9))
+    task.on_epoch_start(0)
     return task
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from tests.conftest import ROOT, SHARED
 from tests.drills.test_fuzz import memory, pickle_of, zipped
-from utils.checkpoints.weights import CheckpointError, read_file, read_weights
+from utils.checkpoints.weights import CheckpointError, load_safe, read_weights
 
 LIMIT = 256 << 20  # bytes of addresses beside those of Python and torch
 PUBLISHED = SHARED / "data" / "PocketNetS-128" / "295672backbone.pth"
@@ -68,7 +68,7 @@ def many_names(same: bool) -> bytes:
 
 def bombs() -> Iterator[tuple[str, bytes]]:
     """What the error says, and the file."""
-    huge, start = number(10**10), b"\x80\x02"
+    huge, resume_point = number(10**10), b"\x80\x02"
     tensor = pickle_of(saved({"a": torch.zeros(2, 3)}))
     old = saved({"a": torch.zeros(2, 3)}, zip_file=False)
     shape, stored = b"K\x02K\x03\x86", b"K\x06t"
@@ -82,7 +82,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         (b"builtins\nset", b"]\x85"),
         (b"collections\nCounter", b"}\x85"),
     ):
-        call = start + b"c" + called + b"\n" + arguments + b"R."
+        call = resume_point + b"c" + called + b"\n" + arguments + b"R."
         name = called.decode().replace("\n", ".")
         yield rf"holds more than tensors \({re.escape(name)}\)", zipped(call)
         yield rf"holds more than tensors \({re.escape(name)}\)", replaced(old, old[old.index(b"}q", 100) - 2 :], call)
@@ -96,10 +96,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         name = called.decode().replace("\n", ".")
         yield (
             rf"dense and real, and plain values; it has {re.escape(name)}",
-            zipped(start + b"c" + called + b"\n" + arguments + b"R."),
+            zipped(resume_point + b"c" + called + b"\n" + arguments + b"R."),
         )
-    yield "TypeError", zipped(start + b"ctorch\nFloatStorage\n" + huge + b"\x85R.")
-    yield "TypeError", zipped(start + copies)  # of an OrderedDict, which takes no arguments here
+    yield "TypeError", zipped(resume_point + b"ctorch\nFloatStorage\n" + huge + b"\x85R.")
+    yield "TypeError", zipped(resume_point + copies)  # of an OrderedDict, which takes no arguments here
     yield "is not of 40000000000 bytes", zipped(replaced(tensor, stored, huge + b"t"), b"")
     yield "larger than the file", replaced(old, stored[:2] + b"N", huge + b"N")
     yield "more elements than the 1 stored", saved({"a": torch.zeros(1).expand(10**9)})
@@ -112,11 +112,11 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "two records of one name", many_names(same=True)
     yield "larger than the file", many_names(same=False)
     yield "a compressed record", zipped(tensor, inflated=1000)
-    yield "too many values", zipped(start + b"Nr\xff\xff\xff\x7f.")  # a table of 2^31 places
-    yield "too many values", zipped(start + b"]" + b"]0" * 10**6 + b".")
-    yield "too many values", zipped(start + b"})" + b"\x85" * 500_000 + b"K\x01s.")
-    yield "too large a pickle", zipped(start + b"}0" * (9 << 20) + b"}.")
-    yield "too many values", start + b"]0" * 10**6 + b"."
+    yield "too many values", zipped(resume_point + b"Nr\xff\xff\xff\x7f.")  # a table of 2^31 places
+    yield "too many values", zipped(resume_point + b"]" + b"]0" * 10**6 + b".")
+    yield "too many values", zipped(resume_point + b"})" + b"\x85" * 500_000 + b"K\x01s.")
+    yield "too large a pickle", zipped(resume_point + b"}0" * (9 << 20) + b"}.")
+    yield "too many values", resume_point + b"]0" * 10**6 + b"."
     yield "two pickles", with_record(zipped(tensor, bytes(24)), "a/b/data.pkl")
     yield "two records of one name", with_record(zipped(tensor, bytes(24)), "A/DATA/0")
 
@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
     for expected, content in files:
         path.write_bytes(content)
         try:
-            read_file(path)
+            load_safe(path)
         except CheckpointError as error:
             assert re.search(expected, str(error)) and str(error).isprintable() and len(str(error)) < 400, (
                 f"{error}, not {expected}"

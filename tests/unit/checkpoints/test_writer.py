@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from utils.checkpoints.async_writer import Writer
+from utils.checkpoints.async_writer import AsyncFileWriter
 from utils.errors import UserError
 
 
@@ -29,7 +29,7 @@ class Disk:
 
 def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(said):
     disk = Disk("5header")
-    with Writer() as writer:
+    with AsyncFileWriter() as writer:
         writer.submit(disk.file("5header", 5) | disk.file("5backbone", 5), disk.file("checkpoint", 5))
         writer.wait()
         assert disk.files == {"checkpoint": 5}  # where the backbone stands the header stands too
@@ -45,7 +45,7 @@ def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(said):
 
 def test_training_does_not_wait_for_a_write():
     may, written = threading.Event(), []
-    with Writer() as writer:
+    with AsyncFileWriter() as writer:
         writer.submit({"file": lambda: written.append(may.wait(60))})
         assert not written  # back, and the write has not ended
         may.set()
@@ -54,7 +54,7 @@ def test_training_does_not_wait_for_a_write():
 
 def test_an_old_checkpoint_that_waits_gives_way_to_the_new_one():
     disk = Disk("checkpoint")
-    with Writer() as writer:
+    with AsyncFileWriter() as writer:
         for step in (1, 2, 3):
             writer.submit(disk.file(f"{step}backbone", step), disk.file("checkpoint", step))
         writer.wait()
@@ -65,12 +65,12 @@ def test_an_old_checkpoint_that_waits_gives_way_to_the_new_one():
 def test_what_never_gets_through_is_an_error_in_the_end():
     disk = Disk("5header", "checkpoint")
     message = "5header, 5backbone, checkpoint: could not be written; make room"
-    with pytest.raises(UserError, match=message), Writer() as writer:
+    with pytest.raises(UserError, match=message), AsyncFileWriter() as writer:
         writer.submit(disk.file("5header", 5) | disk.file("5backbone", 5), disk.file("checkpoint", 5))
     assert disk.files == {}
 
 
 def test_another_error_is_not_made_one_of_these():
-    with pytest.raises(ZeroDivisionError), Writer() as writer:
+    with pytest.raises(ZeroDivisionError), AsyncFileWriter() as writer:
         writer.submit(Disk("file").file("file", 1))
         raise ZeroDivisionError

@@ -25,7 +25,7 @@ from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, p
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
-from utils.datasets.transforms import mirror, normalise
+from utils.datasets.transforms import hflip, normalise
 from utils.distributed.process_group import World
 from utils.errors import UserError
 
@@ -439,5 +439,5 @@ def test_normalise_is_the_published_formula_in_channels_last():
 def test_mirror_turns_the_flagged_images_left_to_right():
     images = torch.randint(0, 256, (400, 4, 6, 3), dtype=torch.uint8)
     flags = torch.arange(400) % 3 == 0
-    out = mirror(images, flags)
+    out = hflip(images, flags)
     assert torch.equal(out[flags], images[flags].flip(2)) and torch.equal(out[~flags], images[~flags])

@@ -15,11 +15,11 @@ from backbones import build_backbone
 from config import load_config
 from tests.conftest import ROOT
 from utils.checkpoints.weights import save_weights
-from utils.distillation.schedule import check_files, log_plan, steps_of_epochs, teacher_files
-from utils.distillation.targets import Lessons
+from utils.distillation.schedule import align_teacher_steps, check_files, log_plan, teacher_files
+from utils.distillation.targets import TeacherTargets
 from utils.distillation.task import DistillTask
 from utils.distillation.teacher import NetworkTeacher, make_teacher
-from utils.distributed.process_group import World, autocast, place
+from utils.distributed.process_group import World, autocast, to_device
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.embedding_mse import distillation_loss
@@ -99,10 +99,12 @@ def a_task(tmp_path, w, **teacher_fields):
     torch.manual_seed(0)
     backbone, header, teacher = build_backbone(config), ArcFace(16, 4), build_backbone(config)
     save_weights(tmp_path / "7backbone.pth", teacher)
-    lessons = Lessons(NetworkTeacher(build_backbone(config), CPU, **teacher_fields), [tmp_path / "7backbone.pth"])
-    task = DistillTask(backbone, header, lessons, w)
-    task.start_epoch(0)
-    return task, place(teacher.eval(), CPU)
+    targets = TeacherTargets(
+        NetworkTeacher(build_backbone(config), CPU, **teacher_fields), [tmp_path / "7backbone.pth"]
+    )
+    task = DistillTask(backbone, header, targets, w)
+    task.on_epoch_start(0)
+    return task, to_device(teacher.eval(), CPU)
 
 
 def test_the_task_adds_w_times_the_loss_to_arcface(tmp_path):
@@ -122,7 +124,7 @@ def test_both_losses_reach_the_student_and_none_the_teacher(tmp_path):
     gradients = {}
     for w in (0.0, 50.0):
         task, _ = a_task(tmp_path, w)
-        network = task.lessons.teacher.network
+        network = task.targets.teacher.network
         before = {key: value.clone() for key, value in network.state_dict().items()}
         task(a_batch())["Loss"].backward()
         gradients[w] = [p.grad for p in task.backbone.parameters()], task.header.kernel.grad
@@ -137,7 +139,7 @@ def test_the_teacher_has_a_precision_of_its_own(tmp_path, teacher, student):
     task, network = a_task(tmp_path, 1.0, precision=teacher)
     images = a_batch().images
     with autocast(CPU, student):
-        ours = task.lessons(a_batch())
+        ours = task.targets(a_batch())
     with torch.no_grad(), autocast(CPU, teacher):
         expected = F.normalize(network(images).float())
     assert ours.dtype == torch.float32 and torch.equal(ours, expected)
@@ -149,11 +151,11 @@ def test_swapping_teachers_leaks_no_memory(tmp_path):
     for step in range(1, 4):
         save_weights(tmp_path / f"{step}backbone.pth", build_backbone(config))
     teacher = NetworkTeacher(build_backbone(config), CPU)
-    lessons = Lessons(teacher, [tmp_path / f"{1 + epoch % 3}backbone.pth" for epoch in range(30)])
+    targets = TeacherTargets(teacher, [tmp_path / f"{1 + epoch % 3}backbone.pth" for epoch in range(30)])
     places, counts = set(), []
     for epoch in range(30):
-        lessons.start_epoch(epoch)
-        lessons(a_batch(2))
+        targets.on_epoch_start(epoch)
+        targets(a_batch(2))
         places.add(tuple(p.data_ptr() for p in teacher.network.parameters()))
         gc.collect()
         counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
@@ -180,7 +182,7 @@ def test_swapping_teachers_leaks_no_memory(tmp_path):
     ],
 )
 def test_the_teacher_is_as_far_in_its_training_as_the_student(ends, steps, expected):
-    assert steps_of_epochs(ends, steps) == expected
+    assert align_teacher_steps(ends, steps) == expected
 
 
 def test_the_steps_are_those_of_the_files(tmp_path):

@@ -17,10 +17,10 @@ from utils.checkpoints.weights import save_weights
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.training_data import load_training_data
 from utils.distillation.cache import TeacherCache, fill, fingerprint_of_teacher
-from utils.distillation.targets import CachedLessons, Lessons, open_caches
+from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, open_caches
 from utils.distillation.task import DistillTask
 from utils.distillation.teacher import NetworkTeacher
-from utils.distributed.process_group import World, place
+from utils.distributed.process_group import World, to_device
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.training.engine import train
@@ -61,12 +61,12 @@ def a_run(config, teacher_file, cached: bool):
     loader, num_classes = load_training_data(config, CPU)
     teacher = CountingTeacher(build_backbone(config), CPU)
     torch.manual_seed(0)
-    backbone, header = place(build_backbone(config), CPU), ArcFace(16, num_classes)
+    backbone, header = to_device(build_backbone(config), CPU), ArcFace(16, num_classes)
     files = [teacher_file] * config.num_epoch
-    lessons = Lessons(teacher, files)
+    targets = TeacherTargets(teacher, files)
     if cached:
         caches = open_caches(config, files, loader.dataset)
-        lessons = CachedLessons(teacher, files, caches, loader.dataset, CPU, batch_size=3)
+        targets = CachedTeacherTargets(teacher, files, caches, loader.dataset, CPU, batch_size=3)
     losses, asked = [], []
 
     class Recording(DistillTask):
@@ -76,11 +76,11 @@ def a_run(config, teacher_file, cached: bool):
             return named
 
         def start_epoch(self, epoch):
-            super().start_epoch(epoch)
+            super().on_epoch_start(epoch)
             asked.append(teacher.asked)
 
-    train(Recording(backbone, header, lessons, config.w), loader, config, CPU)
-    return losses, asked, teacher, lessons
+    train(Recording(backbone, header, targets, config.w), loader, config, CPU)
+    return losses, asked, teacher, targets
 
 
 def test_the_loss_with_the_cache_is_the_loss_without_it(tmp_path, tiny_data, teacher_file):
@@ -100,9 +100,9 @@ def test_the_loss_with_the_cache_is_the_loss_without_it(tmp_path, tiny_data, tea
 def test_every_image_is_put_to_the_teacher_once_each_way(tmp_path, tiny_data, teacher_file):
     config = config_of(tmp_path, tiny_data, "num_epoch=4", "batch_size=9")  # drops images at the end of each epoch
     n = len(FaceDataset(tiny_data))
-    _, asked, teacher, lessons = a_run(config, teacher_file, cached=True)
+    _, asked, teacher, targets = a_run(config, teacher_file, cached=True)
     assert asked[0] == 0 and asked[1:] == [2 * n] * 3 and teacher.asked == 2 * n and n % 9
-    assert lessons.cache.filled() == 1
+    assert targets.cache.filled() == 1
     _, asked, teacher, _ = a_run(config, teacher_file, cached=True)  # the next run asks nothing
     assert teacher.asked == 0
 
@@ -125,16 +125,16 @@ def test_filled_ahead_it_holds_the_teachers_embeddings_of_both_ways(tmp_path, ti
 def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher": "a"}, 10, 16)
     rows = np.random.default_rng(0).standard_normal((10, 16)).astype(np.float16)
-    indices, mirrored = np.arange(10), np.arange(10) % 2 == 0
-    cache.write(indices[:6], mirrored[:6], rows[:6])
+    indices, flipped = np.arange(10), np.arange(10) % 2 == 0
+    cache.write(indices[:6], flipped[:6], rows[:6])
     again = TeacherCache(tmp_path, "7backbone", {"teacher": "a"}, 10, 16)
-    read, known = again.read(indices, mirrored)
+    read, known = again.read(indices, flipped)
     assert known.tolist() == [True] * 6 + [False] * 4 and np.array_equal(read[:6], rows[:6])
-    assert not again.read(indices, ~mirrored)[1].any() and again.filled() == 0
-    again.write(indices, ~mirrored, rows)
+    assert not again.read(indices, ~flipped)[1].any() and again.filled() == 0
+    again.write(indices, ~flipped, rows)
     assert again.filled() == 0.6 and again.missing(slice(0, 10)).tolist() == [6, 7, 8, 9]
-    again.embeddings[2, int(mirrored[2]), 5] += 1  # half of it was written when the power went
-    assert cache.read(indices, mirrored)[1].tolist() == [True, True, False, True, True, True] + [False] * 4
+    again.embeddings[2, int(flipped[2]), 5] += 1  # half of it was written when the power went
+    assert cache.read(indices, flipped)[1].tolist() == [True, True, False, True, True, True] + [False] * 4
     assert again.missing(slice(0, 10)).tolist() == [2, 6, 7, 8, 9] and again.missing(slice(3, 7)).tolist() == [6]
 
 
@@ -145,10 +145,10 @@ def test_a_zero_embedding_is_told_from_none(tmp_path):
     assert cache.read(np.arange(3), np.zeros(3, bool))[1].tolist() == [True, True, False]
 
 
-def _write_every(folder, start, n, barrier):
+def _write_every(folder, resume_point, n, barrier):
     cache = TeacherCache(folder, "7backbone", {"teacher": "a"}, n, 16)
     barrier.wait(60)
-    for index in [*range(start, n, 3), *range(0, n, 7)]:  # rows beside another's, and rows that all write
+    for index in [*range(resume_point, n, 3), *range(0, n, 7)]:  # rows beside another's, and rows that all write
         for side in (False, True):
             cache.write(np.array([index]), np.array([side]), np.full((1, 16), index + side / 2, np.float16))
     os._exit(0)  # as if killed: no file is closed
@@ -158,7 +158,9 @@ def test_several_processes_lose_and_tear_nothing(tmp_path):
     n = 1000
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
-    workers = [context.Process(target=_write_every, args=(tmp_path, start, n, barrier)) for start in range(3)]
+    workers = [
+        context.Process(target=_write_every, args=(tmp_path, resume_point, n, barrier)) for resume_point in range(3)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

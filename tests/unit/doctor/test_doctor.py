@@ -107,7 +107,7 @@ def test_one_failure_hides_no_other(tmp_path, data):
     assert {check.subject for check in told if check.state == FAIL} == {"data", "sets", "teacher"}
     unknown = [check.subject for check in told if "takes the data" in check.found]
     assert unknown == ["steps", "resume", "disk", "memory"]
-    assert all(check.mend for check in told if check.state != PASS)
+    assert all(check.fix for check in told if check.state != PASS)
 
 
 def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
@@ -128,9 +128,9 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
         (True, ["w=3", "n_nodes=2"], "n_nodes: set, but not used by ./train_kd.sh", "remove them from the config"),
     ],
 )
-def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, unused, mend):
+def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, unused, fix):
     check = ill(ask(config_of(tmp_path, tiny_data, *fields), "config", kd=kd))
-    assert check.state == WARN and check.found == f"Config: {unused}" and check.mend.startswith(mend)
+    assert check.state == WARN and check.found == f"Config: {unused}" and check.fix.startswith(fix)
 
 
 # --------------------------------------------------------------------------------------------------------- the schedule
@@ -154,24 +154,24 @@ def test_a_truncated_record_file(tmp_path, data):
     whole = (data / "train.rec").read_bytes()
     (data / "train.rec").write_bytes(whole[: len(whole) // 2])
     check = ill(ask(config_of(tmp_path, data), "data"))
-    assert check.state == FAIL and "train.idx, line" in check.found and "copy both again" in check.mend
+    assert check.state == FAIL and "train.idx, line" in check.found and "copy both again" in check.fix
 
 
 def test_a_label_that_is_no_class(tmp_path, data):
     (data / "property").write_text("3,112,112")
     check = ill(ask(config_of(tmp_path, data), "data"))
     assert check.state == FAIL and "label 3 is not one of the 3 classes" in check.found
-    assert check.mend == "set num_classes=4 if the data is right"
+    assert check.fix == "set num_classes=4 if the data is right"
 
 
 def test_sizes_of_the_config_that_are_not_those_of_the_files(tmp_path, data):
     told = ask(config_of(tmp_path, data, "num_image=41"), "data")
     assert states(told) == [PASS, WARN]
     assert told[0].found == f"40 images of 4 identities in {data}"
-    assert told[1].mend.startswith("change num_image in ")
+    assert told[1].fix.startswith("change num_image in ")
     check = ill(ask(config_of(tmp_path, data, "num_classes=9"), "data"))
     assert check.state == FAIL and check.found == f"config num_classes: 9, but {data} holds 4 identities"
-    assert check.mend.startswith("type num_classes=0 ")
+    assert check.fix.startswith("type num_classes=0 ")
 
 
 @pytest.mark.parametrize(("what", "state"), [("error", FAIL), ("skip", WARN)])
@@ -183,7 +183,7 @@ def test_an_image_that_cannot_be_decoded(tmp_path, data, what, state):
         file.seek(at)
         file.write(bytes(len(record) - 24))
     check = only(ask(config_of(tmp_path, data, f"on_bad_image={what}"), "data", "images"))
-    assert check.state == state and check.mend
+    assert check.state == state and check.fix
     assert check.found.startswith(f"1 of 40 cannot be read: {data / 'train.rec'}: record 7 ")
 
 
@@ -203,7 +203,7 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
     (data / "cut.bin").write_bytes((data / "tiny.bin").read_bytes()[:-1000])
     config.val_targets = ["cut", "tiny", "lfw"]
     told = ask(config, "sets")
-    assert states(told) == [WARN, state, PASS] and all(check.mend for check in told[:2])
+    assert states(told) == [WARN, state, PASS] and all(check.fix for check in told[:2])
     assert told[0].found == f"no lfw.bin in {data}: left out" and "cut.bin: not a verification set" in told[1].found
     os.mkfifo(data / "pipe.bin")
     config.val_targets = ["pipe", "tiny"]
@@ -224,7 +224,7 @@ def test_a_batch_that_is_larger_than_the_data(tmp_path, tiny_data, monkeypatch):
     assert only(ask(config, "data", "steps")).found == "3, 1 an epoch; 2 processes with 16 images each"
     monkeypatch.setenv("NNODES", "2")
     check = ill(ask(config, "data", "steps"))
-    assert check.state == FAIL and "16 images on 4 processes" in check.found and check.mend == "lower batch_size"
+    assert check.state == FAIL and "16 images on 4 processes" in check.found and check.fix == "lower batch_size"
     config.batch_size = 1
     assert "batch norm" in ill(ask(config, "data", "steps")).found
 
@@ -258,7 +258,7 @@ def test_shared_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
         left = iter([most, most - size])
         monkeypatch.setattr(shutil, "disk_usage", lambda path, left=left: Usage(1 << 40, 0, next(left)))
         check = only(ask(config, "data", "steps", "workers"))
-        assert check.state == state and ("--shm-size" in check.mend) == (state == FAIL)
+        assert check.state == state and ("--shm-size" in check.fix) == (state == FAIL)
 
 
 # ------------------------------------------------------------------------------------------------------ a sharded head
@@ -270,7 +270,7 @@ def test_a_sharded_head_needs_a_class_for_every_process(tmp_path, tiny_data, mon
     assert ask(config, "data", "steps", "head") == []  # whole, it is not split
     config.head = "sharded"
     check = ill(ask(config, "data", "steps", "head"))
-    assert (check.state, check.mend) == (FAIL, "4 processes at most, or head=whole")
+    assert (check.state, check.fix) == (FAIL, "4 processes at most, or head=whole")
     assert check.found == "head: 4 classes cannot be split over 5 processes"  # as the training says
     assert ill(ask(config, "head")).state == WARN  # classes are not known
     monkeypatch.setenv("NPROC", "3")

@@ -29,7 +29,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
     fields = [f"output={tmp_path / 'file' / 'out'}", f"teacher_pth={tmp_path}", f"teacher_cache={tmp_path / 'file'}"]
     told = ask(config_of(tmp_path, tiny_data, *fields), "output", kd=True)
     assert states(told) == [FAIL, PASS, FAIL]
-    assert [check.mend for check in told] == [
+    assert [check.fix for check in told] == [
         "name another with output=FOLDER",
         "",
         "name another with teacher_cache=FOLDER",
@@ -42,7 +42,7 @@ def test_a_disk_that_is_too_small(tmp_path, tiny_data, monkeypatch):
     for free, state in ((need - 1, FAIL), (need, WARN), (2 * need, PASS)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, left=free: Usage(1 << 40, 0, left))
         check = only(ask(config, "data", "steps", "disk"))
-        assert check.state == state and ("output=FOLDER" in check.mend) == (state != PASS)
+        assert check.state == state and ("output=FOLDER" in check.fix) == (state != PASS)
 
 
 @pytest.mark.parametrize("fields", [[], ["save_initial=1", "keep=1", "num_epoch=2"]])
@@ -66,7 +66,7 @@ def test_what_a_teacher_cache_takes(tmp_path, tiny_data, monkeypatch):
     size = 40 * (4 * 16 + 8)
     config.teacher_cache = str(tmp_path / "cache" / "of" / "teachers")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert ill(ask(config, *subjects, kd=True)).mend.endswith("teacher_cache=FOLDER")
+    assert ill(ask(config, *subjects, kd=True)).fix.endswith("teacher_cache=FOLDER")
     Path(config.teacher_cache).mkdir(parents=True)
     (Path(config.teacher_cache) / "5backbone-0123456789ab.f16").write_bytes(bytes(40 * 4 * 16))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
@@ -104,7 +104,7 @@ def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
         path.unlink()
     # 40 images are two steps of two processes
     told = ask_resume(going_on, tiny_data, *published)
-    assert told[0].found == "goes on from step 5, in epoch 2" and all(check.mend for check in told[1:])
+    assert told[0].found == "goes on from step 5, in epoch 2" and all(check.fix for check in told[1:])
     out = going_on / "out"
     assert (
         only(ask_resume(going_on, tiny_data)).found
@@ -127,7 +127,7 @@ def test_checkpoints_that_will_be_put_aside_make_no_room(going_on, tiny_data):
     for fields, epoch, replaced in (([], 1, 1), (["resume=1", "global_step=10"], 2, 0)):
         plan = known(config_of(going_on, tiny_data, *fields))
         list(SUBJECTS["resume"](plan))
-        assert (plan.position.epoch, plan.replaced) == (epoch, replaced)
+        assert (plan.progress.epoch, plan.replaced) == (epoch, replaced)
 
 
 def test_a_damaged_checkpoint(going_on, tiny_data):
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
         (going_on / "out" / name).write_bytes(content)
     told = ask_resume(going_on, tiny_data)
     assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "goes on from step 5, in epoch 1"
-    assert all("damaged" in check.found and check.mend for check in told[1:])
+    assert all("damaged" in check.found and check.fix for check in told[1:])
     (going_on / "out" / "checkpoint.5.pth").unlink()
     assert states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
 
@@ -155,10 +155,10 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
 def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
     kd = "--kd" in fields
     check = ask_resume(going_on, tiny_data, *[field for field in fields if field != "--kd"], kd=kd)[0]
-    assert check.state == FAIL and found in check.found and check.mend
-    assert "--resume 0" not in check.mend or "moves the files there" in check.mend
-    assert not kd or check.mend == "go on with ./train.sh, or name another output"
-    assert ("global_step=STEP" in check.mend) == ("header.pth" in found)
+    assert check.state == FAIL and found in check.found and check.fix
+    assert "--resume 0" not in check.fix or "moves the files there" in check.fix
+    assert not kd or check.fix == "go on with ./train.sh, or name another output"
+    assert ("global_step=STEP" in check.fix) == ("header.pth" in found)
 
 
 def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
@@ -205,7 +205,7 @@ def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
 def test_teacher_files_that_are_missing(tmp_path, tiny_data):
     teachers = teachers_of(tmp_path, tiny_data, 3)
     check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=11"))
-    assert check.state == FAIL and "no trained" in check.found and "needs no teacher)" in check.mend
+    assert check.state == FAIL and "no trained" in check.found and "needs no teacher)" in check.fix
     (teachers / "10backbone.pth").unlink()
     check = ill(ask_teacher(tmp_path, tiny_data, "multi_step=1"))
     assert check.state == WARN and check.found.startswith("2 checkpoints of a teacher for 3 epochs")
@@ -220,7 +220,7 @@ def test_teacher_files_that_are_damaged_are_all_named(tmp_path, tiny_data):
     told = ask_teacher(tmp_path, tiny_data, "multi_step=1")
     assert states(told) == [FAIL, FAIL, PASS] and told[2].found.startswith("1 of 3 files")
     assert all(
-        f"{step}backbone.pth: not a readable" in c.found and c.mend for step, c in zip((5, 15), told, strict=False)
+        f"{step}backbone.pth: not a readable" in c.found and c.fix for step, c in zip((5, 15), told, strict=False)
     )
     told = ask_teacher(tmp_path, tiny_data, "teacher_global_step=10", "teacher_n_layers=5")
-    assert states(told) == [FAIL, FAIL] and "is of another network" in told[0].found and told[1].mend
+    assert states(told) == [FAIL, FAIL] and "is of another network" in told[0].found and told[1].fix

@@ -38,27 +38,27 @@ def test_a_cpu_with_more_processes_than_cores(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert only(ask(config, "device")).state == PASS
     monkeypatch.setenv("NPROC", str(cores + 1))
-    assert ill(ask(config, "device")).mend == f"NPROC={cores} at most"
+    assert ill(ask(config, "device")).fix == f"NPROC={cores} at most"
 
 
 def test_gpus(tmp_path, tiny_data, monkeypatch):
     config = config_of(tmp_path, tiny_data)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     check = ill(ask(config, "device"))  # a driver, and no GPU to be seen
-    assert check.state == WARN and "nvidia-smi" in check.mend
+    assert check.state == WARN and "nvidia-smi" in check.fix
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     assert only(ask(config, "device")) == Check("device", PASS, "2 processes here, 2 GPUs: Some GPU")
     monkeypatch.setenv("NPROC", "3")
     check = ill(ask(config, "device"))
-    assert (check.state, check.mend) == (FAIL, "NPROC=2 at most")
+    assert (check.state, check.fix) == (FAIL, "NPROC=2 at most")
 
 
 def test_half_precision(tmp_path, tiny_data, monkeypatch):
     config = config_of(tmp_path, tiny_data, "precision=bf16", "teacher_precision=fp16")
-    assert ill(ask(config, "precision")).mend == "precision=fp32"
+    assert ill(ask(config, "precision")).fix == "precision=fp32"
     config.teacher_pth = "somewhere"
-    assert [check.mend for check in ask(config, "precision", kd=True)] == ["precision=fp32", "teacher_precision=fp32"]
+    assert [check.fix for check in ask(config, "precision", kd=True)] == ["precision=fp32", "teacher_precision=fp32"]
     plan = replace(doctor.plan_run(config, distils=True), world=World(0, 1, torch.device("cuda", 0)))
     for has, wanted in ((True, [PASS, PASS]), (False, [WARN, PASS])):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
@@ -72,7 +72,7 @@ def test_compilation_without_a_compiler(tmp_path, tiny_data, monkeypatch):
     assert only(ask(config, "precision")) == Check("precision", PASS, "compile=True, by my++")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     check = ill(ask(config, "precision"))
-    assert (check.state, check.mend) == (FAIL, "install my++, or compile=False")
+    assert (check.state, check.fix) == (FAIL, "install my++, or compile=False")
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
@@ -92,7 +92,7 @@ def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
         check = only(ask(config, "data", "steps", "memory"))
         assert check.state == state
         if state == FAIL:
-            fitting = int(check.mend.removeprefix("batch_size=").removesuffix(" fits"))
+            fitting = int(check.fix.removeprefix("batch_size=").removesuffix(" fits"))
             assert needed(fitting) <= 0.85 * free < needed(fitting + 1)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert ill(ask(config, "data", "steps", "memory")).state == WARN
@@ -102,7 +102,7 @@ def test_memory_that_no_batch_fits(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
     free_some = "free some; fewer processes, workers or classes take less"
     config = config_of(tmp_path, tiny_data)
-    for processes, head, mend in (
+    for processes, head, fix in (
         ("1", "whole", free_some),
         ("2", "whole", f"{free_some}, and head=sharded splits the head"),
         ("2", "sharded", free_some),
@@ -110,7 +110,7 @@ def test_memory_that_no_batch_fits(tmp_path, tiny_data, monkeypatch):
         monkeypatch.setenv("NPROC", processes)
         config.head = head
         check = only(ask(config, "data", "steps", "memory"))
-        assert (check.state, check.mend) == (FAIL, mend)
+        assert (check.state, check.fix) == (FAIL, fix)
 
 
 def test_what_is_free_of_memory(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(memory, "backbone_bytes", lambda plan: (1 << 30, 3 << 28))
     told = list(memory.memory(plan))
-    assert states(told) == [FAIL, PASS] and told[0].mend == "batch_size=2 fits"
+    assert states(told) == [FAIL, PASS] and told[0].fix == "batch_size=2 fits"
     assert told[0].found.startswith("8.50 GiB needed of 3.00 GiB free on each Some GPU")
 
     def fails(plan):
@@ -155,7 +155,7 @@ def test_what_a_step_keeps_is_counted(tmp_path):
     )
     image, maps = 3 * 112 * 112 * 4, 8 * 56 * 56 * 4
     for n in (2, 5):
-        assert step_memory.kept_bytes(network, n, CPU, "fp32") == n * (image + 2 * maps) + 4 * 8 * 4
+        assert step_memory.saved_activation_bytes(network, n, CPU, "fp32") == n * (image + 2 * maps) + 4 * 8 * 4
     assert all(parameter.grad is None for parameter in network.parameters())
     assert step_memory.largest_output(network, CPU) == maps
 

@@ -20,7 +20,7 @@ from eval.IJB.identification import FPIRS, Identification, identify, mean_of
 from eval.IJB.protocol import Images, line_of, read_images, read_pairs, read_protocol, read_subjects
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
 from eval.IJB.templates import Embeddings, Switches, pool, score_pairs
-from eval.roc import Roc, auc, eer, operate_at, roc, tpr_nearest
+from eval.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
 from tests.conftest import GOLDEN, ROOT
 from utils.distributed.process_group import World
 from utils.errors import UserError
@@ -36,10 +36,10 @@ def golden() -> dict[str, np.ndarray]:
         return dict(vectors)
 
 
-def published_features(direct, mirrored, det_scores, switches: Switches) -> np.ndarray:
+def published_features(direct, flipped, det_scores, switches: Switches) -> np.ndarray:
     """The features of images by the published formula, one at a time in float64."""
     features = []
-    for one, other, score in zip(direct.astype(float), mirrored.astype(float), det_scores.astype(float), strict=True):
+    for one, other, score in zip(direct.astype(float), flipped.astype(float), det_scores.astype(float), strict=True):
         feature = one + other if switches.flip else one
         if not switches.norm:
             feature = feature / np.sqrt(np.sum(feature**2))
@@ -129,8 +129,8 @@ def test_the_similarity_is_the_least_squares_one_and_never_a_reflection():
         best = np.linalg.lstsq(np.concatenate(rows), TEMPLATE.ravel(), rcond=None)[0]
         np.testing.assert_allclose([a, c, x, y], best, rtol=1e-3, atol=1e-3)
         assert (a, b) == pytest.approx((d, -c))
-        mirrored = similarity(landmarks * (-1, 1))
-        assert np.linalg.det(mirrored[:, :2]) > 0
+        flipped = similarity(landmarks * (-1, 1))
+        assert np.linalg.det(flipped[:, :2]) > 0
 
 
 # ------------------------------------------------------------------------------------------- features, templates, pairs
@@ -139,8 +139,8 @@ def test_the_similarity_is_the_least_squares_one_and_never_a_reflection():
 def some_images(n: int = 90, size: int = 12) -> tuple[Embeddings, np.ndarray, np.ndarray]:
     """Embeddings, templates and media: several images a medium, media that recur in other templates."""
     rng = np.random.default_rng(6)
-    direct, mirrored = (rng.standard_normal((2, n, size)) * rng.uniform(0.2, 5, (n, 1))).astype(np.float32)
-    embeddings = Embeddings(direct, mirrored, rng.uniform(0.3, 1, n).astype(np.float32))
+    direct, flipped = (rng.standard_normal((2, n, size)) * rng.uniform(0.2, 5, (n, 1))).astype(np.float32)
+    embeddings = Embeddings(direct, flipped, rng.uniform(0.3, 1, n).astype(np.float32))
     return embeddings, rng.choice([3, 11, 12, 70, -4], n), rng.integers(0, 9, n)
 
 
@@ -164,7 +164,7 @@ def test_each_switch_makes_a_difference():
 @pytest.mark.parametrize("switches", SWITCHES)
 def test_an_embedding_of_zeros_stays_zero(switches):
     embeddings, templates, media = some_images()
-    embeddings.direct[5] = embeddings.mirrored[5] = 0
+    embeddings.direct[5] = embeddings.flipped[5] = 0
     templates[5] = 99
     pooled = pool(embeddings, templates, media, switches)
     assert not pooled.features[-1].any() and pooled.present[-1]
@@ -316,7 +316,7 @@ def test_the_threshold_costs_what_it_says_and_none_lower_is_allowed(levels, dtyp
     scores, same = some_scores(levels, dtype=dtype)
     curve, different = roc(scores, same, corners_only=False), int(np.sum(~same))
     for far in (0.5, 0.1, 0.03, 1 / different, 1.0):
-        point = operate_at(curve, far, different)
+        point = operating_point_at_far(curve, far, different)
         assert point is not None
         accepted = scores >= point.threshold
         assert point.far == np.sum(accepted & ~same) / different <= far
@@ -329,15 +329,15 @@ def test_the_threshold_costs_what_it_says_and_none_lower_is_allowed(levels, dtyp
 def test_no_threshold_below_one_in_all_different_pairs():
     scores, same = some_scores(30)
     curve, different = roc(scores, same, corners_only=False), int(np.sum(~same))
-    assert operate_at(curve, 0.99 / different, different) is None
-    assert operate_at(curve, 1e-6, different) is None
+    assert operating_point_at_far(curve, 0.99 / different, different) is None
+    assert operating_point_at_far(curve, 1e-6, different) is None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_where_the_best_scores_are_different_pairs_nothing_is_accepted(dtype):
     scores = np.array([0.9, 0.9, 0.8, 0.7, 0.6], dtype)
     same = np.array([False, False, True, False, True])
-    point = operate_at(roc(scores, same, corners_only=False), 0.5, 3)
+    point = operating_point_at_far(roc(scores, same, corners_only=False), 0.5, 3)
     assert point is not None and (point.far, point.frr) == (0, 1)
     assert not (scores >= point.threshold).any()
     assert point.threshold == pytest.approx(0.9)
@@ -841,7 +841,7 @@ def test_images_are_embedded_once_and_only_those_that_are_there_are_done(photos,
     expected = read(crops, *range(5))[0].mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
     for held in (features, open_features(tmp_path)):
         np.testing.assert_array_equal(held.direct, expected)
-        np.testing.assert_array_equal(held.mirrored, -expected)
+        np.testing.assert_array_equal(held.flipped, -expected)
     again = Means()
     embed_images(open_features(tmp_path), crops, again, workers, ALONE, "")
     assert again.met == 1  # the missing one may have come meanwhile
@@ -941,14 +941,14 @@ def _linked(path: Path) -> None:
 @pytest.mark.parametrize("name", ["direct", "mirrored", "done"])
 def test_kept_features_of_another_size_or_type_are_made_anew(tmp_path, said, name, damage):
     features = open_features(tmp_path)
-    features.direct[:], features.mirrored[:], features.done[:] = 2, 3, 1
+    features.direct[:], features.flipped[:], features.done[:] = 2, 3, 1
     features.direct.flush()
     held = open_features(tmp_path)
-    assert (held.direct == 2).all() and (held.mirrored == 3).all() and held.done.all() and not said.text
+    assert (held.direct == 2).all() and (held.flipped == 3).all() and held.done.all() and not said.text
     damage(tmp_path / "features" / f"{name}.npy")
     made = open_features(tmp_path)
-    assert (made.direct.shape, made.mirrored.shape, made.done.shape) == ((5, 3), (5, 3), (5,))
-    assert {made.direct.dtype, made.mirrored.dtype} == {np.dtype("f4")} and made.done.dtype == np.uint8
+    assert (made.direct.shape, made.flipped.shape, made.done.shape) == ((5, 3), (5, 3), (5,))
+    assert {made.direct.dtype, made.flipped.dtype} == {np.dtype("f4")} and made.done.dtype == np.uint8
     assert not made.done.any() and not made.direct.any() and f"{name}.npy: is cut short or of another kind" in said.text
 
 

@@ -287,7 +287,7 @@ def test_an_odd_name_survives_our_own_csv(people, tmp_path, odd):
 
 
 def test_pairs_of_a_pipe(people, tmp_path):
-    command = "import sys; from pathlib import Path; from eval.inputs.pairs import read_pairs; p = read_pairs(Path('/dev/stdin'));"
+    command = "from pathlib import Path; from eval.inputs.pairs import read_pairs; p = read_pairs(Path('/dev/stdin'));"
     text = "".join(f"{people}/p0/p0_000{a}{s},{people}/p1/p1_0001.JPG,0\n" for a, s in ((1, ".JPG"), (2, ".jpeg")))
     done = subprocess.run(
         [sys.executable, "-c", command + "print(p.name, len(p.issame), len(p.paths))"],

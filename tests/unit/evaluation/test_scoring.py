@@ -41,7 +41,7 @@ def made_up(n_same: int, n_different: int, seed: int = 0, noise: float = 1.0) ->
     """Embeddings of images and mirror images, pairs of them and flags: 60 people, 5 images each, in 16 dimensions."""
     rng = np.random.default_rng(seed)
     centres = np.repeat(rng.standard_normal((60, 16)), 5, axis=0)
-    direct, mirrored = (5 * (centres + noise * rng.standard_normal(centres.shape)) for _ in range(2))
+    direct, flipped = (5 * (centres + noise * rng.standard_normal(centres.shape)) for _ in range(2))
     person = np.arange(300) // 5
     every = np.stack(np.triu_indices(300, 1), axis=1)
     is_same = person[every[:, 0]] == person[every[:, 1]]
@@ -49,20 +49,20 @@ def made_up(n_same: int, n_different: int, seed: int = 0, noise: float = 1.0) ->
         [rng.choice(np.flatnonzero(is_same == kind), n, replace=False) for kind, n in ((1, n_same), (0, n_different))]
     )
     rng.shuffle(chosen)
-    return direct.astype(np.float32), mirrored.astype(np.float32), every[chosen], is_same[chosen]
+    return direct.astype(np.float32), flipped.astype(np.float32), every[chosen], is_same[chosen]
 
 
 def tied(n_same: int, n_different: int) -> tuple[np.ndarray, ...]:
     """The same of few distinct distances."""
-    direct, mirrored, pairs, issame = made_up(n_same, n_different, seed=4, noise=0.5)
-    return np.sign(direct), np.sign(mirrored), pairs, issame
+    direct, flipped, pairs, issame = made_up(n_same, n_different, seed=4, noise=0.5)
+    return np.sign(direct), np.sign(flipped), pairs, issame
 
 
 def one_different_above_all() -> tuple[np.ndarray, ...]:
     """Half of the different pairs show one and the same image twice: no threshold refuses them but one above 1."""
-    direct, mirrored, pairs, issame = made_up(200, 1200, seed=5)
+    direct, flipped, pairs, issame = made_up(200, 1200, seed=5)
     pairs[np.flatnonzero(~issame)[::2], 1] = pairs[np.flatnonzero(~issame)[::2], 0]
-    return direct, mirrored, pairs, issame
+    return direct, flipped, pairs, issame
 
 
 CASES = {
@@ -79,9 +79,9 @@ def scores() -> dict[str, Score]:
     return {name: measure(*case) for name, case in CASES.items()}
 
 
-def distances_by_hand(direct, mirrored, pairs) -> np.ndarray:
+def distances_by_hand(direct, flipped, pairs) -> np.ndarray:
     """Pair by pair as the published text has it, in float32."""
-    unit = normalize(direct + mirrored)
+    unit = normalize(direct + flipped)
     return np.array([np.sum(np.square(unit[a] - unit[b])) for a, b in pairs], np.float32)
 
 
@@ -186,10 +186,10 @@ def test_resampling_refuses_what_cannot_be_measured(dist, same, message):
 
 @pytest.mark.parametrize("name", CASES)
 def test_distances_and_norm_are_those_by_hand(scores, name):
-    direct, mirrored, pairs, issame = CASES[name]
+    direct, flipped, pairs, issame = CASES[name]
     score = scores[name]
-    np.testing.assert_allclose(score.distances, distances_by_hand(direct, mirrored, pairs), rtol=0, atol=2e-6)
-    norms = [np.linalg.norm(rows[row].astype(float)) for pair in pairs for row in pair for rows in (direct, mirrored)]
+    np.testing.assert_allclose(score.distances, distances_by_hand(direct, flipped, pairs), rtol=0, atol=2e-6)
+    norms = [np.linalg.norm(rows[row].astype(float)) for pair in pairs for row in pair for rows in (direct, flipped)]
     assert score.xnorm == pytest.approx(np.mean(norms), rel=1e-6)  # as often as an image is met
     assert (score.pairs, score.different) == (len(issame), np.count_nonzero(~issame))
 
@@ -213,8 +213,8 @@ def test_the_ten_fold_measures_are_the_published_ones(scores):
 
 @pytest.mark.parametrize("name", CASES)
 def test_auc_and_eer(scores, name):
-    score, (direct, mirrored, pairs, issame) = scores[name], CASES[name]
-    unit = normalize((direct + mirrored).astype(np.float64))
+    score, (direct, flipped, pairs, issame) = scores[name], CASES[name]
+    unit = normalize((direct + flipped).astype(np.float64))
     cosine = np.einsum("ij,ij->i", unit[pairs[:, 0]], unit[pairs[:, 1]])
     assert score.auc == pytest.approx(roc_auc_score(issame, cosine.round(6)), abs=1e-6)
     assert score.auc == pytest.approx(roc_auc_score(issame, -score.distances), abs=1e-12)
@@ -231,8 +231,8 @@ def test_operating_points(scores, name):
     """The best that any threshold reaches; and, applied to the pairs, the threshold costs what it says."""
     score, (_, _, _, issame) = scores[name], CASES[name]
     points = rates_by_threshold(-score.distances, issame)
-    assert set(score.operating) == set(FARS) == {1e-2, 1e-3, 1e-4}
-    for wanted, point in score.operating.items():
+    assert set(score.operating_points) == set(FARS) == {1e-2, 1e-3, 1e-4}
+    for wanted, point in score.operating_points.items():
         if np.count_nonzero(~issame) * wanted < 1:
             assert point is None and score.tar(wanted) is None
             continue
@@ -247,17 +247,17 @@ def test_operating_points(scores, name):
 
 
 def test_cases_are_what_they_are_for(scores):
-    assert [point is None for point in scores["hard"].operating.values()] == [False] * 3
-    assert [point is None for point in scores["easy"].operating.values()] == [False, False, True]
-    assert [point is None for point in scores["few"].operating.values()] == [True] * 3
+    assert [point is None for point in scores["hard"].operating_points.values()] == [False] * 3
+    assert [point is None for point in scores["easy"].operating_points.values()] == [False, False, True]
+    assert [point is None for point in scores["few"].operating_points.values()] == [True] * 3
     assert len(set(scores["tied"].distances)) < 1000 < scores["tied"].pairs
-    assert scores["hopeless"].operating[1e-2].frr == 1 and scores["hopeless"].operating[1e-2].far == 0
+    assert scores["hopeless"].operating_points[1e-2].frr == 1 and scores["hopeless"].operating_points[1e-2].far == 0
     assert 0.3 < scores["hard"].tar(1e-2) < 0.99
 
 
 @pytest.mark.parametrize(("different", "told"), [(99, 0), (100, 1), (999, 1), (1000, 2), (9999, 2), (10000, 3)])
 def test_how_many_pairs_a_false_accept_rate_takes(different, told):
-    operating = measure(*made_up(30, different)).operating
+    operating = measure(*made_up(30, different)).operating_points
     assert [far for far, point in operating.items() if point] == list(FARS[:told])
 
 
@@ -305,7 +305,7 @@ def test_a_score_as_numbers(scores):
 
 def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
     """Of networks that give the embeddings of one case and then of another."""
-    direct, mirrored, pairs, issame = CASES["few"]
+    direct, flipped, pairs, issame = CASES["few"]
     images = np.arange(300).astype(np.uint8)[:, None, None, None] * np.ones((1, 112, 112, 3), np.uint8)
     sets = [VerificationSet(name, images, pairs, issame) for name in ("one", "other")]
     scorer = Scorer(EasyDict(eval_batch=100), CPU, sets)
@@ -319,7 +319,7 @@ def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
 
         def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             spread = direct + self.scale * np.random.default_rng(1).standard_normal(direct.shape)
-            return spread[: len(images)], mirrored[: len(images)]
+            return spread[: len(images)], flipped[: len(images)]
 
     good, bad = scorer.score(Fixed(0), 1), scorer.score(Fixed(50), 2)
     assert list(good) == ["one", "other"]
@@ -442,7 +442,8 @@ def test_the_table_of_thresholds(results):
     expected = [
         [name, step if step != "0" else "untrained", f"{far:.0e}", f"{p.threshold:.4f}", f"{2 - 2 * p.threshold:.4f}",
          f"{100 * p.frr:.2f}"]
-        for name in ("lfw", "own") for step in ("0", "40") for far, p in results[step][name].operating.items() if p
+        for name in ("lfw", "own") for step in ("0", "40")
+        for far, p in results[step][name].operating_points.items() if p
     ]  # fmt: skip
     assert rows == expected and len(rows) == 3 + 2 + 0 + 2
 
@@ -588,7 +589,7 @@ def test_thresholds_are_written(results, tmp_path):
             entry = found[step][name]
             assert (entry.pop("pairs"), entry.pop("different")) == (score.pairs, score.different)
             assert list(entry) == ["weights", "sha256", "pairs_sha256", "1e-02", "1e-03", "1e-04"]
-            for far, point in score.operating.items():
+            for far, point in score.operating_points.items():
                 if point is None:
                     assert entry[f"{far:.0e}"] == f"needs at least {round(1 / far)} different pairs"
                 else:
@@ -694,7 +695,7 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
     found = json.loads((out / "thresholds.json").read_text())
     assert list(found) == ["5", f"5 ({run_name(second)})"]
     assert [sets["lfw"]["1e-02"]["frr"] for sets in found.values()] == [
-        scores[name].operating[1e-2].frr for name in ("easy", "hard")
+        scores[name].operating_points[1e-2].frr for name in ("easy", "hard")
     ]
 
 
@@ -821,8 +822,8 @@ def by_hand(model: nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarra
         for image in images:
             pixels = torch.from_numpy((image.astype(np.float32) / 255 - 0.5) / 0.5).permute(2, 0, 1)[None]
             both.append([model(pixels)[0].numpy(), model(pixels.flip(3))[0].numpy()])
-    direct, mirrored = np.array(both).swapaxes(0, 1)
-    return direct, mirrored
+    direct, flipped = np.array(both).swapaxes(0, 1)
+    return direct, flipped
 
 
 def relative(ours: np.ndarray, expected: np.ndarray) -> float:
@@ -834,12 +835,12 @@ def relative(ours: np.ndarray, expected: np.ndarray) -> float:
 def test_openvino_gives_what_pytorch_gives(name):
     model, images = network(name), photos(5)
     runtime = OpenVinoRuntime(model)
-    direct, mirrored = by_hand(model, images)
-    assert relative(direct[:1], direct[1:2]) > 1e-4 and relative(direct, mirrored) > 1e-4  # images can be told apart
+    direct, flipped = by_hand(model, images)
+    assert relative(direct[:1], direct[1:2]) > 1e-4 and relative(direct, flipped) > 1e-4  # images can be told apart
     for n in (5, 1, 2, 3):
         ours = runtime(images[:n])
         assert [(part.shape, part.dtype) for part in ours] == [(direct[:n].shape, np.float32)] * 2
-        assert relative(ours[0], direct[:n]) < 1e-5 and relative(ours[1], mirrored[:n]) < 1e-5
+        assert relative(ours[0], direct[:n]) < 1e-5 and relative(ours[1], flipped[:n]) < 1e-5
 
 
 def test_pytorch_gives_what_it_gives_one_by_one():
@@ -883,8 +884,8 @@ def test_no_images_have_no_embeddings(kind):
     """A process may have no share where there are more processes than images."""
     model = network("PocketNet small")
     runtime = OpenVinoRuntime(model) if kind == "openvino" else TorchRuntime(model, CPU.device, 4)
-    direct, mirrored = embed(runtime, np.empty((0, 112, 112, 3), np.uint8))
-    assert direct.shape == mirrored.shape == (0, 32)
+    direct, flipped = embed(runtime, np.empty((0, 112, 112, 3), np.uint8))
+    assert direct.shape == flipped.shape == (0, 32)
 
 
 @needs_openvino

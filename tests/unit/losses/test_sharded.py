@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.training import CPU, spawn
-from utils.distributed.collectives import share_of
-from utils.distributed.process_group import World, unwrap, wrap
+from utils.distributed.collectives import shard_slice
+from utils.distributed.process_group import World, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace, full_state_dict, gather_columns, load_full, scatter_columns
@@ -45,7 +45,7 @@ def linear(world: World) -> nn.Module:
     with torch.no_grad():
         layer.weight.copy_(torch.eye(D))
         layer.bias.zero_()
-    return wrap(layer, world)
+    return wrap_ddp(layer, world)
 
 
 class Largest(TorchDispatchMode):
@@ -64,14 +64,14 @@ class Largest(TorchDispatchMode):
 def step(world: World, header: ShardedArcFace) -> dict:
     """A backward pass of the problem: loss, gradients, the largest tensor."""
     inputs, labels, _ = problem()
-    backbone, part = linear(world), share_of(N, world)
+    backbone, part = linear(world), shard_slice(N, world)
     header.zero_grad()
     with Largest() as largest:
         loss = header(backbone(inputs[part]), labels[part])
         loss.backward()
     return {
         "loss": loss.detach(),
-        "backbone": [p.grad for p in unwrap(backbone).parameters()],
+        "backbone": [p.grad for p in unwrap_ddp(backbone).parameters()],
         "kernel": gather_columns(header.kernel.grad, CLASSES, world),
         "largest": largest.numel,
     }
@@ -87,7 +87,7 @@ def sampled(world: World, header: ShardedArcFace, number: int) -> dict:
     del header.sample
     shares = [None] * world.size
     if world.size > 1:
-        dist.all_gather_object(shares, drawn[0] + header.share.start)
+        dist.all_gather_object(shares, drawn[0] + header.class_slice.start)
     return found | {"drawn": shares if world.size > 1 else drawn}
 
 
@@ -182,7 +182,7 @@ def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_whole_header():
 @pytest.mark.parametrize("size", SIZES)
 def test_no_tensor_as_large_as_the_batch_times_all_classes_is_made(runs, size):
     for rank, found in enumerate(runs[size]):
-        share = share_of(CLASSES, World(rank, size, CPU.device))
+        share = shard_slice(CLASSES, World(rank, size, CPU.device))
         assert found["exact"]["largest"] == N * (share.stop - share.start)
 
 
@@ -215,7 +215,7 @@ def test_it_trains_with_momentum_as_the_whole_header_does():
 @pytest.mark.parametrize("size", SIZES)
 def test_the_classes_of_the_batch_are_drawn_and_others_up_to_the_rate(runs, size):
     for rank, found in enumerate(runs[size]):
-        share = share_of(CLASSES, World(rank, size, CPU.device))
+        share = shard_slice(CLASSES, World(rank, size, CPU.device))
         columns = set(range(share.start, share.stop))
         own = columns & set(problem()[1].tolist())
         for number in range(3):

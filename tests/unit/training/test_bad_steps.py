@@ -10,7 +10,7 @@ from train import make_header
 from utils.checkpoints.run_file import read_checkpoint
 from utils.checkpoints.weights import load_weights, snapshot
 from utils.datasets.training_data import load_training_data
-from utils.distributed.collectives import gather_rows
+from utils.distributed.collectives import all_gather_rows
 from utils.errors import UserError
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
@@ -24,7 +24,7 @@ def failing(steps, of=lambda loss: loss * torch.nan, first=1):
             super().__init__(*networks)
             self.before = []
 
-        def start(self, optimizer):
+        def on_train_start(self, optimizer):
             self.optimizer = optimizer
 
         def __call__(self, batch):
@@ -48,7 +48,7 @@ def changed(one, other) -> list[str]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_bad_step_changes_nothing(tmp_path, tiny_data, said, precision):
     config = small_config(tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8")
-    step, task = run(config, way=failing([3]))
+    step, task = run(config, task_type=failing([3]))
     assert step == 8
     states = task.before
     # num_batches_tracked is a count of forward passes, which no computation reads
@@ -60,11 +60,11 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, said, precision):
 
 def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, said):
     fields = ["num_epoch=9", "max_bad_steps=6"]
-    run(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), way=failing([2]))
-    run(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), way=failing([5, 6], first=5))
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), task_type=failing([2]))
+    run(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), task_type=failing([5, 6], first=5))
     assert "the last is step 6: left out (3 so far)" in said.text
     with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 9 to 14 \(learning rate"):
-        run(small_config(tmp_path, tiny_data, *fields), way=failing(range(9, 99), first=8))
+        run(small_config(tmp_path, tiny_data, *fields), task_type=failing(range(9, 99), first=8))
     kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
     assert list(kept) == [str(step) for step in range(9, 15)]
     assert all(len(set(keys)) == 8 for keys in kept.values())
@@ -75,7 +75,7 @@ def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path
 def test_a_run_whose_last_step_is_bad_ends_so_and_keeps_the_checkpoint_before(tmp_path, tiny_data):
     fields = ["num_epoch=2", "max_steps=8", "save_step=1"]
     with pytest.raises(UserError, match=r"not finite in 2 steps in a row, 7 to 8 \(learning rate .*; lower lr"):
-        run(small_config(tmp_path, tiny_data, *fields), way=failing([7, 8]))
+        run(small_config(tmp_path, tiny_data, *fields), task_type=failing([7, 8]))
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
     load_weights(
         small_task(small_config(tmp_path, tiny_data), 4).backbone, tmp_path / "out" / "8backbone.pth"
@@ -125,13 +125,13 @@ def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_
 def _one_is_bad(world, folder, data):
     """The loss of the second process is not finite in two steps, and in too many at the end."""
     config = small_config(folder, data, "batch_size=4", "num_epoch=9", "max_bad_steps=4", "log_step=5")
-    way = failing([] if world.is_main else [2, 3, *range(6, 99)])
+    task_type = failing([] if world.is_main else [2, 3, *range(6, 99)])
     loader, num_classes = load_training_data(config, world)
-    task = small_task(config, num_classes, world, way=way)
+    task = small_task(config, num_classes, world, task_type=task_type)
     with pytest.raises(UserError if world.is_main else SystemExit):
         train(task, loader, config, world)
     for parameter in [*task.backbone.parameters(), *task.header.parameters()]:
-        values = gather_rows(parameter.detach().flatten().numpy()[None], world)
+        values = all_gather_rows(parameter.detach().flatten().numpy()[None], world)
         assert (values[0] == values[1]).all()
     assert [key for key in changed(task.before[1], task.before[3]) if "num_batches" not in key] == []
 
@@ -151,12 +151,12 @@ def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny
     """From its first scale of 65536 the scaler tries 16 others, each half of the one before, as it is meant to."""
     config = small_config(tmp_path, tiny_data, "num_epoch=9", "max_bad_steps=3", "precision=fp16", "log_step=5")
     with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
-        run(config, way=failing(range(99), overflow))
+        run(config, task_type=failing(range(99), overflow))
     assert "left out" not in said.text.split("Global Step: 15")[0]
 
 
 def test_a_gradient_that_is_not_finite_is_bad_in_whole_precision(tmp_path, tiny_data, said):
-    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=5"), way=failing([2, 3], overflow))
+    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=5"), task_type=failing([2, 3], overflow))
     assert step == 5 and "not finite in 2 steps, the last is step 3" in said.text
 
 
@@ -164,4 +164,4 @@ def test_keys_that_cannot_be_kept_are_no_other_error(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_bad_steps=3")
     (tmp_path / "out" / "bad_steps.json").mkdir(parents=True)
     with pytest.raises(UserError, match=r"1 to 3 .*could not be written to .*bad_steps.json \(Is a directory\)"):
-        run(config, way=failing(range(99)))
+        run(config, task_type=failing(range(99)))

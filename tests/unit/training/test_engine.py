@@ -17,8 +17,8 @@ from eval.scoring import Scorer
 from tests.helpers.training import CPU, run, small_config, small_task, spawn
 from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
-from utils.distributed.collectives import gather_rows, share_of
-from utils.distributed.process_group import place, processes, unwrap, wrap
+from utils.distributed.collectives import all_gather_rows, shard_slice
+from utils.distributed.process_group import init_distributed, to_device, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
 from utils.logs.run_log import curves_folder, init_logging, log
 from utils.training.arcface_task import ArcFaceTask
@@ -168,11 +168,11 @@ def _save_gradients(world, folder, data):
     config = small_config(folder, data)
     task = small_task(config, 4, world)
     images, labels = _batch()
-    part = share_of(16, world)
+    part = shard_slice(16, world)
     _loss(task, images[part], labels[part]).backward()
     gradients = [p.grad.clone() for m in (task.backbone, task.header) for p in m.parameters()]
-    rows = gather_rows(torch.arange(16)[part].numpy(), world)
-    torch.save({"gradients": gradients, "rows": rows.tolist(), "bn": unwrap(task.backbone).stem[1].running_mean},
+    rows = all_gather_rows(torch.arange(16)[part].numpy(), world)
+    torch.save({"gradients": gradients, "rows": rows.tolist(), "bn": unwrap_ddp(task.backbone).stem[1].running_mean},
                folder / f"{world.rank}.pt")  # fmt: skip
 
 
@@ -204,8 +204,8 @@ def _train_together(world, folder, data):
     accuracies, xnorm = [], []
 
     def verify(step):
-        accuracies.append(scorer.accuracies(unwrap(task.backbone), step))  # which shares the running statistics
-        runtime = TorchRuntime(unwrap(task.backbone), world.device, config.eval_batch)
+        accuracies.append(scorer.accuracies(unwrap_ddp(task.backbone), step))  # which shares the running statistics
+        runtime = TorchRuntime(unwrap_ddp(task.backbone), world.device, config.eval_batch)
         xnorm.append(scorer.score(runtime, step)["tiny"].xnorm)
         return accuracies[-1]
 
@@ -221,7 +221,7 @@ def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_pat
     assert first["accuracies"] == second["accuracies"] and len(first["accuracies"]) == 1
     # They are those of the checkpoint, which holds the first process's running statistics, not a mixture's.
     config = small_config(tmp_path, tiny_data, "val_targets=tiny")
-    backbone = place(build_backbone(config), CPU)
+    backbone = to_device(build_backbone(config), CPU)
     load_weights(backbone, tmp_path / "out" / "2backbone.pth")
     scores = Scorer(config, CPU).score(TorchRuntime(backbone, CPU.device, 128), 2)["tiny"]
     assert first["accuracies"][0] == {"tiny": scores.accuracy}
@@ -240,9 +240,9 @@ def test_a_verification_set_that_cannot_be_measured_is_named_before_training(tmp
 
 
 def test_one_process_needs_no_process_group():
-    with processes(device="cpu") as world:
+    with init_distributed(device="cpu") as world:
         assert world == CPU and not torch.distributed.is_initialized()
-    assert isinstance(wrap(nn.Linear(1, 1), CPU), nn.Linear)
+    assert isinstance(wrap_ddp(nn.Linear(1, 1), CPU), nn.Linear)
 
 
 def test_control_characters_in_a_message_stay_in_one_line(tmp_path, capsys, monkeypatch):

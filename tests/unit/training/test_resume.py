@@ -12,18 +12,18 @@ from easydict import EasyDict
 
 from tests.helpers.training import CPU, run, small_config, small_task, spawn
 from train import make_header
-from utils.checkpoints.run_file import PARTS, VERSION, read_checkpoint, write_checkpoint
+from utils.checkpoints.run_file import KEYS, VERSION, read_checkpoint, write_checkpoint
 from utils.checkpoints.weights import snapshot
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.training_data import load_training_data
 from utils.distillation.schedule import teacher_files
-from utils.distributed.runtime_errors import told
-from utils.distributed.shutdown import Requests, Stop
+from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import UserError
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
-from utils.training.progress import Position, epoch_ends, position_of
-from utils.training.resume import Start, find_start
+from utils.training.progress import TrainProgress, epoch_ends, progress_from_checkpoint
+from utils.training.resume import ResumePoint, resolve_resume
 from utils.training.step_ranges import StepRanges
 
 
@@ -83,7 +83,7 @@ def stop_at(step, config):
 
     Failing.__name__ = ArcFaceTask.__name__
     loader, num_classes = load_training_data(config, CPU)
-    train(small_task(config, num_classes, way=Failing), loader, config, CPU)
+    train(small_task(config, num_classes, task_type=Failing), loader, config, CPU)
 
 
 # -------------------------------------------------------------------------------------------------- the order of images
@@ -94,7 +94,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
         parts = []
         for rank in range(size):
             sampler = EpochSampler(96, 4, rank, size, seed=5)
-            sampler.epoch, sampler.seen = 2, seen
+            sampler.epoch, sampler.samples_seen = 2, seen
             batches = list(sampler)
             assert len(batches) == sampler.steps(seen)
             parts.append(batches[:steps])
@@ -108,7 +108,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
 
 def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
-    ends = epoch_ends(config, EpochSampler(40, 8), Position(7, StepRanges.load([5]), 16))
+    ends = epoch_ends(config, EpochSampler(40, 8), TrainProgress(7, StepRanges.load([5]), 16))
     assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
     assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
     with pytest.raises(IndexError):
@@ -123,19 +123,19 @@ def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
 
 def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
     """Ones of the same number of steps, then of another, as with another number of processes."""
-    position = Position(0)
+    progress = TrainProgress(0)
     for _ in range(3):
-        position = Position(position.step + 5, position.ends).after_epoch()
+        progress = TrainProgress(progress.step + 5, progress.epoch_end_steps).after_epoch()
     million = StepRanges(range(5, 10**7, 5), range(10**7 + 3, 2 * 10**7, 3))
-    for ends in (position.ends, million, million.append(3 * 10**7), StepRanges()):
-        state = dict.fromkeys(PARTS) | {
+    for ends in (progress.epoch_end_steps, million, million.append(3 * 10**7), StepRanges()):
+        state = dict.fromkeys(KEYS) | {
             "version": VERSION,
             "position": {"step": 3 * 10**7, "ends": ends.save(), "seen": 0},
         }
         write_checkpoint(tmp_path, 1, state)
-        found = position_of(read_checkpoint(tmp_path))
-        assert found.epoch == len(ends) and found.ends.ranges == ends.ranges
-    assert position.ends.save() == [[5, 16, 5]] and million.append(3 * 10**7).save()[2:] == [3 * 10**7]
+        found = progress_from_checkpoint(read_checkpoint(tmp_path))
+        assert found.epoch == len(ends) and found.epoch_end_steps.ranges == ends.ranges
+    assert progress.epoch_end_steps.save() == [[5, 16, 5]] and million.append(3 * 10**7).save()[2:] == [3 * 10**7]
 
 
 def test_ends_in_older_checkpoints_are_numbers():
@@ -154,19 +154,19 @@ def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path,
     (tmp_path / "out").mkdir()
     for part in ("header", "backbone"):
         with pytest.raises(UserError, match=f"1000000000{part}.pth: no such checkpoint"):
-            find_start(config, ArcFaceTask, loader, CPU)
+            resolve_resume(config, ArcFaceTask, loader, CPU)
         (tmp_path / "out" / f"1000000000{part}.pth").touch()
-    assert find_start(config, ArcFaceTask, loader, CPU).position.is_last(config)
+    assert resolve_resume(config, ArcFaceTask, loader, CPU).progress.is_finished(config)
 
 
 def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "num_epoch=3")
     alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
     assert list(epoch_ends(config, alone)) == [10, 20, 30]
-    half_way = Position(13, StepRanges.load([10]), 12)  # alone until now
+    half_way = TrainProgress(13, StepRanges.load([10]), 12)  # alone until now
     assert list(epoch_ends(config, alone, half_way)) == [10, 20, 30]
     assert list(epoch_ends(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
-    assert list(epoch_ends(config, pair, Position(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
+    assert list(epoch_ends(config, pair, TrainProgress(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
     config.max_steps = 18
     assert list(epoch_ends(config, pair, half_way)) == [10, 16, 18]
     assert list(epoch_ends(config, alone)) == [10, 18]
@@ -177,13 +177,13 @@ class Recording(ArcFaceTask):
 
     def __init__(self, *networks):
         super().__init__(*networks)
-        self.seen = []
+        self.samples_seen = []
 
-    def start(self, optimizer):
+    def on_train_start(self, optimizer):
         self.optimizer = optimizer
 
     def __call__(self, batch):
-        self.seen.append((batch.indices.tolist(), self.optimizer.param_groups[0]["lr"]))
+        self.samples_seen.append((batch.indices.tolist(), self.optimizer.param_groups[0]["lr"]))
         return super().__call__(batch)
 
 
@@ -192,8 +192,8 @@ Recording.__name__ = ArcFaceTask.__name__
 
 def _record(world, folder, data, *overrides):
     config = small_config(folder, data, "batch_size=4", "lr=0.1", *overrides)
-    step, task = run(config, world=world, way=Recording)
-    torch.save((step, task.seen), folder / f"{config.max_steps}-{world.rank}.pt")
+    step, task = run(config, world=world, task_type=Recording)
+    torch.save((step, task.samples_seen), folder / f"{config.max_steps}-{world.rank}.pt")
 
 
 def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(tmp_path, tiny_data):
@@ -227,8 +227,8 @@ def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, 
     for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
         path.unlink()
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0", "global_step=5", "resume=1")
-    step, task = run(config, way=Recording)
-    assert step == 10 and len(task.seen) == 5  # the second epoch alone
+    step, task = run(config, task_type=Recording)
+    assert step == 10 and len(task.samples_seen) == 5  # the second epoch alone
     assert "Resumes from the files of step 5: epoch 1, step 0 of its 5; they hold no momentum" in said.text
     # At a rate of 0 the weights are those of step 5, of the backbone and of the header.
     for part, module in (("backbone", task.backbone), ("header", task.header)):
@@ -238,8 +238,8 @@ def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, 
     for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
         path.unlink()
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1", "global_step=5", "resume=1")
-    _, task = run(config, way=Recording)
-    assert [rate for _, rate in task.seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
+    _, task = run(config, task_type=Recording)
+    assert [rate for _, rate in task.samples_seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
 
 
 def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
@@ -247,8 +247,8 @@ def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
     run(config)
     for path in (tmp_path / "out").glob("checkpoint*"):
         path.unlink()
-    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), way=Recording)
-    assert step == 10 and len(task.seen) == 3
+    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), task_type=Recording)
+    assert step == 10 and len(task.samples_seen) == 3
     assert "epoch 1, step 2 of its 5" in said.text
     assert "Step 7 ends no epoch of 5 steps" in said.text
 
@@ -257,15 +257,15 @@ def test_resume_1_goes_back_once(tmp_path, tiny_data, said):
     """To the step that is named, though checkpoint.pth is further; the same command again goes on with its own."""
     run(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
     back = ["num_epoch=2", "global_step=5", "resume=1"]
-    step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), way=Recording)
-    assert step == 8 and len(task.seen) == 3 and "Resumes from the files of step 5" in said.text
+    step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), task_type=Recording)
+    assert step == 8 and len(task.samples_seen) == 3 and "Resumes from the files of step 5" in said.text
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 8
     assert torch.load(tmp_path / "out" / "old-1" / "checkpoint.pth")["position"]["step"] == 7
     # What is left is of this run: the step it began with, and its own.
     assert {path.name for path in (tmp_path / "out").glob("*backbone.pth")} == {"5backbone.pth", "8backbone.pth"}
     assert (tmp_path / "out" / "old-1" / "7backbone.pth").is_file()
-    step, task = run(small_config(tmp_path, tiny_data, *back), way=Recording)
-    assert step == 10 and len(task.seen) == 2 and "Resumes at step 8" in said.text
+    step, task = run(small_config(tmp_path, tiny_data, *back), task_type=Recording)
+    assert step == 10 and len(task.samples_seen) == 2 and "Resumes at step 8" in said.text
 
 
 def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
@@ -285,8 +285,8 @@ def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
     (tmp_path / "out" / "9backbone.pth").unlink()
     step, _ = run(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
     assert step == 9 and "9backbone.pth" in weights(tmp_path / "out")
-    position = read_checkpoint(tmp_path / "out")["position"]
-    assert (position["ends"], position["seen"]) == ([9], 0)
+    progress = read_checkpoint(tmp_path / "out")["position"]
+    assert (progress["ends"], progress["seen"]) == ([9], 0)
 
 
 def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
@@ -299,9 +299,9 @@ def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
 
 def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):
     run(small_config(tmp_path, tiny_data, "max_steps=2"))
-    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
     out = tmp_path / "out"
-    assert len(task.seen) == 3 and f"are now in {out / 'old-1'}" in said.text
+    assert len(task.samples_seen) == 3 and f"are now in {out / 'old-1'}" in said.text
     assert read_checkpoint(out)["position"]["step"] == 3
     assert torch.load(out / "old-1" / "checkpoint.pth")["position"]["step"] == 2
 
@@ -313,9 +313,9 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
     for steps in (4, 3, 2):
         config = small_config(tmp_path, tiny_data, f"max_steps={steps}", "resume=0")
         loader, num_classes = load_training_data(config, CPU)
-        start = find_start(config, ArcFaceTask, loader, CPU)
+        resume_point = resolve_resume(config, ArcFaceTask, loader, CPU)
         begin = partial((out / "config.json").write_text, str(steps))
-        train(small_task(config, num_classes), loader, config, CPU, start=start, on_begin=begin)
+        train(small_task(config, num_classes), loader, config, CPU, resume_point=resume_point, on_begin=begin)
         (out / "results.json").write_text(str(steps))
     published = {folder.name: {path.name for path in folder.glob("*backbone.pth")} for folder in (out, *out.glob("o*"))}
     assert published == {"out": {"2backbone.pth"}, "old-1": {"4backbone.pth"}, "old-2": {"3backbone.pth"}}
@@ -336,8 +336,8 @@ def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, 
     run(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), way=Recording)
-    assert len(task.seen) == steps
+    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
+    assert len(task.samples_seen) == steps
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "max_steps=2")
     run(config)
     with pytest.raises(UserError, match=r"config output: .* is of another kind of run \(ArcFaceTask\)"):
-        find_start(config, DistillTask, load_training_data(config, CPU)[0], CPU)
+        resolve_resume(config, DistillTask, load_training_data(config, CPU)[0], CPU)
     other = small_config(tmp_path, write_data(tmp_path / "more", shots=12), "max_steps=4")
     with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, here are 48"):
         run(other)
@@ -384,8 +384,8 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
 
 
 def state(step, size=1000):
-    position = {"step": step, "ends": [], "seen": 0}
-    return dict.fromkeys(PARTS) | {"version": VERSION, "position": position, "weights": torch.full((size,), step)}
+    progress = {"step": step, "ends": [], "seen": 0}
+    return dict.fromkeys(KEYS) | {"version": VERSION, "position": progress, "weights": torch.full((size,), step)}
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):
@@ -490,7 +490,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
 
 
 def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(Stop, "asked", lambda self, report=False: Requests(signal=signal.SIGTERM))
+    monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, report=False: Requests(signal=signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         run(small_config(tmp_path, tiny_data, "max_steps=2"))
     assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
@@ -511,13 +511,16 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
 )
 def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
     config = EasyDict(timeout=1800, resume="auto")
-    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), told(config):
+    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), translate_runtime_errors(config):
         raise RuntimeError(text)
 
 
 def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
     config = EasyDict(timeout=1800, resume="0")
-    with pytest.raises(UserError, match="the same command, without --resume 0, goes on"), told(config):
+    with (
+        pytest.raises(UserError, match="the same command, without --resume 0, goes on"),
+        translate_runtime_errors(config),
+    ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
 
 
@@ -528,7 +531,7 @@ def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data)
 
 def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data)
-    assert find_start(config, ArcFaceTask, load_training_data(config, CPU)[0], CPU) == Start()
+    assert resolve_resume(config, ArcFaceTask, load_training_data(config, CPU)[0], CPU) == ResumePoint()
 
 
 # --------------------------------------------------------------------------------------------------- the sharded header
@@ -537,10 +540,10 @@ def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
 def _train_sharded(world, folder, data, *overrides):
     config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
     loader, num_classes = load_training_data(config, world)
-    start = find_start(config, ArcFaceTask, loader, world)
+    resume_point = resolve_resume(config, ArcFaceTask, loader, world)
     backbone = small_task(config, num_classes, world).backbone
     header = make_header(config, num_classes, world)
-    train(ArcFaceTask(backbone, header), loader, config, world, start=start)
+    train(ArcFaceTask(backbone, header), loader, config, world, resume_point=resume_point)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.75])

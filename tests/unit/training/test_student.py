@@ -16,7 +16,7 @@ from utils.training.student import check_student, load_student
 FRESH = ["max_steps=1", "lr=0", "save_initial=0", "workers=0"]
 
 
-def start(demo, out, *arguments, command="train.py", **environment):
+def resume_point(demo, out, *arguments, command="train.py", **environment):
     """Trains one step at a learning rate of 0 from the demo's weights."""
     script = ["./train.sh"] if environment else [sys.executable, command]
     where = [f"output={out}", f"log_dir={out}", "student_pth=output/demo", "student_global_step=12"]
@@ -29,7 +29,7 @@ def differing(ours, theirs) -> list[str]:
 
 @pytest.mark.parametrize("nproc", ["1", "2"])
 def test_training_starts_from_weights_with_a_new_header(demo, tmp_path, nproc):
-    done = start(demo, tmp_path, NPROC=nproc)
+    done = resume_point(demo, tmp_path, NPROC=nproc)
     assert done.returncode == 0, done.stderr
     assert "Starts from the weights in output/demo/12backbone.pth, with a new header" in done.stdout
     weights = demo / "output" / "demo"
@@ -41,7 +41,7 @@ def test_training_starts_from_weights_with_a_new_header(demo, tmp_path, nproc):
 
 @pytest.mark.parametrize("head", ["whole", "sharded"])
 def test_the_header_may_come_along(demo, tmp_path, head):
-    done = start(demo, tmp_path, "student_header=True", f"head={head}", NPROC="2")
+    done = resume_point(demo, tmp_path, "student_header=True", f"head={head}", NPROC="2")
     assert done.returncode == 0, done.stderr
     assert "12backbone.pth, with their header" in done.stdout
     assert not differing(
@@ -52,7 +52,7 @@ def test_the_header_may_come_along(demo, tmp_path, head):
 def test_a_file_of_weights_of_any_name_serves(demo, tmp_path):
     weights = tmp_path / "PocketNet.pth"
     weights.write_bytes((demo / "output" / "demo" / "12backbone.pth").read_bytes())
-    done = start(demo, tmp_path / "out", f"student_pth={weights}")
+    done = resume_point(demo, tmp_path / "out", f"student_pth={weights}")
     assert done.returncode == 0 and f"Starts from the weights in {weights}" in done.stdout, done.stderr
 
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_one_line(demo, tmp_path):
             "config student_pth: 'output/demo/12backbone.pth' is in the output folder",
         ),
     ):
-        failed = start(demo, tmp_path, *fields)
+        failed = resume_point(demo, tmp_path, *fields)
         assert failed.returncode == 2 and re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
         assert not list(tmp_path.glob("*.pth"))
 
@@ -93,15 +93,15 @@ def test_weights_that_are_a_pipe_are_named(tmp_path, tiny_data):
 def test_a_run_that_goes_on_needs_the_weights_no_more(demo, tmp_path):
     weights = tmp_path / "PocketNet.pth"
     weights.write_bytes((demo / "output" / "demo" / "12backbone.pth").read_bytes())
-    assert start(demo, tmp_path / "out", f"student_pth={weights}").returncode == 0
+    assert resume_point(demo, tmp_path / "out", f"student_pth={weights}").returncode == 0
     weights.unlink()
-    done = start(demo, tmp_path / "out", f"student_pth={weights}", "max_steps=2")
+    done = resume_point(demo, tmp_path / "out", f"student_pth={weights}", "max_steps=2")
     assert done.returncode == 0 and "Resumes at step 1" in done.stdout and "Starts from" not in done.stdout, done.stderr
 
 
 def test_other_data_may_follow(demo, tmp_path):
     """Fine-tuning: another data set with other people."""
     data = write_data(tmp_path / "data", identities=3)
-    done = start(demo, tmp_path / "out", f"rec={data}", "val_targets=tiny")
+    done = resume_point(demo, tmp_path / "out", f"rec={data}", "val_targets=tiny")
     assert done.returncode == 0, done.stderr
     assert read_weights(tmp_path / "out" / "1header.pth")["kernel"].shape == (32, 3)

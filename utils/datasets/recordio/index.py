@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from utils.errors import UserError
-from utils.filesystem import open_regular
+from utils.filesystem import open_regular_file
 
 PART_HEAD = 8  # bytes in front of a part's payload: magic and length
 
@@ -21,7 +21,7 @@ class RecordError(UserError):
 
 
 @contextmanager
-def naming_file(path: Path) -> Iterator[None]:
+def as_record_error(path: Path) -> Iterator[None]:
     """Turn what the system reports into a RecordError that names the file."""
     try:
         yield
@@ -31,8 +31,8 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def open_record_file(path: Path) -> BinaryIO:
     """Open a record or index file. Raises UserError where there is none, or something else than a regular file."""
-    with naming_file(path):
-        return open_regular(path)
+    with as_record_error(path):
+        return open_regular_file(path)
 
 
 def reindex_hint(rec: Path) -> str:
@@ -54,7 +54,7 @@ def read_index(idx: Path, rec: Path, size: int) -> tuple[np.ndarray, np.ndarray,
 
 def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return keys and offsets of an index file as int64 arrays, in file order: 5.8 million lines take half a second."""
-    with open_record_file(path) as file, naming_file(path):
+    with open_record_file(path) as file, as_record_error(path):
         text = file.read()
     if not text:
         raise RecordError(f"{path}: the index is empty; copy it again")

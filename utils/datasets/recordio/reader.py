@@ -1,4 +1,4 @@
-"""Reads MXNet's indexed record files by key, and names what is wrong with them; utils/datasets/recordio/record_format.py has their format."""
+"""Reads the indexed record files of MXNet by key, and names what is wrong with them (format: record_format.py)."""
 
 import hashlib
 import mmap
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from utils.datasets.recordio.index import (
     PART_HEAD,
     RecordError,
-    naming_file,
+    as_record_error,
     open_record_file,
     read_index,
     reindex_hint,
@@ -48,7 +48,7 @@ class IndexedRecordReader:
             self._size = os.fstat(file.fileno()).st_size
             self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
             check_indexed_ends(file.fileno(), self.rec, self.idx, int(offsets.min()), int(offsets.max()), self._size)
-            with naming_file(self.rec):
+            with as_record_error(self.rec):
                 self._content = _digest_samples(file.fileno(), self._size)
         self.keys.flags.writeable = False
         self._offsets = np.append(offsets, self._size)  # so each has one behind it
@@ -218,7 +218,7 @@ class IndexedRecordReader:
         size = os.fstat(file).st_size
         if size < self._size:
             raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
-        with naming_file(self.rec):
+        with as_record_error(self.rec):
             if size > self._size or _digest_samples(file, size) != self._content:
                 raise RecordError(f"{self.rec}: {otherwise}")
         self._file = found  # touched, or replaced by a copy of itself

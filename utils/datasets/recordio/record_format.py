@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from utils.datasets.recordio.index import RecordError, naming_file
+from utils.datasets.recordio.index import RecordError, as_record_error
 from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART
 
 IMAGE_HEADER = struct.Struct("<IfQQ")
@@ -78,9 +78,9 @@ class IndexedRecordWriter:
         self.rec, self.idx = Path(rec), Path(idx)
         self._keys: set[int] = set()
         self._offset = 0
-        with naming_file(self.rec):
+        with as_record_error(self.rec):
             self._rec_file = self.rec.open("wb")
-        with naming_file(self.idx):
+        with as_record_error(self.idx):
             self._idx_file = self.idx.open("wb")
 
     def __enter__(self) -> Self:
@@ -91,9 +91,9 @@ class IndexedRecordWriter:
 
     def close(self) -> None:
         """Write out what is buffered. To close twice is allowed."""
-        with naming_file(self.rec):
+        with as_record_error(self.rec):
             self._rec_file.close()
-        with naming_file(self.idx):
+        with as_record_error(self.idx):
             self._idx_file.close()
 
     def write(self, key: int, record: bytes) -> None:
@@ -112,9 +112,9 @@ class IndexedRecordWriter:
             PART.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
             for cflag, part in zip(cflags, parts, strict=True)
         )
-        with naming_file(self.rec):
+        with as_record_error(self.rec):
             self._rec_file.write(data)
-        with naming_file(self.idx):
+        with as_record_error(self.idx):
             self._idx_file.write(b"%d\t%d\n" % (key, self._offset))
         self._keys.add(key)
         self._offset += len(data)

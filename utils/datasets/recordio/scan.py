@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.datasets.recordio.index import PART_HEAD, RecordError, naming_file, open_record_file, reindex_hint
+from utils.datasets.recordio.index import PART_HEAD, RecordError, as_record_error, open_record_file, reindex_hint
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
@@ -31,7 +31,7 @@ def scan_record(file: int, rec: Path, offset: int, size: int) -> ScannedRecord:
     """
     at, head, length, parts = offset, b"", 0, 0
     while True:
-        with naming_file(rec):
+        with as_record_error(rec):
             data = os.pread(file, PART_HEAD + HEAD, at)
         if len(data) < PART_HEAD:
             raise _no_record(rec, at, f"the file ends at byte {size}, amid a record")
