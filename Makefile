@@ -2,14 +2,15 @@
 # make demo-ijb the demo's network on a drawn set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
 # make demo-search a search on drawn faces, and what it finds beside other cells
-# make test     all checks and tests
+# make test     lint, types and the tests of minutes
+# make drills   the long tests: kills, faults, several machines, fuzz, MXNet
 # make help     the rest
 
 PYTHON ?= python3
 PY := .venv/bin/python
 SOURCES := config backbones utils eval NAS data tests benchmarks train.py train_kd.py
 
-.PHONY: help install demo demo-ijb demo-kd demo-search test check test-mxnet format clean
+.PHONY: help install demo demo-ijb demo-kd demo-search test drills check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,7 +19,8 @@ help:
 	@echo "make demo-ijb    score the demo's network on a drawn set in the layout of IJB-C"
 	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
 	@echo "make demo-search search for cells on drawn faces; what it finds beside other cells"
-	@echo "make test        lint, types and every test"
+	@echo "make test        lint, types and the quick tests"
+	@echo "make drills      the long tests: kills, faults, several machines, fuzz, MXNet"
 	@echo "make check       lint and types alone"
 	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
 	@echo "make format      format the code"
@@ -74,8 +76,14 @@ demo-search: data/faces_demo/made.json
 
 # ----------------------------------------------------------------------- tests
 
-test: check test-mxnet
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --ignore tests/drills/test_mxnet.py
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: check
+	$(PYTEST) tests/unit tests/commands
+
+# What takes minutes: kills, faults, several machines, fuzz, and the record files against the real MXNet.
+drills: test-mxnet
+	$(PYTEST) tests/drills --ignore tests/drills/test_mxnet.py
 
 check: .venv/installed-dev
 	$(PY) -m ruff check $(SOURCES)

@@ -1,81 +1,23 @@
 """What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
 
 import itertools
-import json
 import logging
-import os
-import pickle
 import shutil
-import subprocess
 import sys
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
-import numpy as np
 import pytest
-import torch
 
-from tests.helpers import fork_server as forked
+from tests.helpers.commands import DEMO, run_command
+from tests.helpers.faces import write_data
+from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
 from utils.logs.run_log import log
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared"
 _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
-SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
-DEMO = ["--config", "config/config_demo.py", *SMALL]
 SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
-# Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
-PUBLISHED_CONFIG = """
-from easydict import EasyDict as edict
-
-config = edict()
-config.dataset = "emoreIresNet"
-config.embedding_size = 256
-config.momentum = 0.9
-config.weight_decay = 5e-4
-config.batch_size = 128
-config.lr = 0.1
-config.output = "output/PocketNetM256"
-config.global_step = 0
-config.s = 64.0
-config.m = 0.5
-config.test_output = "output/test"
-config.genotypes = dict({
-    "softmax_cifar10": "Genotype(normal=[[('dw_conv_7x7', 0), ('dw_conv_3x3', 1)]], normal_concat=range(2, 3), "
-                       "reduce=[[('max_pool_3x3', 0), ('dw_conv_7x7', 1)]], reduce_concat=range(2, 3))",
-    "softmax_casia": "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)]], normal_concat=range(2, 3), "
-                     "reduce=[[('dw_conv_3x3', 1), ('dw_conv_7x7', 0)]], reduce_concat=range(2, 3))",
-})
-config.teacher_pth = "output/teacher"
-config.teacher_global_step = 295672
-config.teacher_network = "resnet100"
-config.student_pth = ""
-config.student_global_step = 0
-config.net_name = "PocketNetM-256"
-config.channel = 32
-config.n_layers = 9
-config.w = 100
-if config.dataset == "emoreIresNet":
-    config.rec = "data/faces_emore"
-    config.num_classes = 85742
-    config.num_image = 5822653
-    config.num_epoch = 26
-    config.warmup_epoch = -1
-    config.val_targets = ["lfw", "cfp_fp"]
-    config.eval_step = 5686
-
-    def lr_step_func(epoch):
-        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(
-            [m for m in [8, 14, 20, 25] if m - 1 <= epoch])
-
-    config.lr_func = lr_step_func
-"""
 
 _LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume", "test_distill_commands", "test_nas"]
 
@@ -83,63 +25,6 @@ _LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no processor waits for the last of them alone."""
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
-
-
-def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torch.Tensor]:
-    """The state dict that the golden vectors were made with: values drawn by key, in float32."""
-    state = {}
-    for key, shape in shapes.items():
-        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
-        if key.endswith("num_batches_tracked"):
-            values = np.zeros(shape, np.int64)
-        elif key.endswith("running_var"):
-            values = 0.5 + rng.random(shape)
-        elif key.endswith("running_mean"):
-            values = 0.1 * rng.standard_normal(shape)
-        elif len(shape) == 1:
-            values = 0.5 + 0.5 * rng.random(shape) if key.endswith("weight") else 0.1 * rng.standard_normal(shape)
-        else:
-            values = rng.standard_normal(shape) * np.sqrt(0.6 / np.prod(shape[1:]))
-        state[key] = torch.from_numpy(np.asarray(values, np.int64 if values.dtype == np.int64 else np.float32))
-    return state
-
-
-def golden_images(seed: int, n: int) -> torch.Tensor:
-    """The inputs of the golden vectors: (n, 3, 112, 112)."""
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (n, 3, 112, 112)).astype(np.float32))
-
-
-def face(identity: int, rng: np.random.Generator) -> np.ndarray:
-    """A 112×112 RGB image that a network can tell by its identity: coarse blocks of the identity, plus noise."""
-    blocks = np.random.default_rng([7, identity]).integers(40, 216, (7, 7, 3))
-    image = np.kron(blocks, np.ones((16, 16, 1))) + rng.normal(0, 20, (112, 112, 3))
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def encode(image: np.ndarray, kind: str = ".jpg") -> bytes:
-    """An RGB image as the bytes of a file."""
-    return cv2.imencode(kind, image[:, :, ::-1])[1].tobytes()
-
-
-def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20, seed: int = 3) -> Path:
-    """A data set in the MS1MV2 layout (train.rec, train.idx, property) with a verification set `tiny.bin`."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    n = identities * shots
-    with IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer:
-        writer.write(0, pack(Header(2, np.array([n + 1, n + 1 + identities]), 0, 0), b""))
-        for i in range(n):
-            label = i // shots
-            header = Header(0, float(label), i, 0) if i % 2 else Header(2, np.array([label, 0]), i, 0)
-            writer.write(i + 1, pack(header, encode(face(label, rng), ".png" if i % 3 == 0 else ".jpg")))
-        for label in range(identities):
-            ends = np.array([1 + label * shots, 1 + (label + 1) * shots])
-            writer.write(n + 1 + label, pack(Header(2, ends, 0, 0), b""))
-    (folder / "property").write_text(f"{identities},112,112")
-    same = [bool(i % 2) for i in range(pairs)]
-    images = [encode(face(100 + (i if s else i + j * 50), rng)) for i, s in enumerate(same) for j in (0, 1)]
-    (folder / "tiny.bin").write_bytes(pickle.dumps((images, same)))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -176,24 +61,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_command(folder: Path, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the folder as a person would, with this interpreter; two minutes at most."""
-    plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
-    everything = plain | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
-    parts = [str(part) for part in command]
-    if parts[0] == sys.executable and (parts[1] == "-m" or parts[1].endswith(".py")) and not environment:
-        return forked.run(parts[1:], folder, everything)
-    return subprocess.run(
-        parts,
-        cwd=folder,
-        env=everything,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="session")
 def demo(project) -> Path:
     """The project with a few demo faces, trained for two epochs by train.sh."""
@@ -203,39 +70,6 @@ def demo(project) -> Path:
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
     return project
-
-
-def copy_run(folder: Path, to: Path) -> Path:
-    """A copy of a run's folder as if the run had been there: its config.json names another."""
-    shutil.copytree(folder, to)
-    kept = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps(kept | {"output": str(to)}))
-    return to
-
-
-def write_overflowing(path: Path, to: Path) -> None:
-    """Weights whose embeddings are not finite, though each weight is."""
-    weights = torch.load(path, weights_only=True)
-    for value in weights.values():
-        if value.is_floating_point():
-            value.fill_(3e38)
-    torch.save(weights, to)
-
-
-def add_bad_checkpoints(folder: Path) -> Path:
-    """A cut, a foreign and an overflowing checkpoint (steps 3, 4 and 5) beside the sound one of step 6."""
-    (folder / "3backbone.pth").write_bytes((folder / "6backbone.pth").read_bytes()[:5000])
-    torch.save({"other.weight": torch.zeros(3)}, folder / "4backbone.pth")
-    write_overflowing(folder / "6backbone.pth", folder / "5backbone.pth")
-    return folder
-
-
-def bad_checkpoints_error(total: int) -> str:
-    """A pattern of the one line that names them."""
-    return (
-        rf"error: 3 of {total} checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
-        r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"
-    )
 
 
 @pytest.fixture

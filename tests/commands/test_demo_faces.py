@@ -10,7 +10,8 @@ import pytest
 from data.make_demo_faces import Plan, make, person_photos, plan_pairs
 from data.synthetic.people import Person, Shot
 from data.synthetic.procedural import draw
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import run_command
+from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.errors import UserError
 

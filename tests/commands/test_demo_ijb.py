@@ -17,7 +17,8 @@ from data.synthetic.canvas import SIZE, TEMPLATE
 from data.synthetic.people import Person
 from data.synthetic.photos import LONGEST, ROLL, SHORTEST, View, sample_template
 from data.synthetic.procedural import draw
-from tests.conftest import ROOT, run_command
+from tests.helpers.commands import run_command
+from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
 SMALL = Plan(people=3, probes=2, pairs=7)

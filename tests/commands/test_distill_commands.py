@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import DEMO, run_command
+from tests.helpers.commands import DEMO, run_command
 from utils.checkpoints.weights import read_weights
 
 SPEED_LINE = (

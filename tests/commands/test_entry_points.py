@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from eval.inputs.bins import load_bin
-from tests.conftest import DEMO, PUBLISHED_CONFIG, ROOT, SHARED, SMALL, run_command
+from tests.helpers.commands import DEMO, SMALL, run_command
+from tests.helpers.paths import ROOT, SHARED
+from tests.helpers.published_configs import PUBLISHED_CONFIG
 
 SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+   Global Step: \d+   Required: [\d.]+ h"
 PUBLISHED_BUT_SMALL = {

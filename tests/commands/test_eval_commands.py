@@ -29,18 +29,9 @@ from eval.inputs.bins import read_bin
 from eval.inputs.pairs import read_pairs
 from eval.inputs.sets import VerificationSet, bin_set, photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
-from tests.conftest import (
-    DEMO,
-    SMALL,
-    add_bad_checkpoints,
-    bad_checkpoints_error,
-    copy_run,
-    encode,
-    face,
-    run_command,
-    write_data,
-    write_overflowing,
-)
+from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error, write_overflowing
+from tests.helpers.commands import DEMO, SMALL, copy_run, run_command
+from tests.helpers.faces import encode, face, write_data
 from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli
 

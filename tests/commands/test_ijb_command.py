@@ -28,8 +28,9 @@ from eval.IJB.report import FPRS
 from eval.IJB.templates import Switches
 from eval.inference.embedding import TorchRuntime
 from eval.inference.openvino import is_installed
-from tests.conftest import DEMO, SMALL, add_bad_checkpoints, bad_checkpoints_error, run_command
-from tests.unit.evaluation.test_ijb import published_features, published_search, published_templates
+from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error
+from tests.helpers.commands import DEMO, SMALL, run_command
+from tests.helpers.ijb_reference import published_features, published_search, published_templates
 from utils.errors import run_cli
 from utils.logs.run_log import log
 

@@ -7,7 +7,9 @@ import pytest
 
 from data.pack import find_people, write_records
 from data.reindex import read_keys
-from tests.conftest import ROOT, encode, face, run_command
+from tests.helpers.commands import run_command
+from tests.helpers.faces import encode, face
+from tests.helpers.paths import ROOT
 from utils.datasets.data_folder import check_training_files
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.image_header import SUFFIXES

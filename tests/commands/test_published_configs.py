@@ -8,7 +8,8 @@ import pytest
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import SHARED, run_command
+from tests.helpers.commands import run_command
+from tests.helpers.paths import SHARED
 from tests.helpers.published_configs import PUBLISHED, published_config
 from utils.distillation.teacher import teacher_network
 

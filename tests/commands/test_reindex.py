@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from data.reindex import read_keys, write_index
-from tests.conftest import GOLDEN, ROOT, SHARED, run_command, write_data
-from tests.unit.datasets.test_recordio import MAGIC, overwrite, random_payloads, write
+from tests.helpers.commands import run_command
+from tests.helpers.faces import write_data
+from tests.helpers.paths import GOLDEN, ROOT, SHARED
+from tests.helpers.records import MAGIC, overwrite, random_payloads, write
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import Header, pack
 from utils.errors import UserError

@@ -17,7 +17,7 @@ from config import load_config
 from NAS import derive
 from NAS.derive import config_text, found_genotype
 from NAS.supernet import Supernet
-from tests.conftest import run_command
+from tests.helpers.commands import run_command
 from utils.errors import UserError
 from utils.flops import Cost
 

@@ -36,7 +36,9 @@ from torch import nn
 from backbones.augment_cells import AugmentCell
 from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse, to_json, to_text
 from eval.inputs.bins import load_bin, read_bin
-from tests.conftest import ROOT, encode, write_data
+from tests.helpers.faces import encode, write_data
+from tests.helpers.paths import ROOT
+from tests.helpers.pickles import memory, pickle_of, zipped
 from tests.helpers.training import CPU, small_config
 from utils.checkpoints.weights import load_weights, read_weights, save_atomic
 from utils.datasets.face_dataset import MOST_CLASSES, FaceDataset
@@ -173,13 +175,6 @@ def fuzz(target: Target) -> Counter[str]:
         read(content)
     read_damaged()
     return outcomes
-
-
-def memory(field: str) -> int:
-    """Bytes of this process: VmHWM, the most it has had; VmSize, its addresses."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) << 10
 
 
 def check_message(error: UserError, names: str) -> None:
@@ -473,25 +468,6 @@ def genotypes(folder: Path) -> Iterator[Target]:
 HUGE = b"\x8a\x08" + struct.pack("<q", 10**12)  # as a pickle has a number
 
 
-def zipped(pickled_weights: bytes, *records: bytes, inflated: int = 0) -> bytes:
-    """A checkpoint as torch lays it out, of this pickle and the bytes of these storages.
-
-    inflated: megabytes that a last record has, compressed to a thousandth.
-    """
-    names = {"data.pkl": pickled_weights, "byteorder": b"little", "version": b"3\n"}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, content in (names | {f"data/{i}": record for i, record in enumerate(records)}).items():
-            file.writestr(f"a/{name}", content)
-        if inflated:
-            last = zipfile.ZipInfo(f"a/data/{len(records)}")
-            last.compress_type = zipfile.ZIP_DEFLATED
-            with file.open(last, "w") as record:
-                for _ in range(inflated):
-                    record.write(bytes(10**6))
-    return buffer.getvalue()
-
-
 def module() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
 
@@ -511,11 +487,6 @@ WORDS += b"FloatStorage LongStorage UntypedStorage HalfStorage QUInt8Storage Com
 WORDS += [b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02", b"q\x01", b"h\x01", b"\x85", b"\x86", b"\x88", HUGE]
 WORDS += [b"K\x00", b"K\x01", b"K\x03", b"J\xff\xff\xff\xff"]
 WORDS += [b"cos\nsystem\n", b"cbuiltins\nbytearray\n", b"ctorch\nSize\n"]
-
-
-def pickle_of(checkpoint: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(checkpoint)) as file:
-        return next(file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
 
 
 def checkpoints(folder: Path) -> Iterator[Target]:

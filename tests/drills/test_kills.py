@@ -11,9 +11,10 @@ import time
 import pytest
 import torch
 
-from tests.conftest import ROOT, run_command
-from tests.drills.test_faults import Started, children, fields, step_of
-from tests.unit.training.test_resume import assert_same, weights
+from tests.helpers.commands import run_command
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Started, children, fields, step_of
+from tests.helpers.published_files import assert_same, weights
 
 
 @pytest.mark.parametrize("way", ["arcface", "template", "multi-step", "search"])

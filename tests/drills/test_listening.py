@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DEMO, ROOT, copy_run
-from tests.drills.test_faults import Started, children, fields
+from tests.helpers.commands import DEMO, copy_run
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Started, children, fields
 from tests.helpers.sockets import address_of, is_loopback, listening_addresses
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs /proc/net of Linux")

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from NAS.data import split
-from tests.conftest import ROOT, run_command, write_data
-from tests.drills.test_faults import Started, children, fields, step_of
+from tests.helpers.commands import run_command
+from tests.helpers.faces import write_data
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Started, children, fields, step_of
 from tests.helpers.training import CPU, run, small_config
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler

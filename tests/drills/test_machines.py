@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT, run_command
-from tests.drills.test_faults import Started, children, fields
-from tests.unit.training.test_resume import assert_same, weights
+from tests.helpers.commands import run_command
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Started, children, fields
+from tests.helpers.published_files import assert_same, weights
 
 NAMES = [f"pocketnet{os.getpid()}-{i}" for i in range(2)]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack, unpack
 

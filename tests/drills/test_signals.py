@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.drills.test_faults import Started, children, fields, step_of
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import Started, children, fields, step_of
 from tests.helpers.training import CPU
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals, is_ignored

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tests.conftest import GOLDEN
+from tests.helpers.paths import GOLDEN
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "published_configs.json").read_text())
 _OF_NETWORK = ("channel", "n_layers")
@@ -38,3 +38,51 @@ def published_config(fields: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+# Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
+PUBLISHED_CONFIG = """
+from easydict import EasyDict as edict
+
+config = edict()
+config.dataset = "emoreIresNet"
+config.embedding_size = 256
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.1
+config.output = "output/PocketNetM256"
+config.global_step = 0
+config.s = 64.0
+config.m = 0.5
+config.test_output = "output/test"
+config.genotypes = dict({
+    "softmax_cifar10": "Genotype(normal=[[('dw_conv_7x7', 0), ('dw_conv_3x3', 1)]], normal_concat=range(2, 3), "
+                       "reduce=[[('max_pool_3x3', 0), ('dw_conv_7x7', 1)]], reduce_concat=range(2, 3))",
+    "softmax_casia": "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)]], normal_concat=range(2, 3), "
+                     "reduce=[[('dw_conv_3x3', 1), ('dw_conv_7x7', 0)]], reduce_concat=range(2, 3))",
+})
+config.teacher_pth = "output/teacher"
+config.teacher_global_step = 295672
+config.teacher_network = "resnet100"
+config.student_pth = ""
+config.student_global_step = 0
+config.net_name = "PocketNetM-256"
+config.channel = 32
+config.n_layers = 9
+config.w = 100
+if config.dataset == "emoreIresNet":
+    config.rec = "data/faces_emore"
+    config.num_classes = 85742
+    config.num_image = 5822653
+    config.num_epoch = 26
+    config.warmup_epoch = -1
+    config.val_targets = ["lfw", "cfp_fp"]
+    config.eval_step = 5686
+
+    def lr_step_func(epoch):
+        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(
+            [m for m in [8, 14, 20, 25] if m - 1 <= epoch])
+
+    config.lr_func = lr_step_func
+"""

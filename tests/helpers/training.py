@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace

@@ -23,8 +23,8 @@ from config import (
 )
 from config.base import config as base
 from config.usage import unused_fields
-from tests.conftest import GOLDEN, PUBLISHED_CONFIG, ROOT
-from tests.helpers.published_configs import PUBLISHED, published_config
+from tests.helpers.paths import GOLDEN, ROOT
+from tests.helpers.published_configs import PUBLISHED, PUBLISHED_CONFIG, published_config
 from utils.errors import UserError
 
 S128 = ROOT / "config" / "config_PocketNetS128.py"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 
 OURS = {"config", "backbones", "utils", "eval", "data", "NAS", "train", "train_kd", "benchmarks"}
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from backbones import build_backbone
 from config import NET_NAMES, load_config, shipped_configs
-from tests.conftest import GOLDEN, ROOT, golden_images, golden_state
+from tests.helpers.golden import golden_images, golden_state
+from tests.helpers.paths import GOLDEN, ROOT
 from utils.flops import count
 
 SHAPES = json.loads((GOLDEN / "state_dict_shapes.json").read_text())

@@ -23,7 +23,8 @@ from NAS.search import CONFIG
 from NAS.supernet import NONE, PRIMITIVES, SKIP, Supernet, derive
 from NAS.task import SearchTask
 from NAS.visualize import draw_cells
-from tests.conftest import GOLDEN, golden_images, golden_state
+from tests.helpers.golden import golden_images, golden_state
+from tests.helpers.paths import GOLDEN
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader

@@ -9,7 +9,7 @@ from torch import nn
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import ROOT, SHARED
+from tests.helpers.paths import ROOT, SHARED
 from utils.checkpoints.weights import CheckpointError, list_backbones, load_weights, save_weights
 from utils.losses.arcface import ArcFace
 

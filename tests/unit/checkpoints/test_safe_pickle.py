@@ -21,8 +21,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ROOT, SHARED
-from tests.drills.test_fuzz import memory, pickle_of, zipped
+from tests.helpers.paths import ROOT, SHARED
+from tests.helpers.pickles import memory, pickle_of, zipped
 from utils.checkpoints.weights import CheckpointError, load_safe, read_weights
 
 LIMIT = 256 << 20  # bytes of addresses beside those of Python and torch

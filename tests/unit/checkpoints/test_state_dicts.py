@@ -8,7 +8,7 @@ from torch import nn
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from utils.checkpoints.state_dicts import CheckpointError, check_state, first_not_finite, is_finite
 from utils.checkpoints.weights import load_weights, read_weights
 from utils.losses.arcface import ArcFace

@@ -17,7 +17,9 @@ from easydict import EasyDict
 
 from config import require_data
 from NAS.data import SearchFaces
-from tests.conftest import GOLDEN, ROOT, encode, face, run_command, write_data
+from tests.helpers.commands import run_command
+from tests.helpers.faces import encode, face, write_data
+from tests.helpers.paths import GOLDEN, ROOT
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.recordio.image_keys import find_image_end, find_image_keys
 from utils.datasets.recordio.reader import IndexedRecordReader

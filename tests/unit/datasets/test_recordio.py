@@ -1,5 +1,6 @@
 """Record files against those that MXNet wrote (tests/golden/rec), round trips, and files that are damaged."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.records import MAGIC, overwrite, random_payloads, write
 from utils.datasets.recordio import reader as record_reader
 from utils.datasets.recordio.index import RecordError
 from utils.datasets.recordio.reader import IndexedRecordReader
@@ -19,27 +21,11 @@ from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, p
 from utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rec"
-MAGIC = bytes.fromhex("0a23d7ce")
-
-
-def write(folder, records, name="a"):
-    """Write `records`, a dict by key or a list, and return the paths of rec and idx."""
-    rec, idx = folder / f"{name}.rec", folder / f"{name}.idx"
-    with IndexedRecordWriter(rec, idx) as writer:
-        for key, record in records.items() if isinstance(records, dict) else enumerate(records):
-            writer.write(key, record)
-    return rec, idx
 
 
 def part(cflag, payload, length=None):
     length = len(payload) if length is None else length
     return MAGIC + struct.pack("<I", cflag << 29 | length) + payload + bytes(-len(payload) % 4)
-
-
-def overwrite(path, offset, data):
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(data)
 
 
 def error_of(function, *named):
@@ -109,14 +95,6 @@ def test_golden_images_are_written_byte_for_byte(tmp_path):
 
 
 # ---- round trips
-
-
-def random_payloads(seed, count):
-    """Yield payloads of every length modulo four with magic words, whole and broken, at random positions."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        pieces = rng.integers(0, 12, rng.integers(0, 20))
-        yield b"".join(MAGIC if n > 9 else MAGIC[: n - 5] if n > 6 else rng.bytes(int(n)) for n in pieces)
 
 
 KEYS = {
@@ -669,6 +647,7 @@ def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(
 
 def test_no_file_is_left_open(tmp_path):
     rec, idx = write(tmp_path, [b"one"])
+    gc.collect()  # files of earlier tests
     opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     readers = [IndexedRecordReader(rec, idx) for _ in range(3)]
     assert [reader.read(0) for reader in readers] == [b"one"] * 3

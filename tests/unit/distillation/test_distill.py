@@ -13,7 +13,7 @@ from easydict import EasyDict
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
 from utils.distillation.schedule import align_teacher_steps, check_files, log_plan, teacher_files
 from utils.distillation.targets import TeacherTargets

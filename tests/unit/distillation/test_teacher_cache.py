@@ -12,7 +12,7 @@ import torch
 
 from backbones import build_backbone
 from config import load_config
-from tests.conftest import ROOT
+from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.training_data import load_training_data

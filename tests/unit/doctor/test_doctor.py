@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from config import load_config
-from tests.conftest import DEMO, ROOT, run_command, write_data
+from tests.helpers.commands import DEMO, run_command
 from tests.helpers.doctor_helpers import (
     Usage,
     ask,
@@ -20,6 +20,8 @@ from tests.helpers.doctor_helpers import (
     only,
     states,
 )
+from tests.helpers.faces import write_data
+from tests.helpers.paths import ROOT
 from utils.datasets.face_dataset import FaceDataset
 from utils.doctor import command as doctor
 from utils.doctor import data as checks_of_data
@@ -57,7 +59,7 @@ def test_a_warning_is_no_failure_and_a_failure_is_exit_code_1(demo):
     warned = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, "num_epoch=2")
     assert warned.returncode == 0
     assert "warn  resume     output/demo holds the whole run" in warned.stdout
-    failed = run_command(demo, sys.executable, "utils/doctor/command.py", *DEMO, "output=output/ill", "--multi-step")
+    failed = run_command(demo, sys.executable, "utils/doctor", *DEMO, "output=output/ill", "--multi-step")
     assert failed.returncode == 1
     assert "\nfail  teacher    config teacher_pth: is empty\n                 mend: name the folder" in failed.stdout
     assert "\npass  memory " in failed.stdout and failed.stdout.endswith(", 1 fail\n")
@@ -122,7 +124,7 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kd", "fields", "unused", "mend"),
+    ("kd", "fields", "unused", "fix"),
     [
         (False, ["w=3", "n_nodes=2"], "n_nodes, w: set, but not used by ./train.sh", "./train_kd.sh trains with"),
         (True, ["w=3", "n_nodes=2"], "n_nodes: set, but not used by ./train_kd.sh", "remove them from the config"),

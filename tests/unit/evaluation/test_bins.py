@@ -21,7 +21,7 @@ from eval import verification
 from eval.inputs.bins import SIDE, decode, load_bin, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import bin_set, photo_set
-from tests.conftest import SHARED
+from tests.helpers.paths import SHARED
 from utils.distributed.process_group import World
 from utils.errors import UserError
 

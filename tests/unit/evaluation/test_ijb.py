@@ -16,12 +16,13 @@ from config import load_config
 from eval.IJB import features as features_module
 from eval.IJB.alignment import TEMPLATE, crop, similarity
 from eval.IJB.features import Crops, Features, embed_images
-from eval.IJB.identification import FPIRS, Identification, identify, mean_of
+from eval.IJB.identification import Identification, identify, mean_of
 from eval.IJB.protocol import Images, line_of, read_images, read_pairs, read_protocol, read_subjects
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
 from eval.IJB.templates import Embeddings, Switches, pool, score_pairs
 from eval.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
-from tests.conftest import GOLDEN, ROOT
+from tests.helpers.ijb_reference import published_features, published_search, published_templates
+from tests.helpers.paths import GOLDEN, ROOT
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import sha256
@@ -34,49 +35,6 @@ SWITCHES = [Switches(*flags) for flags in product((True, False), repeat=3)]
 def golden() -> dict[str, np.ndarray]:
     with np.load(GOLDEN / "ijb.npz") as vectors:
         return dict(vectors)
-
-
-def published_features(direct, flipped, det_scores, switches: Switches) -> np.ndarray:
-    """The features of images by the published formula, one at a time in float64."""
-    features = []
-    for one, other, score in zip(direct.astype(float), flipped.astype(float), det_scores.astype(float), strict=True):
-        feature = one + other if switches.flip else one
-        if not switches.norm:
-            feature = feature / np.sqrt(np.sum(feature**2))
-        features.append(feature * score if switches.detector else feature)
-    return np.array(features)
-
-
-def published_templates(features, templates, media) -> np.ndarray:
-    """Grouped by template, then by medium: the mean of a medium, the sum of all, of unit length."""
-    pooled = []
-    for template in sorted(set(templates.tolist())):
-        total = np.zeros(features.shape[1])
-        for medium in sorted(set(media[templates == template].tolist())):
-            total += features[(templates == template) & (media == medium)].astype(float).mean(axis=0)
-        pooled.append(total / np.linalg.norm(total))
-    return np.array(pooled)
-
-
-def published_search(gallery, people, probes, subjects) -> tuple[float, float, dict[float, float | None], int, int]:
-    """Rank 1 and 5, TPIR by FPIR, mated probes and strangers: probe by probe, threshold by threshold."""
-    mated, strangers = [], []
-    for probe, subject in zip(probes, subjects, strict=True):
-        best: dict[int, float] = {}
-        for template, person in zip(gallery, people, strict=True):
-            best[person] = max(best.get(person, -np.inf), float(template @ probe))
-        if subject in best:
-            mated.append((sum(other > best[subject] for other in best.values()), best[subject]))
-        else:
-            strangers.append(max(best.values()))
-    tpir: dict[float, float | None] = {}
-    for fpir in FPIRS:
-        thresholds = sorted({*strangers, *(mate for _, mate in mated), np.inf})
-        fit = [t for t in thresholds if sum(s >= t for s in strangers) <= fpir * len(strangers) + 1e-9]
-        found = float(np.mean([rank == 0 and mate >= min(fit) for rank, mate in mated]))
-        tpir[fpir] = found if fpir * len(strangers) >= 1 - 1e-9 else None
-    ranks = np.array([rank for rank, _ in mated])
-    return float(np.mean(ranks == 0)), float(np.mean(ranks < 5)), tpir, len(mated), len(strangers)
 
 
 # ------------------------------------------------------------------------------------------------------- golden vectors

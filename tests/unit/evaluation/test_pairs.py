@@ -18,7 +18,7 @@ from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.photos import PhotoFiles
 from eval.inputs.sets import bin_set, load_sets, photo_set
 from eval.scoring import measure
-from tests.conftest import encode, face
+from tests.helpers.faces import encode, face
 from utils.distributed.process_group import World
 from utils.errors import UserError
 

@@ -20,7 +20,8 @@ from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.photos import PhotoFiles, PixelBudget, open_photo
 from eval.inputs.sets import load_sets
-from tests.conftest import ROOT, encode, face, write_data
+from tests.helpers.faces import encode, face, write_data
+from tests.helpers.paths import ROOT
 from utils.datasets.image_header import photo_size
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line

@@ -27,8 +27,10 @@ from eval.report import Results, entries_of, format_tables, format_thresholds, r
 from eval.results import Report, thresholds_of
 from eval.scoring import FARS, Score, Scorer, measure
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
-from tests.conftest import ROOT, golden_state, run_command
-from tests.unit.evaluation.test_verification import reference
+from tests.helpers.commands import run_command
+from tests.helpers.golden import golden_state
+from tests.helpers.paths import ROOT
+from tests.helpers.verification_reference import reference
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import sha256

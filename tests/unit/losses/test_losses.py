@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import GOLDEN
+from tests.helpers.paths import GOLDEN
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.task import Batch

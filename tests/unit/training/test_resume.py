@@ -10,6 +10,7 @@ import pytest
 import torch
 from easydict import EasyDict
 
+from tests.helpers.published_files import assert_same, weights
 from tests.helpers.training import CPU, run, small_config, small_task, spawn
 from train import make_header
 from utils.checkpoints.run_file import KEYS, VERSION, read_checkpoint, write_checkpoint
@@ -25,19 +26,6 @@ from utils.training.engine import train
 from utils.training.progress import TrainProgress, epoch_ends, progress_from_checkpoint
 from utils.training.resume import ResumePoint, resolve_resume
 from utils.training.step_ranges import StepRanges
-
-
-def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
-    """The published files of a run, by name."""
-    published = [*folder.glob("*backbone.pth"), *folder.glob("*header.pth")]
-    return {path.name: torch.load(path, weights_only=True) for path in published}
-
-
-def assert_same(one, other) -> None:
-    assert one.keys() == other.keys() and one
-    for name, state in one.items():
-        for key, value in state.items():
-            assert torch.equal(value, other[name][key]), f"{name}: {key}"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -290,7 +278,7 @@ def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
 
 
 def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
-    from tests.conftest import write_data
+    from tests.helpers.faces import write_data
 
     run(small_config(tmp_path, tiny_data, "max_steps=2"))
     run(small_config(tmp_path, write_data(tmp_path / "other", seed=9), "max_steps=3"))
@@ -368,7 +356,7 @@ def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
 
 
 def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
-    from tests.conftest import write_data
+    from tests.helpers.faces import write_data
     from utils.distillation.task import DistillTask
 
     config = small_config(tmp_path, tiny_data, "max_steps=2")

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import DEMO, run_command, write_data
+from tests.helpers.commands import DEMO, run_command
+from tests.helpers.faces import write_data
 from tests.helpers.training import CPU, small_config, small_task
 from utils.checkpoints.weights import read_weights, save_weights
 from utils.errors import UserError

@@ -1,0 +1,64 @@
+"""Commands that run while a test watches them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers.commands import SMALL
+from tests.helpers.paths import ROOT
+from utils.checkpoints.run_file import read_checkpoint
+
+
+def fields(data, folder) -> list[str]:
+    return ["--config", "config/config_demo.py", *SMALL, f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
+
+
+class Started:
+    """A command under way, in the project's folder."""
+
+    def __init__(self, *command: object, **environment: str) -> None:
+        plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
+        ours = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        self.said = ""
+        self.process = subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            env=plain | ours | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Some shells start what runs behind them with Ctrl-C ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def until(self, pattern: str) -> bool:
+        """Reads what it says as far as a line with the pattern; False where it ends without one."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said += line
+            if re.search(pattern, line):
+                return True
+        return False
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        assert self.process.stdout
+        self.said += self.process.stdout.read()
+        return self.process.wait(timeout=100)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, by threads of its."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def step_of(folder: Path) -> int:
+    state = read_checkpoint(folder)
+    assert state
+    return state["position"]["step"]
