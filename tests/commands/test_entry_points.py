@@ -107,7 +107,7 @@ def test_train_sh_in_two_processes(demo, tmp_path):
         ({"NPROC": "two"}, "NPROC: should be a whole number from 1, is 'two'"),
         ({"NPROC": "2", "NNODES": "2"}, "NODE_RANK: should be a whole number from 0, is ''"),
         ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK: should be below NNODES=2, is '2'"),
-        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: name the first of the 2 machines"),
+        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: should be the address of the first of the 2 machines"),
         ({"PYTHON": "false"}, "false has no torch; run make install.*"),
     ],
 )
