@@ -131,7 +131,7 @@ def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, npro
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (saved["rec"], saved["output"]) == ("data/faces_demo", str(tmp_path / "out"))
     # The command that the run names works from where the person stands, with no more to type.
-    told = shlex.split(re.search(r"score the checkpoints with python (.*)", started.stdout)[1])
+    told = shlex.split(re.search(r"evaluate the checkpoints with python (.*)", started.stdout)[1])
     scored = run_command(tmp_path, sys.executable, *told)
     assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
 

@@ -243,7 +243,7 @@ def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"error: .*20backbone.pth.* could not be written; make room and start the run again", done.stderr)
     assert not list(small_disk.glob(".*tmp"))
-    assert done.stderr.count("training.log: could not be written (No space left on device); the run goes on") == 1
+    assert done.stderr.count("training.log: could not be written (No space left on device); the run continues") == 1
 
 
 def copy_data(tiny_data: Path, tmp_path: Path) -> Path:
