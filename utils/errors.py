@@ -18,7 +18,7 @@ EXIT_CODE_FILE = "POCKETNET_EXIT_CODE"
 class UserError(ValueError):
     """Bad input, such as a config, a data file or a checkpoint.
 
-    The message is one line that names the input, the problem, and the fix where there is one.
+    The message is one line that names the input, the problem, and the fix if there is one.
     Entry scripts print it without a traceback and exit with code 2.
     """
 

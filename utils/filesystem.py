@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def path_exists(check: Callable[[], bool]) -> bool:
-    """Calls a path's exists, is_file or is_dir. Returns False where access is denied or the path is too long."""
+    """Calls a path's exists, is_file or is_dir. Returns False if access is denied or the path is too long."""
     try:
         return check()
     except OSError:

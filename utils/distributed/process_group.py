@@ -50,9 +50,9 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
     gpu = torch.cuda.is_available() and device != "cpu"
     if gpu and local_rank >= torch.cuda.device_count():
         raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
-    to_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    rank_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
-        torch.cuda.set_device(to_device)
+        torch.cuda.set_device(rank_device)
     else:
         _keep_freed_memory()
     if size > 1:
@@ -63,7 +63,7 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
     try:
         with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
-            yield World(rank, size, to_device)
+            yield World(rank, size, rank_device)
     finally:
         if size > 1:
             dist.destroy_process_group()
