@@ -57,8 +57,8 @@ def load_config(
 ) -> EasyDict:
     """Loads and checks a config. It has every field of config/base.py.
 
-    The config has two attributes in addition to its fields: `set_by` maps each field that was set to "file" or
-    "command line", and `without_effect` lists the names in the file that are not fields.
+    The config has two attributes in addition to its fields: `set_by` is a dict from each field that was set to its
+    source, "file" or "command line", and `without_effect` lists the names in the file that are not fields.
 
     Args:
         path: a config file, a config.json, or a folder with a config.json. None: the config.json of `saved_in` if it

@@ -67,7 +67,7 @@ config.eval_runtime = "auto"  # on a CPU: openvino (5 times as fast), torch, or 
 config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output, or output/eval/…
 
 # --- architecture search (NAS/config.py has the published values)
-config.search_data = "faces"  # kind of rec: faces (a RecordIO folder), or cifar10 (a folder of torchvision)
+config.search_data = "faces"  # kind of rec: faces (a RecordIO folder), or cifar10 (the folder that torchvision reads)
 config.n_nodes = 4  # nodes per cell
 config.second_order = True  # alpha gradient through one weight step (DARTS); False: first order, half the time
 config.alpha_gradient = "validation"  # or published: plus the training gradient, as in the published code

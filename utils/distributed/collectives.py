@@ -25,15 +25,15 @@ def broadcast_(tensors: Iterable[torch.Tensor], world: World) -> None:
             tensor.copy_(plain)
 
 
-def run_on_main(world: World, check: Callable[[], T]) -> T:
-    """Calls `check` on rank 0 only and returns its result on all ranks. The result must be picklable.
+def run_on_main(world: World, action: Callable[[], T]) -> T:
+    """Calls `action` on rank 0 only and returns its result on all ranks. The result must be picklable.
 
-    A UserError in `check` is raised on rank 0 and ends the other ranks without a message of their own.
+    A UserError in `action` is raised on rank 0 and ends the other ranks without a message of their own.
     """
     outcome: list[Any] = [None, False]  # result or error, whether it failed
     if world.is_main:
         try:
-            outcome = [check(), False]
+            outcome = [action(), False]
         except UserError as error:
             outcome = [error, True]
     if world.size > 1:

@@ -62,7 +62,7 @@ def launch(arguments: list[str]) -> int:
 
 
 def _request_checkpoint(folder: Path) -> None:
-    """Creates the file that asks the processes of the run for a checkpoint."""
+    """Creates the file that requests a checkpoint from the run."""
     with suppress(FileNotFoundError):  # the run has ended
         (folder / SAVE_FILE).touch()
 

@@ -17,7 +17,7 @@ SAVE_FILE = "save"  # in the launcher's folder; its presence requests a checkpoi
 
 
 class Requests(NamedTuple):
-    """Requests to a run, from any of its ranks. An all-reduce with MAX combines them."""
+    """Requests to a run from any of its ranks. An all-reduce with MAX combines them."""
 
     signal: int = 0  # 0, or the signal that ends the run, with a checkpoint
     save: int = 0  # 1: write a checkpoint and continue
@@ -57,7 +57,7 @@ class GracefulShutdown:
             self._pending.wait()
 
     def _record(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal."""
+        """Records a signal as a request: the handler of all signals."""
         if number in CHECKPOINT_SIGNALS:
             self.save = True
             return
