@@ -1,6 +1,6 @@
 """Trains a backbone with ArcFace: ./train.sh, or python train.py [--config FILE] [field=value …]"""
 
-if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow imports below
     from utils.distributed.signals import ignore_checkpoint_signals
 
     ignore_checkpoint_signals()
@@ -34,18 +34,22 @@ from utils.training.task import Task, TaskInputs
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     config = parse_command("Train a face-recognition backbone with ArcFace.", resume=True)
     run_training(config, "train", ArcFaceTask, make_arcface_task)
 
 
 def make_arcface_task(inputs: TaskInputs) -> Task:
-    """Returns the task of plain training."""
+    """Returns the task of ArcFace training without a teacher."""
     return ArcFaceTask(wrap_ddp(inputs.backbone, inputs.world), inputs.header)
 
 
 def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
-    """The config's ArcFace layer, on the device; whole, it averages its gradient over the processes."""
+    """Returns the config's ArcFace header on the device of this rank.
+
+    With head=whole each rank holds the header and DDP averages its gradient. With head=sharded each rank holds its
+    shard of the classes. Collective.
+    """
     if config.head == "sharded":
         sizes = (config.embedding_size, num_classes, config.s, config.m)
         return ShardedArcFace(*sizes, world, config.sample_rate, config.seed)
@@ -55,9 +59,15 @@ def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
 def run_training(
     config: EasyDict, command: str, task_type: type[Task], make_task: Callable[[TaskInputs], Task]
 ) -> None:
-    """Trains by the config: train.py and train_kd.py differ in the task alone.
+    """Trains a backbone as the config says. train.py and train_kd.py differ only in the task.
 
-    command: train or train_kd, whose unused settings are logged.
+    Raises UserError for a config that cannot be used.
+
+    Args:
+        config: a checked config.
+        command: "train" or "train_kd", to warn about fields that this command does not use.
+        task_type: class of the task, which knows the files to resume from.
+        make_task: makes the task from the backbone, the header and the data.
     """
     require_data(config)
     check_batch_size(config)
@@ -83,11 +93,14 @@ def run_training(
         task = make_task(TaskInputs(config, world, loader.dataset, backbone, header, epoch_end_steps))
         verify = partial(scorer.accuracies, backbone) if scorer else None
         step = train(task, loader, config, world, verify, resume_point, on_begin=partial(save_config, config))
-        log.info(f"Done: {step} steps; score the checkpoints with {evaluation_command(config)}")
+        log.info(f"Done: {step} steps; evaluate the checkpoints with {evaluation_command(config)}")
 
 
 def evaluation_command(config: EasyDict) -> str:
-    """The command that scores the run's checkpoints by the config.json beside them, from the working folder."""
+    """Returns the command that evaluates the checkpoints of the run, to be typed in the current working folder.
+
+    It needs no further options: eval.py reads the config.json in the output folder.
+    """
     script = Path(os.path.relpath(Path(__file__).with_name("eval") / "eval.py"))
     return shlex.join(["python", str(script), f"output={config.output}"])
 

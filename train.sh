@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Trains with ArcFace: ./train.sh [--config FILE] [field=value ...]
 #
-#   NPROC        processes on this machine (default: one a GPU, or one that uses every CPU core)
-#   NNODES       machines (default 1); then on each of them also
-#   NODE_RANK    which one this is, from 0
-#   MASTER_ADDR  the first machine, as the others reach it
-#   MASTER_PORT  a free port there (default 29500; one machine needs none)
-#   MAX_RESTARTS how often all processes are started again, from the last checkpoint, when one of them ends (default 0)
-#   PYTHON       the interpreter (default: .venv/bin/python where there is one)
+# Environment variables:
+#   NPROC        processes on this machine (default: one per GPU, or one that uses all CPU cores)
+#   NNODES       number of machines (default 1); with several, run this on each of them and set also
+#   NODE_RANK    rank of this machine, from 0
+#   MASTER_ADDR  address of the machine of rank 0
+#   MASTER_PORT  free port on that machine (default 29500)
+#   MAX_RESTARTS how many times all processes restart from the last checkpoint after one of them fails (default 0)
+#   PYTHON       Python interpreter (default: .venv/bin/python if it exists, otherwise python3)
 #
-# Paths that are typed here count from the working folder, those in a config file from the project's.
+# Paths on the command line are relative to the working folder, paths in a config file to the project's folder.
 exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/distributed/launch.sh" train.py "$@"

@@ -1,6 +1,6 @@
-"""Trains a backbone with ArcFace and a teacher: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
+"""Trains a backbone with ArcFace and knowledge distillation: ./train_kd.sh, or python train_kd.py [--multi-step] …"""
 
-if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow imports below
     from utils.distributed.signals import ignore_checkpoint_signals
 
     ignore_checkpoint_signals()
@@ -19,15 +19,15 @@ from utils.training.task import Task, TaskInputs
 
 
 def main() -> None:
-    """The command line."""
-    description = "Train a face-recognition backbone with ArcFace and a teacher."
+    """Runs the command."""
+    description = "Train a face-recognition backbone with ArcFace and knowledge distillation."
     config = parse_command(description, switches=["multi_step"], distills=True, resume=True)
     check_folders(config)
     run_training(config, "train_kd", DistillTask, make_distillation_task)
 
 
 def make_distillation_task(inputs: TaskInputs) -> Task:
-    """Returns the task of training with a teacher, every file of which has been tried."""
+    """Returns the task of training with a teacher, after loading each of the teacher's files once. Collective."""
     config, world, dataset = inputs.config, inputs.world, inputs.dataset
     teacher, files = prepare_teacher(config, world, inputs.epoch_end_steps, build_backbone)
     targets = TeacherTargets(teacher, files)

@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
-# Trains with ArcFace and a teacher: ./train_kd.sh [--multi-step] [--config FILE] [field=value ...]
-# The environment variables and the rule for paths are those of train.sh.
+# Trains with ArcFace and knowledge distillation: ./train_kd.sh [--multi-step] [--config FILE] [field=value ...]
+# See train.sh for the environment variables and for relative paths.
 exec bash "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/utils/distributed/launch.sh" train_kd.py "$@"

@@ -1,16 +1,17 @@
-"""The alphas' gradient of the bilevel search (DARTS, arXiv 1806.09055, Section 2.3).
+"""Gradient of the alphas in the bilevel architecture search (DARTS, arXiv 1806.09055, Section 2.3).
 
-Alphas a are to lower the validation loss of the weights w*(a) that training would reach with them. One step of training
-stands for all of it (equation 6): w' = w - xi * (momentum * v + grad_w L_train(w, a) + weight_decay * w). Then
+The alphas a minimise the validation loss of the weights w*(a), to which training with them would converge. One training
+step approximates w*(a) (equation 6): w' = w - xi * (momentum * v + grad_w L_train(w, a) + weight_decay * w). The
+gradient is
 
     grad_a L_val(w', a) - xi * grad_a,w L_train(w, a) * grad_w' L_val(w', a)          (equation 7)
 
-and the product with the second derivative is a finite difference (equation 8): with g = grad_w' L_val(w', a),
+A finite difference approximates the second-order product (equation 8). With g = grad_w' L_val(w', a), it is
 
     [grad_a L_train(w + eps * g, a) - grad_a L_train(w - eps * g, a)] / (2 * eps),   eps = 0.01 / |g|.
 
-First order is xi = 0: grad_a L_val(w, a). Four forward-backward passes against one; nothing is copied but the weights
-themselves, which are moved in place and put back.
+First order means xi = 0: grad_a L_val(w, a), with one forward-backward pass instead of four. Only the weights are
+copied: they are changed in place and restored.
 """
 
 from collections.abc import Iterator
@@ -26,17 +27,23 @@ from utils.distributed.collectives import all_reduce_mean
 from utils.distributed.process_group import World, autocast
 
 ALPHA_GRADIENTS = ("validation", "published")
-EPSILON = 0.01  # the paper's: of the finite difference, relative to the gradient's norm
+EPSILON = 0.01  # eps · |g| of the finite difference, as in the paper
 
 
 @dataclass
 class Architect:
-    """Gives the alphas their gradient.
+    """Computes the gradient of the alphas.
 
-    second_order: through the unrolled step; else xi = 0. momentum, weight_decay: of the weights' SGD. alpha_gradient:
-    "validation" as in DARTS; "published" adds grad_a L_train(w, a) to it, as the published code does by leaving the
-    training step's gradient on the alphas. With several processes every gradient is the mean of theirs, so that alphas
-    and unrolled weights are the same on all.
+    Gradients are averaged over all ranks, so that alphas and unrolled weights are the same on all of them.
+
+    Args:
+        net: the supernet, not wrapped in DDP.
+        momentum: momentum of the weights' SGD.
+        weight_decay: weight decay of the weights' SGD.
+        world: the ranks to average over.
+        second_order: differentiates through the unrolled step; otherwise xi = 0.
+        alpha_gradient: "validation" as in DARTS; "published" adds grad_a L_train(w, a), as the published code does by
+            leaving the gradient of the training step on the alphas.
     """
 
     net: Supernet
@@ -49,33 +56,36 @@ class Architect:
     def gradient(
         self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], xi: float, optimizer: torch.optim.Optimizer
     ) -> tuple[list[Tensor], Tensor]:
-        """The gradient of each alpha, and the validation loss; weights, buffers and .grad are as before.
+        """Returns the gradient of each alpha, and the validation loss. Weights, buffers and .grad are unchanged.
 
-        train, val: images (B, 3, 112, 112) and labels (B,). xi: the learning rate of the step.
+        Collective. The loss is that of this rank, detached.
+
+        train, val: images (B, 3, 112, 112) and labels (B,). xi: the learning rate of the unrolled step. optimizer: the
+        weights' SGD, whose momentum the step uses.
         """
         alphas, weights = self.net.alphas(), self.net.weights()
         with running_statistics_kept(self.net), self.alphas_learn():
-            train_alpha: list[Tensor] = []
+            train_alpha_grads: list[Tensor] = []
             saved: list[Tensor] = []
             if self.second_order or self.alpha_gradient == "published":
                 grads = self._grads(train, [*weights, *alphas] if self.alpha_gradient == "published" else weights)
-                train_alpha = grads[len(weights) :]
+                train_alpha_grads = grads[len(weights) :]
             if not self.second_order:
-                loss, of_alphas = self._loss_and_grads(val, alphas)
+                loss, alpha_grads = self._loss_and_grads(val, alphas)
             else:
                 saved = [w.detach().clone() for w in weights]
                 self._step(weights, grads[: len(weights)], xi, optimizer)
-                loss, of_all = self._loss_and_grads(val, [*alphas, *weights])
-                of_alphas, direction = of_all[: len(alphas)], of_all[len(alphas) :]
+                loss, val_grads = self._loss_and_grads(val, [*alphas, *weights])
+                alpha_grads, direction = val_grads[: len(alphas)], val_grads[len(alphas) :]
                 hessian = self._hessian_product(train, alphas, weights, saved, direction)
-                of_alphas = [a - xi * h for a, h in zip(of_alphas, hessian, strict=True)]
-        if train_alpha:
-            of_alphas = [a + t for a, t in zip(of_alphas, train_alpha, strict=True)]
-        return of_alphas, loss
+                alpha_grads = [a - xi * h for a, h in zip(alpha_grads, hessian, strict=True)]
+        if train_alpha_grads:
+            alpha_grads = [a + t for a, t in zip(alpha_grads, train_alpha_grads, strict=True)]
+        return alpha_grads, loss
 
     @contextmanager
     def alphas_learn(self) -> Iterator[None]:
-        """Alphas take part in gradients only here: steps of the weights do without, and DDP does not know them."""
+        """Enables gradients of the alphas in the block. Weight steps need none, and DDP must not see the alphas."""
         for alpha in self.net.alphas():
             alpha.requires_grad_(True)
         try:
@@ -86,7 +96,7 @@ class Architect:
 
     @torch.no_grad()
     def _step(self, weights: list, grads: list[Tensor], xi: float, optimizer: torch.optim.Optimizer) -> None:
-        """w' in place of w."""
+        """Replaces w by w', in place."""
         for w, grad in zip(weights, grads, strict=True):
             velocity = optimizer.state[w].get("momentum_buffer")
             step = grad.add(w, alpha=self.weight_decay)
@@ -95,29 +105,30 @@ class Architect:
     def _hessian_product(
         self, train: tuple[Tensor, Tensor], alphas: list, weights: list, saved: list[Tensor], direction: list[Tensor]
     ) -> list[Tensor]:
-        """The finite difference; w is back in its place after it."""
+        """Returns the finite difference of equation 8, and restores w from `saved`."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(direction)))
-        epsilon = EPSILON / norm.clamp_min(1e-12)  # a gradient of zeros moves nothing
-        moved: list[list[Tensor]] = []
+        epsilon = EPSILON / norm.clamp_min(1e-12)  # a zero gradient gives no shift
+        shifted_grads: list[list[Tensor]] = []
         shift = torch._foreach_mul(direction, epsilon)
-        # In float32 whatever the run's precision: bfloat16 leaves little of the difference of two passes so near each
-        # other. In small supernets that had learned for some steps, the cosine of this product to that of float32 was
-        # 0.5 to 0.9; with these passes alone in float32, 0.97 and more.
+        # Always in float32: the two passes are so close that bfloat16 loses most of their difference. In small
+        # supernets after some training steps, the cosine similarity of this product to the one in float32 was 0.5 to
+        # 0.9. With only these two passes in float32 it was at least 0.97.
         with autocast(self.world, "fp32"):
             for sign in (1, -1):
                 with torch.no_grad():
                     torch._foreach_copy_(weights, saved)
                     torch._foreach_add_(weights, shift, alpha=sign)
-                moved.append(self._grads(train, alphas))
+                shifted_grads.append(self._grads(train, alphas))
         with torch.no_grad():
             torch._foreach_copy_(weights, saved)
-        difference = torch._foreach_sub(moved[0], moved[1])
+        difference = torch._foreach_sub(shifted_grads[0], shifted_grads[1])
         return list(torch._foreach_div(difference, 2 * epsilon))
 
     def _grads(self, batch: tuple[Tensor, Tensor], parameters: list) -> list[Tensor]:
         return self._loss_and_grads(batch, parameters)[1]
 
     def _loss_and_grads(self, batch: tuple[Tensor, Tensor], parameters: list) -> tuple[Tensor, list[Tensor]]:
+        """Returns the loss of this rank, and its gradients averaged over all ranks. Collective."""
         images, labels = batch
         loss = F.cross_entropy(self.net(images), labels)
         gradients = torch.autograd.grad(loss, parameters)
@@ -130,7 +141,7 @@ class Architect:
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the batch, as in training, and leave their running statistics alone."""
+    """Makes batch norms use the statistics of the batch in the block, without updating their running statistics."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d) and part.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -1,4 +1,4 @@
-"""The published search: on CASIA-WebFace, for a network of 8 cells."""
+"""Config of the published architecture search: on CASIA-WebFace, for a network of 8 cells."""
 
 import math
 
@@ -17,14 +17,14 @@ config.embedding_size = 128
 
 config.batch_size = 128
 config.num_epoch = 50
-config.lr = 0.4  # for 512 images a step, that is 0.1 for 128
+config.lr = 0.4  # for 512 images per step, so 0.1 for 128
 config.momentum = 0.9
 config.weight_decay = 3e-4
 config.clip_norm = 5.0
 
 
 def cosine(epoch: int) -> float:
-    """From 1 to 0.04 of the learning rate, 0.1 to 0.004, at which it stays where max_steps lead beyond num_epoch."""
+    """Learning-rate factor, from 1 down to 0.04 at num_epoch: from 0.1 to 0.004. Constant in later epochs."""
     return 0.04 + 0.96 * (1 + math.cos(math.pi * min(1, epoch / config.num_epoch))) / 2
 
 

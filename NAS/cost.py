@@ -1,4 +1,4 @@
-"""What the relaxed cells cost: the multiply-adds of every operation, weighted as the supernet weights it."""
+"""Expected cost of relaxed cells: multiply-adds of all operations, weighted as in the supernet."""
 
 import torch
 from torch import Tensor, nn
@@ -8,38 +8,42 @@ from NAS.supernet import SearchCell, SearchCNN
 from utils.datasets.transforms import SIZE
 from utils.flops import count
 
-Edges = list[Tensor]  # for each node (states before it, operations)
+Edges = list[Tensor]  # for each node (input states, operations)
 
 
 def operation_costs(net: SearchCNN) -> tuple[Edges, Edges]:
-    """Millions of multiply-adds of a 112×112 image, summed over the normal cells and over the reduction cells."""
-    known: dict[tuple[int, int, str], float] = {}
+    """Returns the cost of each operation of each edge, in millions of multiply-adds for a 112×112 image.
+
+    The first value is summed over all normal cells, the second over all reduction cells.
+    """
+    cache: dict[tuple[int, int, str], float] = {}
     totals: dict[bool, Edges] = {}
     resolution = SIZE // 2  # after the stem
     for cell in net.cells:
         assert isinstance(cell, SearchCell)
-        nodes_at = resolution // 2 if cell.reduction else resolution  # a node's state; the inputs have `resolution`
+        node_resolution = resolution // 2 if cell.reduction else resolution  # the inputs have `resolution`
         costs = []
         for edges in cell.dag:
-            sizes = [resolution if state < N_INPUTS else nodes_at for state in range(len(edges))]  # type: ignore[arg-type]
+            sizes = [resolution if state < N_INPUTS else node_resolution for state in range(len(edges))]  # type: ignore[arg-type]
             rows = [
-                [_cost(op, cell.channels, size, known) for op in edge._ops]
+                [_cost(op, cell.channels, size, cache) for op in edge._ops]
                 for edge, size in zip(edges, sizes, strict=True)  # type: ignore[call-overload]
             ]
             costs.append(torch.tensor(rows))
-        before = totals.get(cell.reduction)
-        totals[cell.reduction] = costs if before is None else [a + b for a, b in zip(before, costs, strict=True)]
-        resolution = nodes_at
+        total = totals.get(cell.reduction)
+        totals[cell.reduction] = costs if total is None else [a + b for a, b in zip(total, costs, strict=True)]
+        resolution = node_resolution
     return totals[False], totals[True]
 
 
-def _cost(op: nn.Module, channels: int, resolution: int, known: dict[tuple[int, int, str], float]) -> float:
+def _cost(op: nn.Module, channels: int, resolution: int, cache: dict[tuple[int, int, str], float]) -> float:
+    """Returns the millions of multiply-adds of an operation on (channels, resolution, resolution), cached."""
     key = channels, resolution, repr(op)
-    if key not in known:
-        known[key] = count(op, (channels, resolution, resolution)).multiply_adds / 1e6
-    return known[key]
+    if key not in cache:
+        cache[key] = count(op, (channels, resolution, resolution)).multiply_adds / 1e6
+    return cache[key]
 
 
 def expected(weights: Edges, costs: Edges) -> Tensor:
-    """The multiply-adds of cells whose operations count by their weights."""
+    """Returns the sum of all costs weighted by the edge weights, in millions of multiply-adds, as a scalar."""
     return torch.stack([(w * c).sum() for w, c in zip(weights, costs, strict=True)]).sum()

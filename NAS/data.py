@@ -1,4 +1,4 @@
-"""The search's data: a data set in two halves, the weights learn from one and the alphas from the other."""
+"""Data of the architecture search: a data set split in two halves, one for the weights and one for the alphas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
 from utils.logs.run_log import log
 
-RESIZED = 128  # pixels, of which a random SIZE × SIZE is cut
+RESIZED = 128  # pixels; random crops have SIZE × SIZE
 
 
 class SearchData(Protocol):
-    """Images of known classes."""
+    """Labelled images for the architecture search."""
 
     num_classes: int
     labels: np.ndarray  # (N,) int64
 
     @property
     def fingerprint(self) -> str:
-        """By which these data are told from others."""
+        """Identifies the data set, so that a run is resumed only with the same data."""
 
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-        """Writes images (n, 112, 112, 3) uint8 RGB and labels (n,)."""
+        """Reads the images at `indices` into the arrays images (n, 112, 112, 3), uint8 RGB, and labels (n,)."""
 
 
 class SearchFaces(FaceDataset):
-    """A RecordIO folder: CASIA-WebFace, or the drawn faces."""
+    """RecordIO folder of face images, such as CASIA-WebFace or the synthetic faces. Raises UserError for bad labels."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -45,7 +45,7 @@ class SearchFaces(FaceDataset):
 
 
 class Cifar10:
-    """CIFAR-10 by torchvision, its images brought to 112×112."""
+    """CIFAR-10 from torchvision, resized to 112×112. Raises UserError if torchvision or the files are missing."""
 
     num_classes = 10
     fingerprint = "cifar10"
@@ -53,71 +53,71 @@ class Cifar10:
     def __init__(self, folder: str) -> None:
         try:
             from torchvision.datasets import CIFAR10
-        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that is not of this torch
+        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not match torch
             raise UserError(
-                f"config search_data: cifar10 needs torchvision, of the same build as torch ({error!s:.80}); install "
-                "it, or search on faces: search_data=faces"
+                f"config search_data: cifar10 needs torchvision that matches torch ({error!s:.80}); install "
+                "it, or use faces: search_data=faces"
             ) from None
         try:
-            found = CIFAR10(folder, train=True, download=False)
+            cifar10 = CIFAR10(folder, train=True, download=False)
         except RuntimeError:
             raise UserError(f"config rec: no CIFAR-10 in {folder!r}; put its cifar-10-batches-py there") from None
-        self.labels = np.array(found.targets, np.int64)
+        self.labels = np.array(cifar10.targets, np.int64)
         self.keys = np.arange(len(self.labels))
-        # (N, 3, 32, 32) uint8, brought to size when read: at 112×112 they would take 1.9 GB
-        self.images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
+        # (N, 3, 32, 32) uint8, resized on reading: at 112×112 they would take 1.9 GB
+        self.images = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2)
 
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-        """Writes images (n, 112, 112, 3) uint8 RGB and labels (n,)."""
-        chosen = self.images[torch.as_tensor(list(indices))]
-        large = F.interpolate(chosen, (SIZE, SIZE), mode="bilinear", antialias=True)
+        """Reads the images at `indices` into the arrays images (n, 112, 112, 3), uint8 RGB, and labels (n,)."""
+        small = self.images[torch.as_tensor(list(indices))]
+        large = F.interpolate(small, (SIZE, SIZE), mode="bilinear", antialias=True)
         images[:] = large.permute(0, 2, 3, 1).numpy()
         labels[:] = self.labels[list(indices)]
 
 
 def open_data(config: EasyDict) -> SearchData:
-    """What config.search_data says, from config.rec."""
+    """Opens the data set in config.rec, of the kind config.search_data. Raises UserError if it cannot be read."""
     return Cifar10(config.rec) if config.search_data == "cifar10" else SearchFaces(config.rec)
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The places of the images in the data set, ascending."""
+    """Indices of the images of both halves in the data set, ascending."""
 
     train: np.ndarray
     val: np.ndarray
 
 
 def split(labels: np.ndarray, seed: int) -> Halves:
-    """Two halves with half of every identity's images in each, drawn at random; every image is in one of them.
+    """Splits images at random in two halves that cover all of them and share the images of every identity equally.
 
-    Of an odd number the one more goes to the training half and to the other by turns; the image of an identity that has
-    one alone goes to the training half, for its class could not be learned otherwise. (The published split drops one
-    image of every odd number.)
+    If an identity has an odd number of images, the extra one goes to the training and to the validation half in turn. A
+    single image goes to the training half, because its class could not be learned otherwise. (The published split drops
+    one image of each odd number.) Raises UserError if no identity has two images.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
-    order = shuffled[np.argsort(labels[shuffled], kind="stable")]  # by identity, at random within
+    order = shuffled[np.argsort(labels[shuffled], kind="stable")]  # sorted by identity, random within
     identities, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    place = np.arange(len(labels)) - np.repeat(starts, counts)  # within the identity
+    index = np.arange(len(labels)) - np.repeat(starts, counts)  # within the identity
     several = counts > 1
-    odd_turn = np.where(several, np.cumsum((counts % 2 == 1) & several) % 2, 1)  # 1: one more for training
-    in_train = place < np.repeat((counts + odd_turn * (counts % 2)) // 2, counts)
+    odd_turn = np.where(several, np.cumsum((counts % 2 == 1) & several) % 2, 1)  # 1: the extra image is for training
+    in_train = index < np.repeat((counts + odd_turn * (counts % 2)) // 2, counts)
     singles = int(np.sum(~several))
     log.info(
         f"Data: {len(labels)} images of {len(identities)} identities; {int(in_train.sum())} for the weights, "
         f"{int(np.sum(~in_train))} for the alphas"
     )
     if singles:
-        log.warning(f"{singles} identities have one image, which the weights learn from; the alphas never see them")
+        log.warning(f"{singles} identities have a single image, which is used for the weights only")
     if in_train.all():
-        raise UserError("config rec: no identity has two images; the search needs some in both halves")
+        raise UserError("config rec: no identity has two images; the search needs images for both halves")
     return Halves(np.sort(order[in_train]), np.sort(order[~in_train]))
 
 
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, 112, 112, 3) uint8 -> the same shape: each enlarged to 128×128, and 112×112 of that cut at random."""
-    large = enlarge(images, in_floats=images.is_cuda)  # for GPUs torch has it in floats alone
+    """Resizes images (B, 112, 112, 3) uint8 to 128×128 and returns a random 112×112 crop of each."""
+    large = enlarge(images, in_floats=images.is_cuda)  # on GPUs torch only resizes floats
     offsets = to_device_async(
         torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator), images.device
     )
@@ -127,7 +127,10 @@ def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def enlarge(images: Tensor, in_floats: bool) -> Tensor:
-    """(B, 112, 112, 3) uint8 -> (B, 128, 128, 3) uint8. Floats and integers give the same within a grey level."""
+    """Resizes images (B, 112, 112, 3) uint8 to (B, 128, 128, 3) uint8.
+
+    in_floats: computes in float32 instead of integers; the results differ by at most one grey level.
+    """
     planes = images.permute(0, 3, 1, 2)
     planes = planes.float() if in_floats else planes
     large = F.interpolate(planes, (RESIZED, RESIZED), mode="bilinear", antialias=True)

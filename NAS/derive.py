@@ -1,7 +1,7 @@
-"""Makes a config of a search's result: python NAS/derive.py --name NAME [--config FILE] [--epoch N] [--channel 16 …]
+"""Makes a config from the result of a search: python NAS/derive.py --name NAME [--config FILE] [--epoch N] […]
 
-Takes the genotype of the last epoch (or of --epoch) from {config.output}/genotypes.jsonl, or the one that --genotype
-gives as text, JSON or a file, and writes config/config_NAME.py, by which ./train.sh trains it.
+Reads the genotype of the last epoch (or of --epoch) from {config.output}/genotypes.jsonl, or the genotype of
+--genotype as text, JSON or a file. Writes config/config_NAME.py, with which ./train.sh trains the network.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+if not __package__:  # run as a script: this folder is first on the path; use the project's instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones.augment_cnn import AugmentCNN
@@ -24,29 +24,29 @@ from utils.flops import Cost, count
 
 
 def main() -> None:
-    """The command line."""
-    parser = CommandParser("Make a config of a search's result.")
+    """Runs the command."""
+    parser = CommandParser("Make a config from the result of a search.")
     add_config_arguments(parser)
-    parser.add_argument("--name", required=True, help="of the config: config/config_NAME.py")
-    parser.add_argument("--epoch", type=int, help="whose genotype (default: the last)")
-    parser.add_argument("--genotype", help="another genotype: text, JSON, or a file with either")
+    parser.add_argument("--name", required=True, help="name of the config: config/config_NAME.py")
+    parser.add_argument("--epoch", type=int, help="epoch of the genotype (default: the last)")
+    parser.add_argument("--genotype", help="a genotype instead of that of a search: text, JSON, or a file with either")
     parser.add_argument("--channel", type=int, default=16, help="channels of the first stage (%(default)s)")
-    parser.add_argument("--n-layers", type=int, default=18, help="cells (%(default)s)")
-    parser.add_argument("--embedding-size", type=int, default=128, help="(%(default)s)")
-    parser.add_argument("--rec", help="the data to train on (default: that of config/base.py)")
-    parser.add_argument("--force", action="store_true", help="write it over one of that name")
+    parser.add_argument("--n-layers", type=int, default=18, help="number of cells (%(default)s)")
+    parser.add_argument("--embedding-size", type=int, default=128, help="size of the embedding (%(default)s)")
+    parser.add_argument("--rec", help="folder of the training data (default: as in config/base.py)")
+    parser.add_argument("--force", action="store_true", help="overwrite a config of that name")
     args = parser.parse()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", args.name):
         raise UserError(f"--name {args.name!r}: should be letters, digits and _")
     path = FOLDER / f"config_{args.name}.py"
     if path.exists() and not args.force:
-        raise UserError(f"--name {args.name}: {path} is there already; take another, or --force")
+        raise UserError(f"--name {args.name}: {path} already exists; choose another name, or pass --force")
     if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
         raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
     config = load_config(args.config or CONFIG, args.overrides)
     log_unused(config, "derive --genotype" if args.genotype else "derive")
     if args.genotype:
-        genotype, origin = parse(_text(args.genotype)), "Given by hand"
+        genotype, origin = parse(_read_genotype_text(args.genotype)), "Given with --genotype"
     else:
         genotype, origin = found_genotype(Path(config.output), args.epoch)
     cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
@@ -56,13 +56,16 @@ def main() -> None:
         path: lambda path: write_text_atomic(path, text),
         picture: lambda path: save_figure(path, cells, dpi=80),
     }
-    write_files(writers, "make room, or write access, and try again")
+    write_files(writers, "free disk space or allow writing, and try again")
     print(f"{path}: {_describe(cost)}\n{picture}: its cells")
     print(f"Train it: ./train.sh --config {path.relative_to(FOLDER.parent)}")
 
 
 def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
-    """The genotype of an epoch (default: the last), and where it is from. Raises UserError where there is none."""
+    """Reads the genotype of an epoch (default: the last) from the output folder of a search.
+
+    Returns it with a sentence about its origin. Raises UserError if there is none.
+    """
     path = folder / "genotypes.jsonl"
     if not path_exists(path.exists):
         raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}; search first: NAS/search.sh")
@@ -70,8 +73,8 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
         with open_regular_file(path) as file:
             lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
         by_epoch = {int(line["epoch"]): line for line in lines}
-        chosen = by_epoch[max(by_epoch) if epoch is None else epoch]
-        return parse(chosen["genotype"]), f"Found by a search, epoch {chosen['epoch']} of {folder}"
+        line = by_epoch[max(by_epoch) if epoch is None else epoch]
+        return parse(line["genotype"]), f"Found by a search, epoch {line['epoch']} of {folder}"
     except UserError:
         raise
     except KeyError as error:
@@ -80,15 +83,16 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
         raise UserError(f"{path}: damaged ({error!s:.80})") from None
 
 
-def _text(given: str) -> str:
-    path = Path(given)
+def _read_genotype_text(argument: str) -> str:
+    """Returns the content of a file, or the argument itself if no such file exists. Raises UserError."""
+    path = Path(argument)
     if not is_no_folder(path):
-        return given
+        return argument
     try:
         with open_regular_file(path) as file:
             return file.read().decode()
     except (OSError, ValueError) as error:
-        raise UserError(f"--genotype {given}: no text that can be read ({error!s:.80})") from None
+        raise UserError(f"--genotype {argument}: cannot be read as text ({error!s:.80})") from None
 
 
 def _describe(cost: Cost) -> str:
@@ -99,14 +103,17 @@ def _describe(cost: Cost) -> str:
 
 
 def config_text(args: argparse.Namespace, genotype: Genotype, origin: str, cost: Cost) -> str:
-    """The config file."""
+    """Returns the text of the config file.
+
+    args: name, rec, channel, n_layers and embedding_size of the command line. origin: for the docstring.
+    """
     rec = f"config.rec = {json.dumps(args.rec, ensure_ascii=False)}\n" if args.rec else ""
     cells = [
         f'        "{part}, "' for part in re.split(r", (?=normal_concat|reduce=|reduce_concat)", to_text(genotype))
     ]
     cells[-1] = cells[-1].replace(', "', '"')
     joined = "\n".join(cells)
-    escaped = json.dumps(origin, ensure_ascii=False)[1:-1]  # a folder's name may have quotes and backslashes
+    escaped = json.dumps(origin, ensure_ascii=False)[1:-1]  # the name of a folder may contain quotes and backslashes
     return f'''"""{args.name}: {_describe(cost)}.
 
 {escaped}.

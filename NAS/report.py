@@ -1,4 +1,4 @@
-"""What a search says after each epoch: the genotype, its entropy, accuracies; and its pictures."""
+"""Report of an architecture search after each epoch: genotype, entropy, accuracies and pictures."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from NAS.visualize import draw_alphas, draw_cells
 from utils.filesystem import save_figure, write_text_atomic
 from utils.logs.run_log import log
 
-COLLAPSED = 5  # skip_connect among the eight edges of a normal cell, from which a search is taken to have collapsed
+COLLAPSED = 5  # number of skip_connect, of the eight edges of a normal cell, from which a search counts as collapsed
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,38 @@ class EpochReport:
     epoch: int
     step: int
     genotype: Genotype
-    normal: list[np.ndarray]  # for each node, the softmax (states before it, operations)
+    normal: list[np.ndarray]  # for each node, the softmax of the alphas (input states, operations)
     reduce: list[np.ndarray]
     cost: float  # expected millions of multiply-adds of all cells
     accuracies: dict[str, float]  # supernet_train, derived_train, supernet_val, derived_val
 
     @property
     def entropy(self) -> float:
-        """Of an edge's operations, the mean over all edges, relative to that of equal weights: 1 at the start, 0 when
-        every edge has chosen."""
+        """Mean over all edges of the entropy of an edge's operation weights, relative to that of equal weights.
+
+        It is 1 at the start, and 0 if each edge has a single operation.
+        """
         weights = np.concatenate([*self.normal, *self.reduce])
         return float(np.mean(-np.sum(weights * np.log(np.maximum(weights, 1e-30)), axis=1)) / np.log(len(PRIMITIVES)))
 
     @property
     def skips(self) -> int:
-        """skip_connect in the normal cell."""
+        """Number of skip_connect in the normal cell."""
         return sum(operation == "skip_connect" for node in self.genotype.normal for operation, _ in node)
 
 
 def write_epoch(folder: Path, report: EpochReport) -> None:
-    """The log lines; genotypes.jsonl, a line an epoch; cells.png and alphas.png, and each epoch's in pictures/."""
+    """Logs a report and writes it to the output folder. A file that cannot be written is a warning.
+
+    Writes genotypes.jsonl (a line per epoch), cells.png and alphas.png, and copies of both for each epoch in pictures/.
+    """
     text = to_text(report.genotype)
     log.info(f"Genotype: {text}")
     measured = "   ".join(f"{name.replace('_', ' ')} {100 * value:.2f} %" for name, value in report.accuracies.items())
     log.info(f"Entropy {report.entropy:.4f}   Cost {report.cost:.2f} M   skip_connect {report.skips}   {measured}")
     if report.skips >= COLLAPSED:
         log.warning(
-            f"The normal cell has {report.skips} skip_connect: the search is collapsing; stop earlier, or take "
+            f"The normal cell has {report.skips} skip_connect: the search is collapsing; stop earlier, or set "
             "skip_limit=2"
         )
     line = {
@@ -64,14 +69,15 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
     }
     try:
         _write(folder, report, line)
-    except OSError as error:  # a full disk is no reason to stop
+    except OSError as error:  # a full disk must not end the search
         log.warning(f"{folder}: epoch {report.epoch} could not be written ({error.strerror})")
 
 
 def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
+    """Writes all files of an epoch. Raises OSError."""
     path = folder / "genotypes.jsonl"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    kept = [text for text in lines if _epoch_of(text) < report.epoch]  # the others are of a run that was cut off
+    kept = [text for text in lines if _epoch_of(text) < report.epoch]  # later lines come from an interrupted run
     write_text_atomic(path, "".join(f"{text}\n" for text in [*kept, json.dumps(line)]))
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -85,7 +91,8 @@ def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
 
 
 def _epoch_of(line: str) -> float:
+    """Returns the epoch of a line of genotypes.jsonl, infinity for a damaged line."""
     try:
         return json.loads(line)["epoch"]
     except (ValueError, KeyError, TypeError):
-        return math.inf  # cut off by a full disk or a kill
+        return math.inf  # incomplete after a full disk or a kill

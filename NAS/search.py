@@ -1,16 +1,16 @@
-"""Searches for cells: NAS/search.sh, or python NAS/search.py [--config FILE] [field=value …] (default: NAS/config.py)
+"""Runs the architecture search: NAS/search.sh, or python NAS/search.py [--config FILE] [field=value …]
 
-Leaves in config.output: search.log, genotypes.jsonl (a line an epoch), cells.png and alphas.png (pictures/ has those of
-every epoch), and {step}supernet.pth. NAS/derive.py makes a config of the result.
+The default config is NAS/config.py. Writes to config.output: search.log, genotypes.jsonl (a line per epoch), cells.png
+and alphas.png (pictures/ has those of all epochs), and {step}supernet.pth. NAS/derive.py makes a config from it.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+if not __package__:  # run as a script: this folder is first on the path; use the project's instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-if __name__ == "__main__":  # a scheduler's signal during the imports below, which take seconds, ends nothing
+if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow imports below
     from utils.distributed.signals import ignore_checkpoint_signals
 
     ignore_checkpoint_signals()
@@ -47,7 +47,7 @@ CONFIG = Path(__file__).with_name("config.py")
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     parser = CommandParser("Search for the cells of a network.")
     add_config_arguments(parser, resume=True)
     args = parser.parse()
@@ -67,46 +67,49 @@ def main() -> None:
         for alpha in net.alphas():
             alpha.requires_grad_(False)
         loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
-        drawn: list[dict[str, HostBatch]] = []
-        run_on_main(world, lambda: drawn.append(sample_halves(data, halves, config)))
-        samples = drawn[0] if drawn else {}
+        main_samples: list[dict[str, HostBatch]] = []
+        run_on_main(world, lambda: main_samples.append(sample_halves(data, halves, config)))
+        samples = main_samples[0] if main_samples else {}
         resume_point = resolve_resume(config, SearchTask, loaders[0], world)
         if resume_point.progress.is_finished(config):
             log.info(already_finished_message(config))
             return
         task = SearchTask(wrap_ddp(to_device(net, world), world), loaders[1], samples, config, world)
         step = train(task, loaders[0], config, world, resume_point=resume_point, on_begin=lambda: save_config(config))
-        log.info(f"Done: {step} steps; make a config of it with python NAS/derive.py --config … --name NAME")
+        log.info(f"Done: {step} steps; make a config from it with python NAS/derive.py --config … --name NAME")
 
 
 def check(config: EasyDict) -> None:
-    """Raises UserError where no search can run by the config."""
+    """Raises UserError if the architecture search cannot run with this config."""
     require_data(config)
     if config.precision == "fp16":
-        raise UserError("config precision: the search runs in fp32 or bf16; second differences drown in fp16")
-    # The tail's batch norm has one value of each image: of one image there is no variance.
+        raise UserError("config precision: the search runs in fp32 or bf16; fp16 is too coarse")
+    # The tail's batch norm has one value per image, and a single value has no variance.
     if config.batch_size == 1:
-        raise UserError("config batch_size: 1, but the supernet's batch norm learns from 2 images or more")
+        raise UserError("config batch_size: 1, but the supernet's batch norm needs 2 images or more")
     if config.search_eval == 1:
-        raise UserError("config search_eval: 1, but batch norm takes 2 images or more; 0 measures none")
+        raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
 
 
-def half_loader(data: SearchData, places: np.ndarray, config: EasyDict, world: World) -> Loader:
-    """The batches of one half."""
-    sampler = EpochSampler(places, config.batch_size, world.rank, world.size, config.seed)
+def half_loader(data: SearchData, indices: np.ndarray, config: EasyDict, world: World) -> Loader:
+    """Returns this rank's loader of one half, the images at `indices` of the data set."""
+    sampler = EpochSampler(indices, config.batch_size, world.rank, world.size, config.seed)
     return training_loader(data, sampler, config, world)
 
 
 def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, HostBatch]:
-    """Images of each half to be measured on after every epoch, drawn once."""
+    """Draws and reads the images of each half, {"train": …, "val": …}, for the accuracies after each epoch.
+
+    The draw depends on config.seed only. Raises UserError for an image that cannot be read.
+    """
     rng = np.random.default_rng(config.seed)
     samples = {}
-    for name, places in (("train", halves.train), ("val", halves.val)):
-        chosen = np.sort(rng.choice(places, min(config.search_eval, len(places)), replace=False))
+    for name, indices in (("train", halves.train), ("val", halves.val)):
+        chosen = np.sort(rng.choice(indices, min(config.search_eval, len(indices)), replace=False))
         if len(chosen):
             loader = Loader(data, ListSampler(chosen, len(chosen)), skip_bad=config.on_bad_image == "skip")
-            (decoded,) = loader.epoch(0)
-            samples[name] = decoded
+            (batch,) = loader.epoch(0)
+            samples[name] = batch
     return samples
 
 

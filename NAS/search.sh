@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Searches for cells: NAS/search.sh [--config FILE] [field=value ...]; without --config by NAS/config.py
+# Runs the architecture search: NAS/search.sh [--config FILE] [field=value ...] (default config: NAS/config.py)
 #
-# The environment variables and the rule for paths are those of train.sh.
+# See train.sh for the environment variables and for relative paths.
 project=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 case " $* " in
   *" --config"*) exec bash "$project/utils/distributed/launch.sh" NAS/search.py "$@" ;;

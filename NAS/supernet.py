@@ -1,7 +1,7 @@
 """The supernet of the differentiable search (DARTS, arXiv 1806.09055; paper, Section III).
 
-Every edge of a cell is the sum of all operations, weighted by a softmax over the edge's alphas. Built from the
-operations of backbones/ops.py alone.
+Each edge of a cell is the sum of all operations, weighted by the softmax of the edge's alphas. The operations are those
+of backbones/ops.py.
 """
 
 import torch
@@ -12,28 +12,28 @@ from backbones import ops
 from backbones.augment_cnn import cell_specs, make_stem, make_tail
 from backbones.genotypes import N_INPUTS, Genotype, Node
 
-# The operations of an edge, in the order of the published alphas; `none` last, and never in a genotype.
+# The operations of an edge, in the order of the published alphas. `none` is last, and never in a genotype.
 PRIMITIVES = (
     "max_pool_3x3", "avg_pool_3x3", "skip_connect", "dw_conv_3x3", "dw_conv_5x5", "dw_conv_7x7", "dw_conv_1x1", "none",
 )  # fmt: skip
 SKIP, NONE = PRIMITIVES.index("skip_connect"), PRIMITIVES.index("none")
-EDGES_A_NODE = 2  # kept in the genotype
+EDGES_PER_NODE = 2  # kept in the genotype
 TAIL_CHANNELS, TAIL_GROUPS = 512, 128
 
-# For each node, for each state before it: the weights (operations,) of all, the one operation there is, or no edge.
+# For each node and each input state: weights (operations,), the index of the only operation, or no edge.
 EdgeWeights = list[list[Tensor | int | None]]
 
 
 class MixedOp(nn.Module):
-    """All operations of an edge, (B, C, H, W) to (B, C, H / stride, W / stride). `none` adds nothing: it is not run."""
+    """Weighted sum of all operations, from (B, C, H, W) to (B, C, H / stride, W / stride). Skips `none`, which is 0."""
 
     def __init__(self, c: int, stride: int) -> None:
         super().__init__()
-        # Batch norms without scale and shift, as in DARTS: the alphas do the scaling.
+        # Batch norms have no scale and shift, as in DARTS: the alphas scale.
         self._ops = nn.ModuleList(ops.OPS[name](c, stride, False) for name in PRIMITIVES)
 
     def forward(self, x: Tensor, weights: Tensor | int) -> Tensor:
-        """weights: of all operations (operations,), or the one that is run alone."""
+        """weights: of all operations (operations,), or the index of the only operation to run."""
         if isinstance(weights, int):
             return self._ops[weights](x)
         mixed = [self._ops[i](x) * weights[i] for i in range(len(PRIMITIVES)) if i != NONE]
@@ -41,7 +41,10 @@ class MixedOp(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """A cell in which every node may read all states before it."""
+    """Cell of the supernet, in which each node reads all states before it.
+
+    n_nodes: number of nodes, all of which are concatenated to the output. Other arguments as in CellSpec.
+    """
 
     def __init__(self, n_nodes: int, c_pp: int, c_p: int, c: int, reduction_p: bool, reduction: bool) -> None:
         super().__init__()
@@ -58,18 +61,21 @@ class SearchCell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, weights: EdgeWeights) -> Tensor:  # -> (B, c · nodes, H', W')
         states = [self.preproc0(s0), self.preproc1(s1)]
-        for edges, of_node in zip(self.dag, weights, strict=True):
-            read = [
+        for edges, node_weights in zip(self.dag, weights, strict=True):
+            outputs = [
                 edge(state, weight)
-                for edge, state, weight in zip(edges, states, of_node, strict=True)  # type: ignore[call-overload]
+                for edge, state, weight in zip(edges, states, node_weights, strict=True)  # type: ignore[call-overload]
                 if weight is not None
             ]
-            states.append(sum(read[1:], start=read[0]))
+            states.append(sum(outputs[1:], start=outputs[0]))
         return torch.cat(states[N_INPUTS:], dim=1)
 
 
 class SearchCNN(nn.Module):
-    """Stem, cells and tail as of a PocketNet (the 7×7 convolution in 128 groups), and a linear classifier."""
+    """Supernet without its alphas: stem, cells and tail of a PocketNet, and a linear classifier.
+
+    The 7×7 convolution of the tail has 128 groups. Arguments as in AugmentCNN; n_nodes: nodes per cell.
+    """
 
     def __init__(
         self, c: int, n_layers: int, n_nodes: int, stem_multiplier: int, n_classes: int, emb: int = 128
@@ -77,13 +83,13 @@ class SearchCNN(nn.Module):
         super().__init__()
         self.stem = make_stem(stem_multiplier * c)
         self.cells = nn.ModuleList(
-            SearchCell(n_nodes, *place) for place in cell_specs(c, n_layers, stem_multiplier, n_nodes, n_nodes)
+            SearchCell(n_nodes, *spec) for spec in cell_specs(c, n_layers, stem_multiplier, n_nodes, n_nodes)
         )
         self.tail = make_tail(8 * c * n_nodes, TAIL_CHANNELS, emb, TAIL_GROUPS)
         self.linear = nn.Linear(emb, n_classes)
 
     def forward(self, x: Tensor, normal: EdgeWeights, reduce: EdgeWeights) -> Tensor:
-        """(B, 3, 112, 112), and the edges of both kinds of cell -> logits (B, n_classes)."""
+        """Maps images (B, 3, 112, 112) to logits (B, n_classes), with the edge weights of both kinds of cell."""
         s0 = s1 = self.stem(x)
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, reduce if cell.reduction else normal)
@@ -91,7 +97,7 @@ class SearchCNN(nn.Module):
 
 
 class Supernet(nn.Module):
-    """The searched network and the alphas, a tensor (states before it, operations) for each node of both cells."""
+    """Supernet with its alphas: for each node of both kinds of cell a tensor (input states, operations)."""
 
     def __init__(
         self, c: int, n_layers: int, n_nodes: int, stem_multiplier: int, n_classes: int, emb: int = 128
@@ -106,34 +112,35 @@ class Supernet(nn.Module):
         self.net = SearchCNN(c, n_layers, n_nodes, stem_multiplier, n_classes, emb)
 
     def alphas(self) -> list[nn.Parameter]:
-        """Normal cell first, node by node."""
+        """Returns the alphas of all nodes, those of the normal cell first."""
         return [*self.alpha_normal, *self.alpha_reduce]
 
     def weights(self) -> list[nn.Parameter]:
-        """All other parameters."""
+        """Returns all parameters except the alphas."""
         return list(self.net.parameters())
 
     def edge_weights(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The softmax over each edge's operations (states, operations), of the normal and of the reduction cell."""
+        """Returns the softmax of the alphas, (input states, operations) per node, of both kinds of cell."""
         kinds = (self.alpha_normal, self.alpha_reduce)
         normal, reduce = ([F.softmax(alpha, dim=-1) for alpha in kind] for kind in kinds)
         return normal, reduce
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
-        """(B, 3, 112, 112) -> logits (B, n_classes); by the alphas, or with the edges of a genotype alone."""
+        """Maps images (B, 3, 112, 112) to logits (B, n_classes). With a genotype, runs only its edges."""
         if genotype is None:
             normal, reduce = self.edge_weights()
             return self.net(x, [list(w) for w in normal], [list(w) for w in reduce])
         return self.net(x, _edges_of(genotype.normal), _edges_of(genotype.reduce))
 
     def genotype(self, skip_limit: int | None = None) -> Genotype:
-        """The discrete cells, see `derive`; `skip_limit` holds for the normal cell."""
+        """Returns the discrete cells, see `derive`. `skip_limit` applies to the normal cell only."""
         normal, reduce = ([alpha.detach() for alpha in kind] for kind in (self.alpha_normal, self.alpha_reduce))
         states = list(range(N_INPUTS, N_INPUTS + len(normal)))
         return Genotype(derive(normal, skip_limit), states, derive(reduce), states)
 
 
 def _edges_of(nodes: list[Node]) -> EdgeWeights:
+    """Returns the edges of a genotype's cell, as indices of their operations."""
     edges: EdgeWeights = []
     for n, node in enumerate(nodes):
         chosen = {state: PRIMITIVES.index(operation) for operation, state in node}
@@ -142,16 +149,17 @@ def _edges_of(nodes: list[Node]) -> EdgeWeights:
 
 
 def derive(alphas: list[Tensor], skip_limit: int | None = None) -> list[Node]:
-    """The nodes of a cell: of each edge the best operation but `none`, of each node the two best edges, best first.
+    """Derives the nodes of a cell: the best operation of each edge except `none`, the two best edges of each node.
 
-    Alphas are compared as they are, without the softmax, as published. `skip_limit` keeps at most so many skip_connect
-    in the cell, those of the highest alpha; an edge that loses its own takes its next best operation (as P-DARTS,
-    arXiv 1904.12760).
+    The best edge is first. Alphas are compared without the softmax, as published.
+
+    alphas: for each node a tensor (input states, operations). skip_limit: keeps at most so many skip_connect in the
+    cell, those with the highest alphas; any other edge uses its next best operation (as in P-DARTS, arXiv 1904.12760).
     """
     scores = [alpha.double().cpu().clone() for alpha in alphas]
-    for of_node in scores:
-        of_node[:, NONE] = -torch.inf
-    nodes = [_best_edges(of_node) for of_node in scores]
+    for node_scores in scores:
+        node_scores[:, NONE] = -torch.inf
+    nodes = [_best_edges(node_scores) for node_scores in scores]
     while skip_limit is not None:
         skips = [
             (float(scores[n][state, SKIP]), n, state)
@@ -168,6 +176,7 @@ def derive(alphas: list[Tensor], skip_limit: int | None = None) -> list[Node]:
 
 
 def _best_edges(scores: Tensor) -> Node:
+    """Returns the best EDGES_PER_NODE edges of a node, best first. scores: (input states, operations)."""
     best, operation = scores.max(dim=1)
-    order = torch.topk(best, min(EDGES_A_NODE, len(best))).indices.tolist()
+    order = torch.topk(best, min(EDGES_PER_NODE, len(best))).indices.tolist()
     return [(PRIMITIVES[int(operation[state])], state) for state in order]

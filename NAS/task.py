@@ -1,4 +1,4 @@
-"""The search as a task of the training loop: before each step of the weights, one of the alphas."""
+"""Architecture search as a task of the training loop: a step of the alphas before each step of the weights."""
 
 import math
 from collections import deque
@@ -28,24 +28,34 @@ from utils.training.task import Batch, Task
 
 
 class ValBatch(NamedTuple):
-    """A batch of the validation half on the device, and where the half is after it."""
+    """Batch of the validation half on the device, and the position in the half after it."""
 
-    images: Tensor  # (B, 3, 112, 112), as they are
+    images: Tensor  # (B, 3, 112, 112), normalised, not augmented
     labels: Tensor  # (B,)
     epoch: int
-    samples_seen: int  # images of the epoch that all processes have taken
+    samples_seen: int  # samples of the epoch used by all ranks
 
 
 class SearchTask(Task):
-    """Cross-entropy of the supernet on the training half; the alphas learn from the validation half."""
+    """Trains the weights of the supernet on the training half, and its alphas on the validation half.
+
+    Both losses are cross-entropy.
+    """
 
     suffixes = ("supernet.pth",)
 
     def __init__(
         self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: EasyDict, world: World
     ) -> None:
-        """wrapped: the supernet, perhaps in DDP, its alphas frozen. samples: two or more images of each half, to be
-        measured on."""
+        """Sets up the alphas' optimizer and gradient.
+
+        Args:
+            wrapped: the supernet, in DDP for several ranks, with frozen alphas.
+            val_loader: this rank's loader of the validation half.
+            samples: at least two images of each half, by name, for the accuracies; empty on other ranks than 0.
+            config: a checked config.
+            world: this rank.
+        """
         super().__init__(wrapped, nn.Module())
         self.net: Supernet = unwrap_ddp(wrapped)  # type: ignore[assignment]
         self.config = config
@@ -59,36 +69,39 @@ class SearchTask(Task):
             lr=config.alpha_lr,
             betas=tuple(config.alpha_betas),  # type: ignore[arg-type]
             weight_decay=config.alpha_weight_decay,
-            fused=True,  # leaves a step out at a word from the device
+            fused=True,  # its found_inf skips a step without a synchronisation
         )
         normal, reduce = operation_costs(self.net.net)
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
-        self.cost_of_equals = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
+        self._uniform_cost = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
         self.optimizer: torch.optim.Optimizer
-        self.val_epoch = self.val_seen = 0  # of the validation half, after the last batch that was used
+        self.val_epoch = self.val_seen = 0  # position in the validation half after the last used batch
         self.loaders = (val_loader,)
         self._val_batches = self._endless(val_loader)
-        self._waiting: deque[ValBatch] = deque()
+        self._pending: deque[ValBatch] = deque()
 
     def on_train_start(self, optimizer: torch.optim.Optimizer) -> None:
-        """The weights' optimizer, whose momentum and learning rate the unrolled step takes."""
+        """Keeps the weights' optimizer, whose momentum and learning rate the unrolled step uses."""
         self.optimizer = optimizer
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Before the first of all, reads the first validation batches. Raises UserError on every process where one of
-        them cannot."""
-        if not self._waiting:
+        """Reads the first validation batches before the first epoch. Collective then.
+
+        Raises UserError on rank 0, and ends the others, if any rank cannot read its batches.
+        """
+        if not self._pending:
             run_on_all(self.world, self._read_first)
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Enlarged, and cut at random."""
+        """Returns random crops of the enlarged images, (B, 112, 112, 3) uint8 as the input."""
         return resize_and_crop(images, generator)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{"Loss": of the weights, "AlphaLoss": validation, "Cost": expected M multiply-adds of the cells}.
+        """Steps the alphas, then returns the losses of the weights' step.
 
-        The alphas' step, done first, is another than the weights', and left out by its own gradient: AlphaLoss is then
-        NaN, by which the weights' step is left out, counted and told too.
+        "Loss" is that of the weights, "AlphaLoss" that of the alphas before their step, and "Cost" the expected cost of
+        the cells in millions of multiply-adds. A step of the alphas with a non-finite gradient is skipped. AlphaLoss is
+        then NaN, so that the weights' step is skipped, counted and reported too.
         """
         val_loss = self._step_alphas((batch.images, batch.labels))
         loss = F.cross_entropy(self.backbone(batch.images), batch.labels)
@@ -97,72 +110,80 @@ class SearchTask(Task):
         return {"Loss": loss, "AlphaLoss": val_loss, "Cost": cost}
 
     def _step_alphas(self, train: tuple[Tensor, Tensor]) -> Tensor:
+        """Steps the alphas and returns the validation loss before it, NaN for a skipped step. Collective."""
         xi = self.optimizer.param_groups[0]["lr"]
         gradients, loss = self.architect.gradient(train, self._next_val(), xi, self.optimizer)
         if self.config.cost_weight:
             with self.architect.alphas_learn():
-                relative = self._expected_cost() * (self.config.cost_weight / self.cost_of_equals)
-                of_cost = torch.autograd.grad(relative, self.net.alphas())
-            gradients = [a + b for a, b in zip(gradients, of_cost, strict=True)]
+                relative = self._expected_cost() * (self.config.cost_weight / self._uniform_cost)
+                cost_gradients = torch.autograd.grad(relative, self.net.alphas())
+            gradients = [a + b for a, b in zip(gradients, cost_gradients, strict=True)]
         for alpha, gradient in zip(self.net.alphas(), gradients, strict=True):
             alpha.grad = gradient
         norm = nn.utils.get_total_norm(gradients)
-        bad = ~torch.isfinite(norm)
-        self.alpha_optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        is_nonfinite = ~torch.isfinite(norm)
+        self.alpha_optimizer.found_inf = is_nonfinite.float()  # type: ignore[attr-defined]
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
-        return torch.where(bad, torch.nan, loss)
+        return torch.where(is_nonfinite, torch.nan, loss)
 
     def _expected_cost(self) -> Tensor:
+        """Returns the expected cost of all cells in millions of multiply-adds, a differentiable scalar."""
         normal, reduce = self.net.edge_weights()
         return expected([*normal, *reduce], self.costs)
 
     def _next_val(self) -> tuple[Tensor, Tensor]:
-        batch = self._waiting.popleft()
+        """Returns images and labels of the next validation batch."""
+        batch = self._pending.popleft()
         self._read_ahead()
         self.val_epoch, self.val_seen = batch.epoch, batch.samples_seen
         return batch.images, batch.labels
 
     def _read_first(self) -> None:
+        """Reads the first validation batches. Raises the loader's error if it has failed."""
         self._read_ahead()
         (loader,) = self.loaders
-        if len(self._waiting) < LOOKAHEAD and loader.failure:
+        if len(self._pending) < LOOKAHEAD and loader.failure:
             loader.raise_failure()
 
     def _read_ahead(self) -> None:
-        """Reads validation batches until AHEAD are waiting: the steps that are left when all processes learn that no
-        more can be read, also where an epoch of the half begins, at whose first batches the loader fails at once."""
+        """Reads validation batches until LOOKAHEAD are pending. Keeps an error for the loader to report.
+
+        The pending batches serve the steps until all ranks know of the error. This includes the start of an epoch of
+        the half, where the loader fails at once for any of its first batches.
+        """
         try:
-            self._waiting.extend(islice(self._val_batches, LOOKAHEAD - len(self._waiting)))
+            self._pending.extend(islice(self._val_batches, LOOKAHEAD - len(self._pending)))
         except (UserError, RuntimeError) as error:
             self.loaders[0].failure = error.with_traceback(None)
 
     def _endless(self, loader: Loader) -> Iterator[ValBatch]:
-        """Batches of the validation half, epoch after epoch."""
-        epoch, seen = self.val_epoch, self.val_seen
+        """Yields batches of the validation half, epoch after epoch."""
+        epoch, samples_seen = self.val_epoch, self.val_seen
         while True:
-            for decoded in loader.epoch(epoch, seen):
-                seen += self.config.batch_size * self.world.size
-                images = normalise(to_device_async(decoded.images, self.world.device))
-                # A copy also on the CPU: the loader's memory has another batch before this one is used.
-                yield ValBatch(images, to_device_async(decoded.labels, self.world.device).clone(), epoch, seen)
-            epoch, seen = epoch + 1, 0
+            for batch in loader.epoch(epoch, samples_seen):
+                samples_seen += self.config.batch_size * self.world.size
+                images = normalise(to_device_async(batch.images, self.world.device))
+                # Copied, on the CPU too: the loader reuses its memory before this batch is used.
+                labels = to_device_async(batch.labels, self.world.device).clone()
+                yield ValBatch(images, labels, epoch, samples_seen)
+            epoch, samples_seen = epoch + 1, 0
 
     def exported_modules(self, step: int) -> dict[str, nn.Module]:
-        """{step}supernet.pth, alphas included."""
+        """Returns the supernet with its alphas, to be saved as {step}supernet.pth."""
         return {f"{step}supernet.pth": self.net}
 
     def state_dict(self) -> dict[str, Any]:
-        """The alphas' optimizer, and where in the validation half they are."""
+        """Returns the state of the alphas' optimizer, and the position in the validation half."""
         return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "val": [self.val_epoch, self.val_seen]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
+        """Restores a `state_dict`."""
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.val_epoch, self.val_seen = state["val"]
 
     def on_epoch_end(self, epoch: int, step: int) -> None:
-        """Says and draws what the alphas are now. Raises RuntimeError where the processes' alphas are not the same."""
+        """Reports the state of the search on rank 0. Collective: raises RuntimeError if the alphas of ranks differ."""
         self._check_alphas()
         if not self.world.is_main:
             return
@@ -175,31 +196,33 @@ class SearchTask(Task):
         write_epoch(Path(self.config.output), report)
 
     def _check_alphas(self) -> None:
+        """Raises RuntimeError if the alphas differ from those of rank 0. Collective."""
         if self.world.size == 1:
             return
-        mine = torch.cat([alpha.detach().flatten() for alpha in self.net.alphas()])
-        firsts = mine.clone()
-        dist.broadcast(firsts, 0)
-        if not torch.equal(mine, firsts):
-            raise RuntimeError(f"the alphas of process {self.world.rank} are not those of the first")
+        alphas = torch.cat([alpha.detach().flatten() for alpha in self.net.alphas()])
+        main_alphas = alphas.clone()
+        dist.broadcast(main_alphas, 0)
+        if not torch.equal(alphas, main_alphas):
+            raise RuntimeError(f"the alphas of rank {self.world.rank} differ from those of rank 0")
 
     @torch.no_grad()
     def _accuracies(self, genotype: object) -> dict[str, float]:
-        """Top-1 of the supernet on samples of both halves, and of the derived network with the same weights.
+        """Returns the top-1 accuracy of the supernet and of the derived network on the samples of both halves.
 
-        Batch norms take the statistics of the batch, as while searching: the derived network has no others.
+        The derived network has the weights of the supernet. Batch norms use the statistics of the batch, as in the
+        search, because the derived network has no running statistics of its own.
         """
-        found: dict[str, float] = {}
+        accuracies: dict[str, float] = {}
         with running_statistics_kept(self.net):
             for name, sample in self.samples.items():
-                # Equal parts, none of one image: batch norm has no variance of it.
+                # Parts of equal size, at least two images each: batch norm needs a variance.
                 n = len(sample.labels)
                 parts = min(math.ceil(n / self.config.batch_size), n // 2)
                 batches = list(zip(sample.images.tensor_split(parts), sample.labels.tensor_split(parts), strict=True))
                 for kind, cells in (("supernet", None), ("derived", genotype)):
-                    right = 0
+                    correct = 0
                     for images, labels in batches:
                         logits = self.net(normalise(images.to(self.world.device)), cells)
-                        right += int((logits.argmax(1).cpu() == labels).sum())
-                    found[f"{kind}_{name}"] = right / n
-        return found
+                        correct += int((logits.argmax(1).cpu() == labels).sum())
+                    accuracies[f"{kind}_{name}"] = correct / n
+        return accuracies

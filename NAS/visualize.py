@@ -1,4 +1,4 @@
-"""Pictures of a search: both cells of a genotype as graphs, and the alphas as a heat map. Needs matplotlib alone.
+"""Draws the cells of a genotype as graphs, and the alphas of a search as heat maps. Needs matplotlib, but no torch.
 
 python NAS/visualize.py --config FILE [genotype=NAME] [--out cells.png]
 """
@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-if not __package__:  # run as a script, this folder stands first on the path instead of the project's
+if not __package__:  # run as a script: this folder is first on the path; use the project's instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -23,11 +23,14 @@ from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure
 
 _COLOURS = {"max_pool": "tab:green", "avg_pool": "tab:olive", "skip_connect": "tab:gray", "dw_conv": "tab:blue"}
-_BOX_WIDTH, _BOX_HEIGHT = 0.5, 0.3  # of a state; states are 1 apart
+_BOX_WIDTH, _BOX_HEIGHT = 0.5, 0.3  # of the box of a state; boxes are 1 apart
 
 
 def draw_cells(genotype: Genotype, title: str = "") -> Figure:
-    """Both cells: the states in a row, over it an arc for each operation, under it one for each state of the output."""
+    """Draws both cells, with the states in a row.
+
+    Arcs above the row are operations, arcs below it lead from concatenated states to the output.
+    """
     kinds = (
         ("normal", genotype.normal, genotype.normal_concat),
         ("reduction", genotype.reduce, genotype.reduce_concat),
@@ -36,13 +39,13 @@ def draw_cells(genotype: Genotype, title: str = "") -> Figure:
     figure = Figure(figsize=(max(8, 4 + 1.8 * longest), max(6, 4 + 1.2 * longest)), layout="constrained")
     if title:
         figure.suptitle(title)
-    for place, (name, nodes, concat) in enumerate(kinds, start=1):
-        _draw_cell(figure.add_subplot(2, 1, place), nodes, concat, f"{name} cell")
+    for row, (name, nodes, concat) in enumerate(kinds, start=1):
+        _draw_cell(figure.add_subplot(2, 1, row), nodes, concat, f"{name} cell")
     return figure
 
 
 def _draw_cell(axes: Axes, nodes: list[Node], concat: list[int], title: str) -> None:
-    """State i is a box around (i, 0). Arcs keep off the row between their ends, so that none runs through a box."""
+    """Draws a cell: state i is a box around (i, 0). Arcs leave the row between their ends, so they cross no box."""
     names = ["c(k-2)", "c(k-1)", *map(str, range(len(nodes))), "c(k)"]
     output = len(names) - 1
     drawn: Counter[tuple[int, int]] = Counter()
@@ -62,7 +65,7 @@ def _draw_cell(axes: Axes, nodes: list[Node], concat: list[int], title: str) -> 
 
 
 def _arc(axes: Axes, start: int, end: int, text: str, height: float) -> None:
-    """An arrow between two states that rises to the height above the boxes' tops, or falls to it below them."""
+    """Draws an arrow between two states, which rises by `height` above the boxes, or falls below them if negative."""
     colour = next((value for name, value in _COLOURS.items() if text.startswith(name)), "lightgray")
     edge = math.copysign(_BOX_HEIGHT / 2, height)
     leave, arrive = start + _BOX_WIDTH / 4, end - _BOX_WIDTH / 4
@@ -76,15 +79,18 @@ def _arc(axes: Axes, start: int, end: int, text: str, height: float) -> None:
 
 
 def draw_alphas(normal: list[np.ndarray], reduce: list[np.ndarray], operations: tuple[str, ...]) -> Figure:
-    """The softmax over each edge's operations, a row an edge, of both cells."""
+    """Draws the softmax of the alphas of both cells as heat maps, with a row per edge.
+
+    normal, reduce: for each node an array (input states, operations).
+    """
     figure = Figure(figsize=(12, 0.3 * sum(map(len, normal)) + 3), layout="constrained")
-    for place, (name, nodes) in enumerate((("normal cell", normal), ("reduction cell", reduce)), start=1):
-        axes = figure.add_subplot(1, 2, place)
+    for column, (name, nodes) in enumerate((("normal cell", normal), ("reduction cell", reduce)), start=1):
+        axes = figure.add_subplot(1, 2, column)
         weights = np.concatenate(nodes)  # (edges, operations)
         image = axes.imshow(
             weights, vmin=0, vmax=max(2 / len(operations), weights.max()), cmap="viridis", aspect="auto"
         )
-        edges = [f"{state} → {N_INPUTS + n}" for n, of_node in enumerate(nodes) for state in range(len(of_node))]
+        edges = [f"{state} → {N_INPUTS + n}" for n, node in enumerate(nodes) for state in range(len(node))]
         axes.set_xticks(range(len(operations)), operations, rotation=60, ha="right")
         axes.set_yticks(range(len(edges)), edges)
         axes.set_title(name)
@@ -93,10 +99,10 @@ def draw_alphas(normal: list[np.ndarray], reduce: list[np.ndarray], operations: 
 
 
 def main() -> None:
-    """The command line."""
-    parser = CommandParser("Draw the cells of a config's genotype.")
+    """Runs the command."""
+    parser = CommandParser("Draw the cells of the genotype in a config.")
     add_config_arguments(parser)
-    parser.add_argument("--out", type=typed_path, default=Path("cells.png"), help="the picture (%(default)s)")
+    parser.add_argument("--out", type=typed_path, default=Path("cells.png"), help="file of the picture (%(default)s)")
     args = parser.parse()
     config = load_config(args.config, args.overrides)
     log_unused(config, "visualize")
@@ -105,7 +111,7 @@ def main() -> None:
         save_figure(args.out, figure, dpi=100)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}") from None
-    except ValueError as error:  # a kind of file that matplotlib does not write
+    except ValueError as error:  # a file format that matplotlib does not support
         raise UserError(f"--out {args.out}: {error!s:.100}") from None
     print(args.out)
 

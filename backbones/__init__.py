@@ -1,4 +1,4 @@
-"""The networks: `build_backbone` makes the one a config names."""
+"""Backbones. `build_backbone` builds the network that a config names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 
 
 def build_backbone(config: Mapping[str, Any], net_name: str | None = None) -> nn.Module:
-    """A freshly initialised backbone: (B, 3, 112, 112) normalised images to (B, embedding_size).
+    """Builds a randomly initialised backbone, which maps (B, 3, 112, 112) normalised images to (B, embedding_size).
 
-    `net_name` (default: the config's) is an IResNet, or a PocketNet of the config's channel, n_layers and genotype;
-    backbones.names lists the names. Raises UserError for any other.
+    Raises UserError for an unknown name.
+
+    Args:
+        config: a PocketNet is built from its channel, n_layers, stem_multiplier, genotype and embedding_size, an
+            IResNet from its embedding_size.
+        net_name: one of the names in backbones.names. None: the config's net_name.
     """
-    # Imported here, not above: configs read genotypes from this package, and loading a config needs no torch.
+    # Imported here, because configs import this package for its genotypes, and loading a config must not need torch.
     from backbones.augment_cnn import AugmentCNN
     from backbones.iresnet import IResNet
 

@@ -1,4 +1,4 @@
-"""PocketNet: a stem, cells of a genotype, and a tail that gives the embedding (paper, Section III)."""
+"""PocketNet: a stem, cells of a genotype, and a tail that outputs the embedding (paper, Section III)."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from backbones.genotypes import Genotype
 
 
 class AugmentCNN(nn.Module):
-    """The network of a genotype.
+    """PocketNet, under the name of the published code. Maps images (B, 3, 112, 112) to embeddings (B, emb).
 
     Args:
-        c: channels of a cell's nodes in the first stage (S: 16, M: 32).
+        c: channels of the nodes in the first stage (S: 16, M: 32).
         n_layers: number of cells (S: 18, M: 9); cells n//3, 2n//3 and n-1 halve the resolution and double c.
-        genotype: of both kinds of cell.
+        genotype: the normal and the reduction cell.
         stem_multiplier: the stem has stem_multiplier · c channels.
         emb: embedding size.
     """
@@ -25,11 +25,11 @@ class AugmentCNN(nn.Module):
         widths = (len(genotype.normal_concat), len(genotype.reduce_concat))
         self.stem = make_stem(stem_multiplier * c)
         self.cells = nn.ModuleList(
-            AugmentCell(genotype, *place) for place in cell_specs(c, n_layers, stem_multiplier, *widths)
+            AugmentCell(genotype, *spec) for spec in cell_specs(c, n_layers, stem_multiplier, *widths)
         )
-        # The published networks have 512 channels here, and 1024 where the embedding is 512.
+        # As published: 512 channels, or 1024 for embeddings of 512.
         c_tail = 1024 if emb == 512 else 512
-        self.tail = make_tail(8 * c * widths[1], c_tail, emb, groups=c_tail)  # three reductions double c thrice
+        self.tail = make_tail(8 * c * widths[1], c_tail, emb, groups=c_tail)  # each of three reductions doubles c
 
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, 112, 112) -> (B, emb)
         s0 = s1 = self.stem(x)  # (B, 4c, 56, 56)
@@ -39,17 +39,20 @@ class AugmentCNN(nn.Module):
 
 
 class CellSpec(NamedTuple):
-    """Where a cell stands in a network: what it reads, and what it is to be."""
+    """Channels and resolution of a cell in a network."""
 
-    c_pp: int  # channels of the output of the cell before last
-    c_p: int  # … of the last cell
-    c: int  # of its own nodes
+    c_pp: int  # channels of the output of the cell before the last
+    c_p: int  # channels of the output of the last cell
+    c: int  # channels of the nodes
     reduction_p: bool  # whether the last cell halved the resolution
-    reduction: bool  # whether this one does
+    reduction: bool  # whether this cell halves the resolution
 
 
 def cell_specs(c: int, n_layers: int, stem_multiplier: int, normal_width: int, reduce_width: int) -> Iterator[CellSpec]:
-    """The cells from first to last. The widths: how many nodes each kind of cell concatenates to its output."""
+    """Yields the specs of all cells, first to last.
+
+    normal_width, reduce_width: number of states that a normal and a reduction cell concatenate to their output.
+    """
     c_pp = c_p = stem_multiplier * c
     reduction_p = False
     for i in range(n_layers):
@@ -60,18 +63,18 @@ def cell_specs(c: int, n_layers: int, stem_multiplier: int, normal_width: int, r
 
 
 def make_stem(c: int) -> nn.Sequential:
-    """(B, 3, 112, 112) -> (B, c, 56, 56)."""
+    """Builds the stem, which maps (B, 3, 112, 112) to (B, c, 56, 56)."""
     return nn.Sequential(nn.Conv2d(3, c, 3, 2, 1, bias=False), nn.BatchNorm2d(c))
 
 
 def make_tail(c: int, c_tail: int, emb: int, groups: int) -> nn.Sequential:
-    """(B, c, 7, 7) -> (B, emb, 1, 1)."""
+    """Builds the tail, which maps (B, c, 7, 7) to (B, emb, 1, 1)."""
     return nn.Sequential(
         nn.PReLU(c),
         nn.Conv2d(c, c_tail, 1, bias=False),
         nn.BatchNorm2d(c_tail),
         nn.PReLU(c_tail),
-        nn.Conv2d(c_tail, c_tail, 7, groups=groups, bias=False),  # 7×7 is the whole map of a 112×112 image
+        nn.Conv2d(c_tail, c_tail, 7, groups=groups, bias=False),  # covers the 7×7 feature map of a 112×112 image
         nn.BatchNorm2d(c_tail),
         nn.Conv2d(c_tail, emb, 1, bias=False),
         nn.BatchNorm2d(emb),

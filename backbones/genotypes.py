@@ -1,8 +1,8 @@
-"""Genotypes: which operation joins which states in a cell, as data.
+"""Genotypes: cells as data, that is, the operations that connect the states of a cell.
 
-A cell has two input states (0: the output of the cell before last, 1: of the last cell) and builds further states,
-its nodes, each the sum of a few operations on earlier states. No torch here: the search, the configs and the tools
-that draw cells read genotypes too.
+A cell has two input states (0: the output of the cell before the last, 1: the output of the last cell). Each node adds
+a state, the sum of operations on earlier states. This module does not import torch, because configs and the tools that
+draw cells use it too.
 """
 
 import ast
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from utils.errors import UserError
 
-# Every operation a cell can be built from; backbones/ops.py builds them.
+# All operations of a cell. backbones/ops.py builds them.
 PRIMITIVES = (
     "max_pool_3x3",
     "avg_pool_3x3",
@@ -23,13 +23,13 @@ PRIMITIVES = (
     "none",
 )
 N_INPUTS = 2  # states 0 and 1
-LONGEST = 1 << 16  # characters of a text; published ones have 500
+LONGEST = 1 << 16  # maximum characters of a genotype as text; the published ones have 500
 
-Node = list[tuple[str, int]]  # (operation, state it reads) for each edge
+Node = list[tuple[str, int]]  # (operation, input state) of each edge
 
 
 class Genotype(NamedTuple):
-    """Both kinds of cell: the nodes, and the states that are concatenated to the cell's output."""
+    """Normal and reduction cell: their nodes, and the states concatenated to the output of the cell."""
 
     normal: list[Node]
     normal_concat: list[int]
@@ -41,7 +41,7 @@ class GenotypeError(UserError):
     """A genotype that cannot be built."""
 
 
-# Searched on CASIA-WebFace: every published PocketNet is built from it (paper, Fig. 2).
+# Searched on CASIA-WebFace. All published PocketNets use it (paper, Fig. 2).
 SOFTMAX_CASIA = (
     "Genotype(normal=[[('dw_conv_3x3', 0), ('dw_conv_1x1', 1)], [('dw_conv_3x3', 2), ('dw_conv_5x5', 0)], "
     "[('dw_conv_3x3', 3), ('dw_conv_3x3', 0)], [('dw_conv_3x3', 4), ('skip_connect', 0)]], "
@@ -62,53 +62,54 @@ SOFTMAX_CIFAR10 = (
 
 
 def parse(text: str | Genotype) -> Genotype:
-    """Reads `Genotype(normal=[[('dw_conv_3x3', 0), …]], normal_concat=range(2, 6), reduce=…, reduce_concat=…)`.
+    """Parses and checks `Genotype(normal=[[('dw_conv_3x3', 0), …]], normal_concat=range(2, 6), reduce=…, …)`.
 
-    Or the same as JSON, see `to_json`. Nothing of the text is executed. Raises GenotypeError, which names the part that
-    is wrong.
+    Also accepts the JSON of `to_json`, and a Genotype, which is checked. No part of the text is executed. Raises
+    GenotypeError, which names the wrong part.
     """
     if isinstance(text, Genotype):
         parts = text._asdict()
     elif isinstance(text, str):
         text = text.strip()
-        if len(text) > LONGEST:  # Python needs a time quadratic in the length to quote from it
+        if len(text) > LONGEST:  # quoting from a text takes time quadratic in its length
             raise GenotypeError(f"genotype: {len(text)} characters are too long, {LONGEST} at most: {_short(text)}")
         if text.startswith("{"):
             parts = _from_json(text)
         else:
-            parts = {name: _literal(value, name, text) for name, value in _keywords(text).items()}
+            parts = {name: _evaluate(value, name, text) for name, value in _keywords(text).items()}
     else:
         raise GenotypeError(f"genotype: should be a text, Genotype(normal=…, …), is {_short(text)}")
     for kind in ("normal", "reduce"):
         parts[kind] = _check_nodes(parts[kind], kind)
-        # The inputs of a reduction cell are larger than its nodes: they cannot be concatenated.
+        # The inputs of a reduction cell have twice the resolution of its nodes and cannot be concatenated.
         first = N_INPUTS if kind == "reduce" else 0
         parts[f"{kind}_concat"] = _check_concat(parts[f"{kind}_concat"], f"{kind}_concat", first, len(parts[kind]))
     return Genotype(**parts)
 
 
 def to_text(genotype: Genotype) -> str:
-    """The genotype in one line, as configs and published checkpoints have it; `parse` reads it back."""
+    """Formats a genotype as one line of Python, as in configs and published checkpoints. `parse` reads it."""
     return repr(genotype)
 
 
 def to_json(genotype: Genotype) -> str:
-    """The genotype as a JSON object in one line: {"normal": [[["dw_conv_3x3", 0], …], …], "normal_concat": […], …}."""
+    """Formats a genotype as one line of JSON: {"normal": [[["dw_conv_3x3", 0], …], …], "normal_concat": […], …}."""
     return json.dumps(genotype._asdict())
 
 
 def _from_json(text: str) -> dict[str, object]:
+    """Returns the four fields of a genotype in JSON, not yet checked."""
     try:
         parts = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GenotypeError(f"genotype: no JSON ({error!s:.60}): {_short(text)}") from None
+        raise GenotypeError(f"genotype: not JSON ({error!s:.60}): {_short(text)}") from None
     if sorted(parts) != sorted(Genotype._fields):
         raise GenotypeError(f"genotype: needs {', '.join(Genotype._fields)} once each; has {_short(', '.join(parts))}")
     return parts
 
 
 def _keywords(text: str) -> dict[str, ast.expr]:
-    """The four keyword arguments of the text, unevaluated."""
+    """Returns the four keyword arguments of a genotype in Python, not yet evaluated."""
     try:
         call = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -122,22 +123,23 @@ def _keywords(text: str) -> dict[str, ast.expr]:
     return {name: keyword.value for name, keyword in zip(given, call.keywords, strict=True)}
 
 
-def _literal(value: ast.expr, name: str, text: str) -> object:
-    """A literal, or range(a, b) as the published configs write it."""
+def _evaluate(value: ast.expr, name: str, text: str) -> object:
+    """Evaluates a literal, or range(a, b) as in the published configs."""
     if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "range":
         bounds = [arg.value for arg in value.args if isinstance(arg, ast.Constant)]
-        plain = len(bounds) == len(value.args) == 2 and not value.keywords
-        if plain and all(type(b) is int and abs(b) < 1000 for b in bounds):
+        is_plain = len(bounds) == len(value.args) == 2 and not value.keywords
+        if is_plain and all(type(b) is int and abs(b) < 1000 for b in bounds):
             return list(range(*bounds))  # type: ignore[arg-type]
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        # Quoted from the text: ast.unparse would meet the same recursion limit again.
+        # Quotes the source text: ast.unparse may exceed the recursion limit too.
         source = ast.get_source_segment(text, value)
         raise GenotypeError(f"genotype {name}: not a list of nodes or states: {_short(source)}") from None
 
 
 def _check_nodes(nodes: object, kind: str) -> list[Node]:
+    """Returns the nodes of a cell as lists. Raises GenotypeError."""
     if not isinstance(nodes, list | tuple) or not nodes:
         raise GenotypeError(f"genotype {kind}: should be a list of nodes, is {_short(nodes)}")
     checked = []
@@ -150,6 +152,7 @@ def _check_nodes(nodes: object, kind: str) -> list[Node]:
 
 
 def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
+    """Returns (operation, state) of an edge that may read states below n_states. Raises GenotypeError."""
     if not isinstance(edge, list | tuple) or len(edge) != 2:
         raise GenotypeError(f"{where}: should be ('operation', state), is {_short(edge)}")
     op, state = edge
@@ -161,6 +164,7 @@ def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
 
 
 def _check_concat(states: object, name: str, first: int, n_nodes: int) -> list[int]:
+    """Returns the concatenated states as a list, each from `first` on and at most once. Raises GenotypeError."""
     n_states = N_INPUTS + n_nodes
     if not isinstance(states, list | tuple | range) or not states:
         raise GenotypeError(f"genotype {name}: should be a list of states, is {_short(states)}")
@@ -173,8 +177,9 @@ def _check_concat(states: object, name: str, first: int, n_nodes: int) -> list[i
 
 
 def _short(value: object, limit: int = 80) -> str:
+    """Formats a value for a message, cut after `limit` characters."""
     try:
         text = repr(value)
-    except ValueError:  # in it is an integer of more digits than Python prints
+    except ValueError:  # it holds an integer with more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= limit else text[:limit] + "…"

@@ -1,7 +1,8 @@
-"""IResNet: the improved residual network of the ArcFace line of work, PocketNet's teacher (arXiv 2004.04989)."""
+"""IResNet: the improved residual network used with ArcFace, and PocketNet's teacher (arXiv 2004.04989)."""
 
 from torch import Tensor, nn
 
+# depth -> number of blocks in each of the four stages
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 
 
@@ -14,7 +15,7 @@ def _bn(c: int) -> nn.BatchNorm2d:
 
 
 class IBasicBlock(nn.Module):
-    """Batch norm, 3×3, batch norm, PReLU, 3×3 (strided), batch norm, plus the shortcut."""
+    """Residual block: batch norm, 3×3, batch norm, PReLU, 3×3 (strided), batch norm, plus the shortcut."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -24,7 +25,7 @@ class IBasicBlock(nn.Module):
         self.prelu = nn.PReLU(c_out)
         self.conv2 = _conv(c_out, c_out, 3, stride)
         self.bn3 = _bn(c_out)
-        # Every stage starts with a stride of 2, so the first block of each has a projection.
+        # The first block of each stage has stride 2, so its shortcut is a projection.
         self.downsample = nn.Sequential(_conv(c_in, c_out, 1, stride), _bn(c_out)) if stride != 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +35,10 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """IResNet of depth 18, 34, 50 or 100 with an embedding of size emb. No dropout, as the published teachers."""
+    """IResNet of depth 18, 34, 50 or 100. Maps images (B, 3, 112, 112) to embeddings (B, emb).
+
+    Has no dropout, like the published teachers.
+    """
 
     def __init__(self, depth: int = 100, emb: int = 128) -> None:
         super().__init__()
@@ -61,5 +65,5 @@ class IResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, 3, 112, 112) -> (B, emb)
         x = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)  # type: ignore[operator]  # at last (B, 512, 7, 7)
+            x = stage(x)  # type: ignore[operator]  # finally (B, 512, 7, 7)
         return self.features(self.fc(self.bn2(x).flatten(1)))

@@ -1,7 +1,7 @@
-"""The only operation set: discrete cells and the search's mixed operations are both built from it.
+"""Operations of cells, for discrete networks and for the mixed operations of the architecture search.
 
-Every operation maps (B, C, H, W) to (B, C, H / stride, W / stride), but for the factorised reduction and the 1×1
-StdConv, which may change C. Module names are those of the published checkpoints.
+An operation maps (B, C, H, W) to (B, C, H / stride, W / stride). Only FactorizedReduce and a 1×1 StdConv may change C.
+Module names are those of the published checkpoints.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 
 class StdConv(nn.Module):
-    """PReLU, depthwise k×k, pointwise 1×1, batch norm. `dw_conv_k×k`, and with k = 1 the input layer of a cell."""
+    """PReLU, depthwise k×k, pointwise 1×1, batch norm: the operation `dw_conv_kxk`.
+
+    With k = 1 it also preprocesses the inputs of a cell.
+    """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class PoolBN(nn.Module):
 
 
 class Zero(nn.Module):
-    """`none`: no connection. Zeros of the output's shape."""
+    """The operation `none`: no connection. Returns zeros of the output's shape."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ def _skip(c: int, stride: int, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(c, c, affine)
 
 
-# primitive -> builder(C, stride, affine)
+# operation -> builder(C, stride, affine)
 OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "max_pool_3x3": lambda c, stride, affine: PoolBN(nn.MaxPool2d(3, stride, 1), c, affine),
     "avg_pool_3x3": lambda c, stride, affine: PoolBN(nn.AvgPool2d(3, stride, 1, count_include_pad=False), c, affine),

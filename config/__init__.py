@@ -1,7 +1,7 @@
-"""Configs: `load_config` reads a config file over the defaults of config/base.py, applies overrides, checks all.
+"""Configs: `load_config` reads a config file over the defaults of config/base.py, applies overrides and checks it.
 
-A config file is Python that sets fields on an EasyDict named `config`, as in the published code. It is code: run
-only config files that you trust. A run's own config.json (config/saved.py) is data, and runs nothing.
+A config file is Python code that sets fields on an EasyDict named `config`, as in the published code. Load only
+config files that you trust. The config.json that a run saves (config/saved.py) is data, and reading it runs no code.
 """
 
 import copy
@@ -42,8 +42,8 @@ __all__ = [
 ]  # fmt: skip
 
 FOLDER = Path(__file__).resolve().parent
-# What the code of a config file may raise.
-_OF_A_CONFIG = (
+# Exceptions from the code of a config file that become a ConfigError.
+_CONFIG_FILE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
     SyntaxError, TypeError, ValueError,
 )  # fmt: skip
@@ -55,19 +55,20 @@ def load_config(
     distills: bool = False,
     saved_in: str | Path | None = None,
 ) -> EasyDict:
-    """Returns the checked config of a file, with every field of config/base.py.
+    """Loads and checks a config. It has every field of config/base.py.
 
-    Two attributes beside the fields: `set_by`, where each field that a person set was set ("file" or "command line"),
-    and `without_effect`, the names in the file that nothing reads.
+    The config has two attributes in addition to its fields: `set_by` is a dict from each field that was set to its
+    source, "file" or "command line", and `without_effect` lists the names in the file that are not fields.
 
     Args:
-        path: a config file, a config.json, or the folder of one. None: that of `saved_in`, else config/config.py.
-        overrides: "field=value" each, the value typed as the field's default is.
-        distills: whether the fields of distillation are used, and so must be right.
-        saved_in: a checkpoint or the folder of one, whose config.json is taken where it has one and no path is named.
+        path: a config file, a config.json, or a folder with a config.json. None: the config.json of `saved_in` if it
+            has one, otherwise config/config.py.
+        overrides: texts "field=value". The value is read in the type of the field's default.
+        distills: whether to check the fields of knowledge distillation.
+        saved_in: a checkpoint or its folder. Its config.json is used if `path` is None.
 
     Raises:
-        ConfigError: no such file, an unknown field, a wrong type, an impossible value.
+        ConfigError: the file is missing, or a field is unknown, of the wrong type or out of range.
     """
     file = _find(path, saved_in)
     config = read_saved(file) if file.suffix == ".json" else _run(file)
@@ -75,7 +76,7 @@ def load_config(
     for name in without_effect:
         if similar_field(name) and name not in PUBLISHED_UNUSED:
             raise unknown_field(name, config[name])
-        EasyDict.pop(config, name)  # also where the name is that of a method
+        EasyDict.pop(config, name)  # not config.pop: a field may be named pop
     set_by = dict.fromkeys(config, "file")
     for name, default in base.items():
         if name not in config:
@@ -86,30 +87,35 @@ def load_config(
         if name in PATHS and isinstance(config[name], str):
             config[name] = from_project(config[name])
     if file.suffix == ".json":
-        config.output = str(file.parent)  # a run's folder may have been moved or copied
-        config.test_output = ""  # nor does a folder from elsewhere say where results are written
+        config.output = str(file.parent)  # the folder of a run may have been moved or copied
+        config.test_output = ""  # a copied folder must not decide where results are written
     overridden = _apply(config, overrides, distills)
     set_by |= dict.fromkeys(overridden, "command line")
     _check(config, distills)
-    own_schedule = config.lr_func is not None
-    if not own_schedule:
+    has_own_schedule = config.lr_func is not None
+    if not has_own_schedule:
         set_by.pop("lr_func", None)
         config.lr_func = _step_schedule(config)
-    _check_schedule(config, own_schedule, overridden)
+    _check_schedule(config, has_own_schedule, overridden)
     if "rec" in overridden:
         require_data(config)
     for name, value in (("set_by", set_by), ("without_effect", without_effect)):
-        object.__setattr__(config, name, value)  # beside the fields, not one of them
+        object.__setattr__(config, name, value)  # an attribute, not a field
     return config
 
 
 def parse_command(
     description: str, switches: Iterable[str] = (), distills: bool = False, resume: bool = False
 ) -> EasyDict:
-    """Returns the config that this command's line names: [--config FILE] [field=value …].
+    """Parses the command line [--config FILE] [field=value …] and returns the checked config.
 
-    Each of `switches` is a field that an option of its name sets to True: multi_step, --multi-step. distills: see
-    `load_config`. resume: whether --resume is an option.
+    Raises ConfigError.
+
+    Args:
+        description: of the command, for --help.
+        switches: boolean fields that an option sets to True, as --multi-step sets multi_step.
+        distills: whether to check the fields of knowledge distillation.
+        resume: whether the command has the option --resume.
     """
     parser = CommandParser(description)
     add_config_arguments(parser, switches, resume)
@@ -118,18 +124,18 @@ def parse_command(
 
 
 def typed_output(overrides: Iterable[str]) -> str | None:
-    """Returns the folder of an override "output=FOLDER", for commands that read what a run has left there."""
+    """Returns the folder in the last override "output=FOLDER", or None. For commands that read the output of a run."""
     parts = (override.removeprefix("config.").partition("=") for override in overrides)
     typed = [text for name, _, text in parts if name == "output"]
     return typed[-1] if typed else None
 
 
 def require_data(config: EasyDict) -> None:
-    """Raises ConfigError unless the data folder is there."""
+    """Raises ConfigError if the data folder, config.rec, does not exist."""
     folder = Path(config.rec)
     if not path_exists(folder.is_dir):
         if path_exists(folder.exists):
-            raise ConfigError(f"config rec: {config.rec!r} is a file; name the folder it is in: rec={folder.parent}")
+            raise ConfigError(f"config rec: {config.rec!r} is a file; name its folder: rec={folder.parent}")
         raise ConfigError(
             f"config rec: no folder {shorten(config.rec)}; put train.rec, train.idx, property and the *.bin sets "
             "there, or name another with rec=FOLDER (data/README.md)"
@@ -137,7 +143,10 @@ def require_data(config: EasyDict) -> None:
 
 
 def make_folder(config: EasyDict, field: str) -> Path:
-    """The folder that the field names, made where it is missing. Raises ConfigError where no file can be written."""
+    """Creates the folder in a config field if it is missing, and returns it.
+
+    Raises ConfigError if no file can be written in it.
+    """
     try:
         return make_writable(Path(config[field]))
     except OSError as error:
@@ -148,12 +157,12 @@ def make_folder(config: EasyDict, field: str) -> Path:
 
 
 def shipped_configs() -> list[Path]:
-    """The config files in config/, without the chosen one."""
+    """Returns the paths of the shipped config files, config/config_*.py, sorted."""
     return sorted(FOLDER.glob("config_*.py"))
 
 
 def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
-    """The config file: Python, or JSON by the suffix .json. Raises ConfigError where there is none."""
+    """Returns the path of the config file, for the arguments of `load_config`. Raises ConfigError if there is none."""
     if path is not None:
         path = Path(from_working_folder(str(path)))
         if path_exists(path.is_dir) and (saved := saved_config(path)):
@@ -176,14 +185,14 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
 
 
 def _run(path: Path) -> EasyDict:
-    """The `config` that the file defines."""
+    """Runs a Python config file and returns its `config`. Raises ConfigError if it fails or defines none."""
     source = read_config_file(path)
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
-        # Not imported: a copied file of the same size and second would be served from a stale __pycache__.
-        # Compiled from bytes: Python itself minds a byte-order mark or another encoding, as an import would.
+        # Not imported: __pycache__ may be stale for a copied file with the same size and time.
+        # Compiled from bytes, so that Python handles a byte-order mark or another encoding as an import does.
         exec(compile(source, str(path), "exec"), namespace)
-    except _OF_A_CONFIG as error:
+    except _CONFIG_FILE_ERRORS as error:
         raise ConfigError(f"config {path}: {type(error).__name__}: {error}") from error
     config = namespace.get("config")
     if not isinstance(config, EasyDict):
@@ -194,7 +203,7 @@ def _run(path: Path) -> EasyDict:
 
 
 def _apply(config: EasyDict, overrides: Iterable[str], distills: bool) -> set[str]:
-    """Sets the fields of "field=value" texts; returns their names."""
+    """Sets the fields of "field=value" texts and returns their names. Raises ConfigError."""
     names = set()
     for override in overrides:
         name, equals, text = override.partition("=")
@@ -214,6 +223,7 @@ def _apply(config: EasyDict, overrides: Iterable[str], distills: bool) -> set[st
 
 
 def _check(config: EasyDict, distills: bool) -> None:
+    """Raises ConfigError for values out of range, and for fields that do not fit each other."""
     for name in base:
         if distills or name not in DISTILLATION:
             check_value(name, config[name])
@@ -222,26 +232,29 @@ def _check(config: EasyDict, distills: bool) -> None:
         check_genotype(config, "teacher_genotype")
 
 
-def _check_schedule(config: EasyDict, own: bool, overridden: set[str]) -> None:
-    """Raises ConfigError unless the file's own lr_func gives a factor for every epoch, and nothing else is to."""
-    if not own:
+def _check_schedule(config: EasyDict, has_own_schedule: bool, overridden: set[str]) -> None:
+    """Checks an lr_func that the config file defines.
+
+    Raises ConfigError if it does not return a factor for every epoch, or if overrides of lr_steps or warmup_epoch
+    would have no effect.
+    """
+    if not has_own_schedule:
         return
     for name in sorted(overridden & {"lr_steps", "warmup_epoch"}):
         raise ConfigError(
-            f"config {name}: {config[name]!r} is not used: this config file defines lr_func, which decides; "
-            "change it there"
+            f"config {name}: {config[name]!r} is not used, because this config file defines lr_func; change it there"
         )
     for epoch in range(config.num_epoch):
         try:
             factor = config.lr_func(epoch)
-        except _OF_A_CONFIG as error:
+        except _CONFIG_FILE_ERRORS as error:
             raise ConfigError(f"config lr_func: fails for epoch {epoch}: {type(error).__name__}: {error}") from error
         if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
-            raise ConfigError(f"config lr_func: should give a factor for epoch {epoch}, gives {shorten(factor)}")
+            raise ConfigError(f"config lr_func: should return a factor for epoch {epoch}, returns {shorten(factor)}")
 
 
 def _step_schedule(config: EasyDict) -> Callable[[int], float]:
-    """The published learning-rate factor: optional warm-up, then a tenth at each of lr_steps."""
+    """Returns the published learning-rate factor by epoch: optional warm-up, then a tenth at each of lr_steps."""
 
     def lr_factor(epoch: int) -> float:
         if epoch < config.warmup_epoch:

@@ -1,4 +1,4 @@
-"""Checks a config and its folders, prints every field: python -m config [--kd] [--config FILE] [field=value …]"""
+"""Checks a config and its folders and prints every field: python -m config [--kd] [--config FILE] [field=value …]"""
 
 import logging
 import sys
@@ -16,10 +16,10 @@ from utils.errors import run_cli
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     parser = CommandParser("Check a config, its data folder and its output folders.")
     add_config_arguments(parser, switches=["multi_step"], resume=True)
-    parser.add_argument("--kd", action="store_true", help="check the fields of distillation as well")
+    parser.add_argument("--kd", action="store_true", help="check the fields of knowledge distillation too")
     args = parser.parse()
     config = load_config(args.config, overrides_of(args), distills=args.kd)
     require_data(config)

@@ -1,8 +1,8 @@
-"""Every field of a config: its default, and what it means. A config file holds only what differs from this.
+"""All config fields with their defaults and meaning. A config file sets only the fields that differ.
 
-The type of a default is the type of the field. Fields of the published code keep their names and meaning. Relative
-paths in a config file count from the project's folder, those typed on the command line from the working folder; "~" is
-the home folder.
+The type of a default is the type of the field. Fields of the published code keep their names and meaning. Paths in a
+config file are relative to the project's folder, paths on the command line to the working folder; "~" is the home
+folder.
 """
 
 from easydict import EasyDict
@@ -12,85 +12,85 @@ from backbones.genotypes import SOFTMAX_CASIA, SOFTMAX_CIFAR10
 config = EasyDict()
 
 # --- data
-config.dataset = "emoreIresNet"  # a name for the data set, for people
+config.dataset = "emoreIresNet"  # name of the data set, a note for people
 config.rec = "data/faces_emore"  # folder of train.rec, train.idx, property and the verification sets (*.bin)
-config.num_classes = 0  # identities; 0: as many as the files hold
-config.num_image = 0  # images; 0: as many as the files hold
+config.num_classes = 0  # number of identities; 0: as in the files
+config.num_image = 0  # number of images; 0: as in the files
 config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]  # verification sets: {rec}/{name}.bin
-config.on_bad_image = "error"  # of an image that cannot be read; or skip: another of its batch stands twice
-config.workers = 2  # loader worker processes for each training process; 0: load in the training process
+config.on_bad_image = "error"  # for unreadable images; or skip: repeat another image of the batch instead
+config.workers = 2  # loader processes per training process; 0: load in the training process
 
 # --- backbone
-config.net_name = "PocketNet"  # PocketNet (size by the fields below), or iresnet18, 34, 50, 100 (backbones/names.py)
+config.net_name = "PocketNet"  # PocketNet (sized by the fields below), or iresnet18, 34, 50, 100 (backbones/names.py)
 config.embedding_size = 128
 config.channel = 16  # PocketNet: channels of the first stage (S: 16, M: 32)
 config.n_layers = 18  # PocketNet: number of cells (S: 18, M: 9)
 config.stem_multiplier = 4  # PocketNet: the stem has stem_multiplier · channel channels
 config.genotypes = {"softmax_cifar10": SOFTMAX_CIFAR10, "softmax_casia": SOFTMAX_CASIA}
-config.genotype = "softmax_casia"  # PocketNet: which of the genotypes
+config.genotype = "softmax_casia"  # PocketNet: one of the names in genotypes
 
 # --- ArcFace header
 config.s = 64.0  # scale of the logits
 config.m = 0.5  # additive angular margin in radians
-config.head = "whole"  # or sharded: its classes split over the processes, for more than a GPU holds (docs/scaling.md)
-config.sample_rate = 1.0  # of a sharded head: the share of the classes that takes part in a step (Partial FC)
+config.head = "whole"  # or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
+config.sample_rate = 1.0  # head=sharded: fraction of the classes used in a step (Partial FC)
 
 # --- optimisation (SGD)
 config.num_epoch = 26
-config.batch_size = 128  # images for each process
-config.lr = 0.1  # for 512 images a step: lr · (batch_size · processes) / 512 is used
+config.batch_size = 128  # images per process
+config.lr = 0.1  # for 512 images per step; training uses lr · batch_size · processes / 512
 config.momentum = 0.9
 config.weight_decay = 5e-4
-config.clip_norm = 5.0  # the backbone's gradient is scaled down to this L2 norm; 0: never
-config.warmup_epoch = -1  # epochs below it run at ((epoch + 1) / 5)²
-config.lr_steps = [7, 13, 19, 24]  # epochs (from 0) at which the learning rate falls to a tenth
-config.lr_func = None  # factor of the learning rate by epoch; None: made of warmup_epoch and lr_steps
+config.clip_norm = 5.0  # maximum L2 norm of the backbone's gradient; 0: no clipping
+config.warmup_epoch = -1  # earlier epochs (from 0) use the learning-rate factor ((epoch + 1) / 5)²
+config.lr_steps = [7, 13, 19, 24]  # epochs (from 0) that divide the learning rate by 10
+config.lr_func = None  # function: epoch to learning-rate factor; None: from warmup_epoch and lr_steps
 config.max_steps = 0  # stop after this many steps; 0: after num_epoch epochs
-config.seed = 0  # of the weights, the order of the images and their mirroring
+config.seed = 0  # for initial weights, image order and horizontal flips
 config.precision = "fp32"  # fp32, bf16 or fp16 (the header and the loss are always float32)
-config.max_bad_steps = 20  # stop after so many steps in a row whose loss or gradient is not finite (each is left out)
-config.compile = False  # torch.compile the backbone: minutes at the start, faster steps
+config.max_bad_steps = 20  # stop after so many consecutive steps with a non-finite loss or gradient, which are skipped
+config.compile = False  # torch.compile the backbone: takes minutes at the start, then faster steps
 
 # --- output
 config.output = "output/PocketNet"  # checkpoints {global_step}backbone.pth, {global_step}header.pth, training.log
-config.global_step = 0  # the step whose published files a run goes on from with --resume 1
-config.resume = "auto"  # auto: go on from checkpoint.pth where output has one; 1: or from global_step; 0: train anew
-config.save_step = 200  # steps between two writings of checkpoint.pth, which also every epoch has
-config.keep = 2  # so many of them are kept, should the last be damaged
-config.save_initial = False  # keep the untrained network too, as 0backbone.pth
-config.log_dir = "logs"  # TensorBoard files: of output/NAME in {log_dir}/NAME (logs/README.md says of others)
-config.timeout = 1800  # seconds after which a process that does not answer the others is taken to hang
-config.log_step = 50  # steps between two lines of the log
-config.eval_step = 5686  # steps between two verifications while training; 0: never
-config.eval_batch = 128  # images at once in evaluation
-config.eval_runtime = "auto"  # evaluation on a CPU: openvino where installed (5 times as fast), torch, or auto
+config.global_step = 0  # step of the published files to resume from with --resume 1
+config.resume = "auto"  # auto: from checkpoint.pth if output has one; 1: also from global_step; 0: train from the start
+config.save_step = 200  # steps between checkpoints (checkpoint.pth), which are also written after each epoch
+config.keep = 2  # number of checkpoints kept, in case the last is damaged
+config.save_initial = False  # also save the untrained network, as 0backbone.pth
+config.log_dir = "logs"  # TensorBoard files: {log_dir}/NAME for output/NAME (logs/README.md has the full rule)
+config.timeout = 1800  # seconds without an answer after which a process counts as hung
+config.log_step = 50  # steps between log lines
+config.eval_step = 5686  # steps between verifications during training; 0: never
+config.eval_batch = 128  # batch size of evaluation
+config.eval_runtime = "auto"  # on a CPU: openvino (5 times as fast), torch, or auto: openvino if installed
 config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output, or output/eval/…
 
-# --- search (NAS/config.py holds the published values)
-config.search_data = "faces"  # what rec is: faces, a RecordIO folder; cifar10, as torchvision keeps it
-config.n_nodes = 4  # nodes of a cell
-config.second_order = True  # alphas' gradient through a step of the weights (DARTS); False: first order, half the time
-config.alpha_gradient = "validation"  # or published: the training gradient added to it, as the published code does
+# --- architecture search (NAS/config.py has the published values)
+config.search_data = "faces"  # kind of rec: faces (a RecordIO folder), or cifar10 (the folder that torchvision reads)
+config.n_nodes = 4  # nodes per cell
+config.second_order = True  # alpha gradient through one weight step (DARTS); False: first order, half the time
+config.alpha_gradient = "validation"  # or published: plus the training gradient, as in the published code
 config.alpha_lr = 1.2e-3  # Adam
 config.alpha_betas = [0.5, 0.999]
 config.alpha_weight_decay = 1e-3
-config.cost_weight = 0.0  # of the expected multiply-adds, relative to those of equal weights, in the alphas' loss
-config.skip_limit = -1  # at most so many skip_connect in the derived normal cell; -1: any number
-config.search_eval = 1000  # images of each half that accuracies are measured on after each epoch; 0: none
+config.cost_weight = 0.0  # weight, in the alpha loss, of expected multiply-adds relative to those of equal weights
+config.skip_limit = -1  # maximum number of skip_connect in the derived normal cell; -1: any
+config.search_eval = 1000  # images of each half for the accuracies after each epoch; 0: none
 
 # --- knowledge distillation
 config.w = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
-config.teacher_pth = ""  # folder of the teacher's checkpoints, one file of them, or ONNX (RGB in [-1, 1])
-config.teacher_global_step = 0  # which of them
-config.multi_step = False  # each epoch has the teacher's own checkpoint of it; or ./train_kd.sh --multi-step
-config.teacher_network = "iresnet100"  # as net_name; PocketNetS and PocketNetM stand for those sizes
-config.teacher_channel = 0  # PocketNet as the teacher: as channel; 0: by teacher_network's size, or the student's
-config.teacher_n_layers = 0  # the same of n_layers
-config.teacher_genotype = ""  # the same of genotype; empty: the student's
+config.teacher_pth = ""  # teacher: folder of checkpoints, a checkpoint, or an ONNX file (RGB in [-1, 1])
+config.teacher_global_step = 0  # step of the checkpoint in that folder
+config.multi_step = False  # use the teacher's checkpoint of the same epoch; or ./train_kd.sh --multi-step
+config.teacher_network = "iresnet100"  # as net_name; PocketNetS and PocketNetM set the size
+config.teacher_channel = 0  # PocketNet teacher: as channel; 0: from teacher_network, otherwise the student's
+config.teacher_n_layers = 0  # as teacher_channel, for n_layers
+config.teacher_genotype = ""  # PocketNet teacher: as genotype; empty: the student's
 config.teacher_precision = "fp32"  # fp32, bf16 or fp16
-config.teacher_cache = ""  # folder that keeps the teacher's embeddings for later epochs and runs; empty: none are kept
+config.teacher_cache = ""  # folder to cache the teacher's embeddings for later epochs and runs; empty: no cache
 
-# --- start from weights: train.py and train_kd.py
-config.student_pth = ""  # folder of {student_global_step}backbone.pth, or a file of weights; empty: random weights
-config.student_global_step = 0
-config.student_header = False  # start the header from {student_global_step}header.pth too; its classes must be as many
+# --- initial weights (train.py and train_kd.py)
+config.student_pth = ""  # folder of {student_global_step}backbone.pth, or a weights file; empty: random weights
+config.student_global_step = 0  # step of the weights in that folder
+config.student_header = False  # also load {student_global_step}header.pth, with the same number of classes

@@ -1,4 +1,4 @@
-"""PocketNetM-128 on MS1MV2: 1,686,656 parameters, 1099.02 MFLOPs. Rename or copy to config/config.py."""
+"""PocketNetM-128 on MS1MV2: 1,686,656 parameters, 1099.02 MFLOPs. Copy to config/config.py to use it."""
 
 from easydict import EasyDict
 
@@ -9,7 +9,7 @@ config.channel = 32
 config.n_layers = 9
 config.output = "output/PocketNetM128"
 
-# MS1MV2 has these counts; the files are checked against them.
+# Counts of MS1MV2. Loading the data checks the files against them.
 config.rec = "data/faces_emore"
 config.num_classes = 85742
 config.num_image = 5822653

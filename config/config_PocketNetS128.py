@@ -1,4 +1,4 @@
-"""PocketNetS-128 on MS1MV2: 925,632 parameters, 587.11 MFLOPs. Rename or copy to config/config.py."""
+"""PocketNetS-128 on MS1MV2: 925,632 parameters, 587.11 MFLOPs. Copy to config/config.py to use it."""
 
 from easydict import EasyDict
 
@@ -9,7 +9,7 @@ config.channel = 16
 config.n_layers = 18
 config.output = "output/PocketNetS128"
 
-# MS1MV2 has these counts; the files are checked against them.
+# Counts of MS1MV2. Loading the data checks the files against them.
 config.rec = "data/faces_emore"
 config.num_classes = 85742
 config.num_image = 5822653

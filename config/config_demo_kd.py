@@ -1,4 +1,4 @@
-"""A student of 174,496 parameters and its teacher, the net of config_demo.py, on drawn faces: make demo-kd."""
+"""A student of 174,496 parameters on synthetic faces, taught by the network of config_demo.py: make demo-kd."""
 
 from easydict import EasyDict
 
@@ -23,7 +23,7 @@ config.output = "output/demo_kd/student"
 config.eval_step = 0
 config.log_step = 25
 
-config.w = 1000.0  # at 100, which is for MS1MV2, half as much is gained
+config.w = 1000.0  # 100, as for MS1MV2, gives half the gain
 config.teacher_pth = "output/demo_kd/teacher"
 config.teacher_global_step = 500
 config.teacher_network = "PocketNet"

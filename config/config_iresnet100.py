@@ -1,4 +1,4 @@
-"""The teacher, IResNet-100 with embeddings of 128, on MS1MV2. Rename or copy to config/config.py."""
+"""The teacher: IResNet-100 with embeddings of 128, on MS1MV2. Copy to config/config.py to use it."""
 
 from easydict import EasyDict
 
@@ -7,7 +7,7 @@ config.net_name = "iresnet100"
 config.embedding_size = 128
 config.output = "output/iresnet100_128"
 
-# MS1MV2 has these counts; the files are checked against them.
+# Counts of MS1MV2. Loading the data checks the files against them.
 config.rec = "data/faces_emore"
 config.num_classes = 85742
 config.num_image = 5822653

@@ -1,4 +1,4 @@
-"""The fields of a config: which there are, how a typed value is read, and what values they take."""
+"""Config fields: their names, how a typed value is parsed, and which values are valid."""
 
 import ast
 import copy
@@ -14,7 +14,7 @@ from backbones.names import parse_name
 from config.base import config as defaults
 from utils.errors import UserError, shorten
 
-base = copy.deepcopy(defaults)  # apart, for a config file can import and change the other
+base = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
@@ -34,10 +34,10 @@ SEARCH = (
     "search_data", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
     "cost_weight", "skip_limit", "search_eval",
 )  # fmt: skip
-# Set by published config files and read by nothing, there as here.
+# Set by published config files, but used neither by the published code nor here.
 PUBLISHED_UNUSED = ("scale", "network")
-_NEAR = 0.8  # similarity (difflib) from which an unknown name is taken for a misspelt field
-# What other projects call a field.
+_MIN_SIMILARITY = 0.8  # difflib similarity above which an unknown name counts as a misspelt field
+# Names of fields in other projects.
 _SYNONYMS = {
     "epoch": "num_epoch", "epochs": "num_epoch", "num_epochs": "num_epoch", "max_epochs": "num_epoch",
     "learning_rate": "lr", "wd": "weight_decay", "bs": "batch_size", "steps": "max_steps", "num_workers": "workers",
@@ -53,26 +53,30 @@ class ConfigError(UserError):
     """A config that cannot be used. The message names the field, the value and the fix."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # errors and values quoted in it may have several lines
+        super().__init__(" ".join(message.splitlines()))  # quoted errors and values may have several lines
 
 
 def similar_field(name: str) -> str | None:
-    """Returns the field that a misspelt or foreign name most likely means, None where no field is near."""
+    """Returns the field that a misspelt name, or a name from another project, most likely means, or None."""
     name = name.lower().strip().strip("-").replace("-", "_")
     if name in _SYNONYMS:
         return _SYNONYMS[name]
-    return next(iter(difflib.get_close_matches(name, base, n=1, cutoff=_NEAR)), None)
+    return next(iter(difflib.get_close_matches(name, base, n=1, cutoff=_MIN_SIMILARITY)), None)
 
 
 def unknown_field(name: str, value: Any) -> ConfigError:
-    """The error for a name that is no field, with the field that may be meant."""
-    near = similar_field(name)
-    fix = f"the nearest is {near!r}" if near else "config/base.py lists the fields"
+    """Returns the error for an unknown field, with the field that may be meant."""
+    similar = similar_field(name)
+    fix = f"did you mean {similar!r}?" if similar else "config/base.py lists the fields"
     return ConfigError(f"config {shorten(name, quote=False)}: no such field (value {shorten(value)}); {fix}")
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value a person typed for a field, in the type of its default."""
+    """Parses a value from the command line, guided by the type of the field's default.
+
+    Text that does not fit the type is returned unchanged or as another type; `check_type` rejects it. Raises
+    ConfigError for a field without a textual form, lr_func.
+    """
     default = base[name]
     if callable(default) or default is None:
         raise ConfigError(f"config {name}: can only be set in a config file")
@@ -88,14 +92,15 @@ def from_text(name: str, text: str) -> Any:
 
 
 def _literal(text: str) -> Any:
+    """Evaluates a Python literal. Returns other text unchanged, which `check_type` rejects."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return text  # of the wrong type: check_type says so
+        return text
 
 
 def check_type(name: str, value: Any) -> Any:
-    """Returns the value in the type of the field's default: an integer is welcome as a float, a tuple as a list.
+    """Returns the value in the type of the field's default. Converts an integer to a float and a tuple to a list.
 
     Raises ConfigError for any other type.
     """
@@ -111,7 +116,7 @@ def check_type(name: str, value: Any) -> Any:
             raise ConfigError(f"config {name}: should be finite, is an integer of {value.bit_length()} bits") from None
     if isinstance(default, list) and isinstance(value, tuple):
         value = list(value)
-    if name in CHOICES and type(value) is int:  # resume = 1, as published command lines have it
+    if name in CHOICES and type(value) is int:  # resume=1, as in published command lines
         value = str(value)
     kind = dict if isinstance(default, dict) else type(default)
     if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
@@ -127,6 +132,7 @@ def check_type(name: str, value: Any) -> Any:
 
 
 def _listed(name: str) -> str:
+    """Returns the choices of a field as text: "a, b or c"."""
     *others, last = CHOICES[name]
     return f"{', '.join(others)} or {last}"
 
@@ -137,12 +143,12 @@ _AT_LEAST = {
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
     "teacher_channel": 0, "n_nodes": 1, "alpha_lr": 0.0, "alpha_weight_decay": 0.0, "cost_weight": 0.0,
     "skip_limit": -1, "search_eval": 0, "save_step": 1, "keep": 1, "max_bad_steps": 1, "timeout": 1,
-    "n_layers": 4,  # the three reduction cells n//3, 2n//3 and n-1 must be different ones
+    "n_layers": 4,  # the reduction cells n//3, 2n//3 and n-1 must differ
 }  # fmt: skip
-_MOST_INT = 10**15  # beyond any count of images or steps; below it, sums and products stay exact integers
+_MOST_INT = 10**15  # above any count of images or steps; sums and products below it are exact
 _AT_MOST = {
-    "num_epoch": 100_000,  # the learning rate of every epoch is checked; max_steps makes longer runs
-    "timeout": 10**6,  # seconds; loader workers take 2,147,483 at most
+    "num_epoch": 100_000,  # each epoch's learning rate is checked; use max_steps for longer runs
+    "timeout": 10**6,  # seconds; loader workers accept at most 2,147,483
     "workers": 1024, "n_layers": 1000, "teacher_n_layers": 1000, "n_nodes": 100, "stem_multiplier": 1000,
     "channel": 65_536, "teacher_channel": 65_536, "embedding_size": 65_536, "batch_size": 10**6, "eval_batch": 10**6,
     "warmup_epoch": 100_000,
@@ -163,7 +169,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raises ConfigError unless a value of the right type is one that the field can have."""
+    """Raises ConfigError if a value of the right type is out of range or not one of the field's choices."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"config {name}: should be finite, is {value!r}")
     if name in _AT_LEAST and value < _AT_LEAST[name]:
@@ -185,7 +191,7 @@ def check_value(name: str, value: Any) -> None:
 
 
 def check_together(config: EasyDict) -> None:
-    """Raises ConfigError where fields that are right by themselves do not fit each other."""
+    """Raises ConfigError if fields that are valid separately do not fit each other."""
     if config.sample_rate < 1 and config.head != "sharded":
         raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
     for name, text in config.genotypes.items():
@@ -197,7 +203,7 @@ def check_together(config: EasyDict) -> None:
 
 
 def check_genotype(config: EasyDict, name: str) -> None:
-    """Raises ConfigError unless the field names one of config.genotypes."""
+    """Raises ConfigError if the value of the field is not a name in config.genotypes."""
     if config[name] not in config.genotypes:
         known = shorten(", ".join(map(str, config.genotypes)), quote=False)
-        raise ConfigError(f"config {name}: {shorten(config[name])} is none of the genotypes {known}")
+        raise ConfigError(f"config {name}: {shorten(config[name])} is not one of the genotypes {known}")

@@ -1,7 +1,7 @@
-"""Where relative paths count from.
+"""Base folders of relative paths.
 
-One rule for every command: what is typed on the command line counts from the person's working folder, what stands in
-a config file (and every default) from the project's folder. "~" is the home folder in both.
+Paths on the command line are relative to the working folder. Paths in a config file, and defaults, are relative to the
+project's folder. "~" is the home folder in both.
 """
 
 import os
@@ -11,17 +11,20 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def from_working_folder(text: str) -> str:
-    """Returns a path typed on the command line, "~" expanded."""
+    """Returns a path from the command line with "~" expanded, otherwise unchanged."""
     return os.path.expanduser(text)  # noqa: PTH111 (pathlib would drop a trailing slash, and make "" a ".")
 
 
 def typed_path(text: str) -> Path:
-    """Returns a path typed as an option, "~" expanded; a type for argparse."""
+    """Returns a path from the command line with "~" expanded. Serves as a type for argparse."""
     return Path(from_working_folder(text))
 
 
 def from_project(text: str) -> str:
-    """Returns a path of a config file as the process can open it: relative where the working folder is the project."""
+    """Returns a path from a config file so that this process can open it.
+
+    A relative path becomes absolute, unless the working folder is the project's. An empty text stays empty.
+    """
     text = from_working_folder(text)
     if not text or os.path.isabs(text) or in_project():  # noqa: PTH117
         return text
@@ -34,7 +37,7 @@ def in_project() -> bool:
 
 
 def to_project(text: str) -> str:
-    """Returns a path as a config file would have it: relative inside the project, else absolute. Empty stays empty."""
+    """Returns a path as for a config file: relative inside the project, otherwise absolute. Empty stays empty."""
     if not text:
         return text
     path = Path(text).absolute()

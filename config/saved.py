@@ -1,6 +1,6 @@
-"""config.json: the config that a run used, kept in its output folder, so that every later command knows the network.
+"""config.json: the config of a run, saved in its output folder, from which later commands know the network.
 
-It holds data alone: reading it runs no code.
+It holds only data: reading it runs no code.
 """
 
 import json
@@ -17,40 +17,40 @@ from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, write_text_atomic
 
 FILE = "config.json"
-_OF_ONE_START = ("resume", "global_step")
-log = logging.getLogger("pocketnet")  # that of utils.logs.run_log
+_NOT_SAVED = ("resume", "global_step")  # how one start of the run begins
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
 
 def save_config(config: EasyDict) -> None:
-    """Writes the config to {output}/config.json; paths as a config file has them.
+    """Writes the config to {output}/config.json, with paths as in a config file.
 
-    Where the run began (resume, global_step) is no part of it: who goes on says so anew. On a full disk the file is
-    missing, and the run goes on.
+    Leaves out resume and global_step, which apply to one start of the run only. Warns if the file cannot be written;
+    the run continues without it.
     """
     fields: dict[str, Any] = {
         name: to_project(value) if name in PATHS and isinstance(value, str) else value
         for name, value in config.items()
-        if name not in _OF_ONE_START
+        if name not in _NOT_SAVED
     }
     fields["lr_func"] = None
-    if "lr_func" in config.set_by:  # a function of the file's own: its values; else lr_steps make it again
+    if "lr_func" in config.set_by:  # defined by the config file: saves its values; otherwise lr_steps define it
         fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
     path = Path(config.output, FILE)
     try:
         write_text_atomic(path, json.dumps(fields, indent=1, default=str) + "\n")
     except OSError as error:
-        log.warning(f"{path} could not be written ({error.strerror}): later commands need --config; training goes on")
+        log.warning(f"{path} could not be written ({error.strerror}): later commands need --config; training continues")
 
 
 def saved_config(folder: str | Path) -> Path | None:
-    """Returns the config.json of a folder, or of a checkpoint's folder; None where there is none."""
+    """Returns the path of the config.json in a folder, or in the folder of a checkpoint. None if there is none."""
     path = Path(folder)
     path = (path if path_exists(path.is_dir) else path.parent) / FILE
     return path if path_exists(path.exists) else None
 
 
 def read_config_file(path: Path) -> bytes:
-    """Reads a file whole. Raises ConfigError where it cannot be read, or is a pipe, a device or a folder."""
+    """Returns the bytes of a file. Raises ConfigError if it cannot be read, or is a pipe, a device or a folder."""
     try:
         with open_regular_file(path) as file:
             return file.read()
@@ -61,7 +61,7 @@ def read_config_file(path: Path) -> bytes:
 
 
 def read_saved(path: Path) -> EasyDict:
-    """Reads a config.json. Raises ConfigError where it holds no config."""
+    """Loads a config.json, not yet checked. Raises ConfigError if it is not a JSON object of fields."""
     try:
         fields = json.loads(read_config_file(path))
     except ConfigError:
@@ -71,14 +71,14 @@ def read_saved(path: Path) -> EasyDict:
     if not isinstance(fields, dict):
         raise ConfigError(f"config {path}: should be a JSON object of fields; name a config with --config FILE")
     factors = fields.pop("lr_func", None)
-    config = EasyDict({name: value for name, value in fields.items() if name not in _OF_ONE_START})
+    config = EasyDict({name: value for name, value in fields.items() if name not in _NOT_SAVED})
     if factors is not None:
         config.lr_func = _from_values(path, factors)
     return config
 
 
 def _from_values(path: Path, factors: Any) -> Callable[[int], float]:
-    """A learning-rate schedule by its values; epochs beyond them keep the last."""
+    """Returns a learning-rate schedule from its factor for each epoch. Later epochs use the last factor."""
     if not isinstance(factors, list) or not factors or not all(isinstance(f, int | float) for f in factors):
         raise ConfigError(f"config {path}: lr_func should be a list of numbers")
 

@@ -1,4 +1,4 @@
-"""Says which settings of a person have no effect on the command at hand."""
+"""Warnings about config fields that were set but have no effect on a command."""
 
 import logging
 
@@ -8,13 +8,13 @@ from backbones.names import SIZES, parse_name
 from config.fields import DISTILLATION, PUBLISHED_UNUSED, SEARCH, base
 from utils.errors import shorten
 
-log = logging.getLogger("pocketnet")  # that of utils.logs.run_log
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
 _STUDENT = ("student_pth", "student_global_step", "student_header")
 _POCKETNET = ("channel", "n_layers", "stem_multiplier", "genotype")
 _NETWORK = ("net_name", "embedding_size", *_POCKETNET, "genotypes")
 _EVALUATION = ("val_targets", "eval_step", "eval_batch", "eval_runtime", "test_output")
-# The training commands: which fields they do not use, in whatever way they are set.
+# Fields that training commands do not use, whether set in the file or on the command line.
 _UNUSED_BY = {
     "train": (*DISTILLATION, *SEARCH),
     "train_kd": SEARCH,
@@ -23,8 +23,8 @@ _UNUSED_BY = {
         "num_image", "compile",
     ),
 }  # fmt: skip
-# Other commands take the config of a training or a search: only what is typed for them is worth a warning.
-_USED_OF_TYPED = {
+# Fields that other commands use. They share config files with training, so only fields from the command line count.
+_USED_BY = {
     "eval": (*_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image"),
     "flops": (*_NETWORK, "output"),
     "visualize": ("genotype", "genotypes"),
@@ -34,22 +34,23 @@ _USED_OF_TYPED = {
 
 
 def log_unused(config: EasyDict, command: str, name: str = "this command") -> None:
-    """Logs one warning with the fields that a person set and a command does not use, and what the file has beside
-    fields: published names that nothing reads as a note, others as a warning.
+    """Warns about fields that were set but that the command does not use, and about unknown names in the config file.
 
-    command: train, train_kd, search, or one of _USED_OF_TYPED. name: what the warning calls it.
+    Names of the published code that nothing uses are logged as information.
+
+    command: train, train_kd, search, or one of _USED_BY. name: of the command in the warning.
     """
     known = [name for name in config.without_effect if name in PUBLISHED_UNUSED]
     unknown = [shorten(name, quote=False) for name in config.without_effect if name not in PUBLISHED_UNUSED]
     if known:
-        log.info(f"Config: {', '.join(known)}: fields of the published config files that nothing uses")
+        log.info(f"Config: {', '.join(known)}: published config fields without effect")
     if unknown:
-        log.warning(f"Config: {', '.join(unknown)}: no such fields, without effect (config/base.py lists the fields)")
+        log.warning(f"Config: {', '.join(unknown)}: unknown fields, ignored (config/base.py lists the fields)")
     size = parse_name(config.net_name).size
     if size and (config.channel, config.n_layers) != SIZES[size]:
         log.warning(
             f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name, "
-            f"but channel={config.channel} and n_layers={config.n_layers} count; other sizes are net_name=PocketNet"
+            f"but channel={config.channel} and n_layers={config.n_layers} are used; net_name=PocketNet has any size"
         )
     if unused := unused_fields(config, command):
         hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
@@ -57,10 +58,10 @@ def log_unused(config: EasyDict, command: str, name: str = "this command") -> No
 
 
 def unused_fields(config: EasyDict, command: str) -> list[str]:
-    """Returns the fields that a person set to other values than the defaults and that the command does not use."""
-    if command in _USED_OF_TYPED:
-        typed = {name for name, where in config.set_by.items() if where == "command line"}
-        unused = typed - {*_USED_OF_TYPED[command]}
+    """Returns the fields that were set to other values than their defaults and that the command does not use."""
+    if command in _USED_BY:
+        typed = {name for name, source in config.set_by.items() if source == "command line"}
+        unused = typed - {*_USED_BY[command]}
     else:
         unused = {*_UNUSED_BY[command]}
         if command != "search" and not config.student_pth:

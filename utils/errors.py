@@ -1,4 +1,4 @@
-"""The errors of this project that a person can mend, and how entry scripts tell them."""
+"""Errors that a user can fix, and how entry scripts report them."""
 
 import errno
 import os
@@ -10,47 +10,47 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-# The environment variable that names the file in which a process leaves its exit code for utils/distributed/launch.py:
-# torchrun takes whatever it ends by but 0 for a reason to start it again.
+# Environment variable: path of the file in which a process leaves its exit code for utils/distributed/launch.py.
+# torchrun itself restarts a process after any exit code other than 0.
 EXIT_CODE_FILE = "POCKETNET_EXIT_CODE"
 
 
 class UserError(ValueError):
-    """Bad input: a config, a data file, a checkpoint.
+    """Bad input, such as a config, a data file or a checkpoint.
 
-    The message is one line that names the thing, what is wrong with it, and the mend where there is one.
+    The message is one line that names the input, the problem, and the fix if there is one.
     Entry scripts print it without a traceback and exit with code 2.
     """
 
 
 class RetryableExit(SystemExit):
-    """Ends a process because another one met a PassingError, which that one prints."""
+    """Ends a process because another process raised a RetryableError. That process prints the error."""
 
 
 def one_line(text: object) -> str:
-    """Returns a text or path with what cannot be printed, as control characters in a name, written as escapes."""
+    """Returns a text or path in one line: unprintable characters, such as control characters, become escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
 def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
-    """Returns a value as messages show it: in one printable line, cut after `limit` characters.
+    """Formats a value for a message: one printable line, cut after `limit` characters.
 
-    quote: False shows a text without quotation marks.
+    quote: whether a string is shown in quotation marks.
     """
     if isinstance(value, str):
         value = value[: limit + 1]
     try:
         text = one_line(repr(value) if quote else value)
-    except ValueError:  # in it is an integer of more digits than Python prints
+    except ValueError:  # it holds an integer with more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= limit + 2 else text[:limit] + "…"
 
 
 class RetryableError(UserError):
-    """What may go well when it is done again: a process that died or hung."""
+    """A failure that a restart may resolve, such as a process that died or hung."""
 
 
-# What torch says of sizes that fit no memory, or no integer.
+# Messages of torch and NumPy about sizes that exceed the memory or the range of an integer.
 _NO_MEMORY = re.compile(
     "can't allocate memory|out of memory|size calculation overflowed|integer multiplication overflow|"
     "overflow when unpacking long|array is too big",
@@ -59,7 +59,7 @@ _NO_MEMORY = re.compile(
 
 
 def out_of_memory(error: Exception) -> UserError | None:
-    """Returns the one-line error for an exception that says that something does not fit in memory, None for others."""
+    """Returns a one-line error for an exception that reports a lack of memory, None for any other exception."""
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
         return None
     reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 160, quote=False)
@@ -70,19 +70,22 @@ def out_of_memory(error: Exception) -> UserError | None:
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
-    """Runs an entry script: exit code 0; 2 and the one line for a UserError or a lack of memory; 130 for Ctrl-C."""
-    ended = Path(os.environ.get(EXIT_CODE_FILE, os.devnull))
-    if restart_count() and ended.is_file():  # by bad input, before the processes had met: it is so still
+    """Runs an entry script and exits.
+
+    Exit codes: 0 on success; 2 with a one-line error for a UserError or a lack of memory; 130 for Ctrl-C.
+    """
+    exit_code_file = Path(os.environ.get(EXIT_CODE_FILE, os.devnull))
+    if restart_count() and exit_code_file.is_file():  # bad input ended it before init_distributed, and would again
         sys.exit(0)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     try:
         main()
     except UserError as error:
         print_error(error)
-        # Of several machines the others would wait for this one.
+        # Not with several machines: the others would wait for this one.
         if not isinstance(error, RetryableError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
-            ended.write_text("2")
+            exit_code_file.write_text("2")
         sys.exit(2)
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         if (problem := out_of_memory(error)) is None:
@@ -95,15 +98,18 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
 
 
 def print_error(error: UserError) -> None:
-    """Prints the one line."""
+    """Prints the error to stderr in one line."""
     with ignore_broken_pipe(sys.stderr):
         print(f"error: {one_line(str(error))}", file=sys.stderr)
 
 
 @contextmanager
 def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
-    """Around what is written to the screen: Ctrl-C in `./train.sh | tee FILE` also ends tee, a terminal may be closed,
-    and a run to which nobody listens any more still has a checkpoint to write."""
+    """Ignores a closed pipe or terminal while the block writes to `stream`; later output is discarded.
+
+    Ctrl-C in `./train.sh | tee FILE` also ends tee, and a terminal may be closed. The run must still write its
+    checkpoint.
+    """
     try:
         yield
         stream.flush()
@@ -114,5 +120,5 @@ def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
 
 
 def restart_count() -> int:
-    """How often torchrun has started the processes of this machine again."""
+    """Returns how many times torchrun has restarted the processes of this machine."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

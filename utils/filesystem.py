@@ -1,4 +1,4 @@
-"""What is asked of files and folders that a person named."""
+"""Safe reading and writing of files and folders named by users: checks, atomic writes, hashes."""
 
 import errno
 import hashlib
@@ -16,8 +16,8 @@ import numpy as np
 
 from utils.errors import UserError, one_line
 
-_CHUNK = 1 << 20  # bytes
-_SAMPLES = 256  # chunks
+_CHUNK = 1 << 20  # bytes read at once
+_SAMPLES = 256  # chunks that a fingerprint reads of a large file
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def path_exists(check: Callable[[], bool]) -> bool:
-    """What a path's is_file or is_dir says; False where it may not look, or no path can be that long."""
+    """Calls a path's exists, is_file or is_dir. Returns False if access is denied or the path is too long."""
     try:
         return check()
     except OSError:
@@ -36,24 +36,26 @@ def path_exists(check: Callable[[], bool]) -> bool:
 
 
 def is_no_folder(path: Path) -> bool:
-    """Whether something other than a folder is there. A pipe or a device counts: whoever opens it says what it is."""
+    """Whether the path exists and is not a folder. Pipes and devices count: opening them raises the precise error."""
     return path_exists(path.exists) and not path_exists(path.is_dir)
 
 
 def make_writable(folder: Path) -> Path:
-    """The folder, made where it is missing. Raises OSError where no file can be written in it."""
+    """Creates the folder if it is missing, and returns it. Raises OSError if no file can be written in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         return folder
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a regular file for reading in binary. Never waits for the writer of a pipe. Raises UserError where the path
-    is a pipe, a device, a folder or a socket, and OSError where it cannot be opened."""
-    kind = stat.S_IFMT(Path(path).stat().st_mode)  # before it is opened: a device may react to that
+    """Opens a regular file for reading in binary mode. Never blocks on a pipe.
+
+    Raises UserError if the path is a pipe, a device, a folder or a socket, and OSError if it cannot be opened.
+    """
+    kind = stat.S_IFMT(Path(path).stat().st_mode)  # checked before opening: a device may react to an open
     if kind == stat.S_IFREG:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)  # the path may name another file by now
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)  # the path may have been replaced since
         if kind == stat.S_IFREG:
             os.set_blocking(descriptor, True)
             return os.fdopen(descriptor, "rb")
@@ -65,10 +67,10 @@ def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def open_no_follow(path: Path, flags: int) -> int:
-    """Opens a regular file that is written and returns its descriptor; with O_CREAT it is made where it is missing.
+    """Opens a regular file for writing and returns its descriptor; O_CREAT in `flags` creates a missing file.
 
-    A symbolic link is not followed: a folder from a stranger could name any file by it. Raises UserError for a link, a
-    folder, a pipe or a device, OSError otherwise.
+    Does not follow a symbolic link: in a folder from an untrusted source it could point to any file. Raises UserError
+    for a link, a folder, a pipe or a device, and OSError if the file cannot be opened.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -86,13 +88,13 @@ def open_no_follow(path: Path, flags: int) -> int:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file by a temporary file in the same folder and a rename.
+    """Writes a file atomically: a temporary file in the same folder, then a rename.
 
-    A symbolic link at `path` is replaced and its target not touched; where writing fails, what stood there stays.
+    A symbolic link at `path` is replaced and its target is not touched. If writing fails, the previous file is kept.
     Raises OSError.
     """
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
-    # O_EXCL: a file or link that somebody put there under this name is never opened.
+    # O_EXCL: never opens an existing file or link of this name.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -103,23 +105,23 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a text file as UTF-8 with `write_atomic`. Raises OSError."""
-    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are no UTF-8
+    """Writes a text file atomically, as UTF-8. Raises OSError."""
+    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are not UTF-8
     write_atomic(path, lambda file: file.write(content))
 
 
 def save_figure(path: Path, figure: Any, dpi: int) -> None:
-    """Writes a matplotlib figure with `write_atomic`, in the format of the path's suffix, PNG without one.
+    """Writes a matplotlib figure atomically, in the format of the path's suffix, or as PNG if it has none.
 
-    Raises OSError, and ValueError for a format that matplotlib does not write.
+    Raises OSError, and ValueError for a format that matplotlib does not support.
     """
     write_atomic(path, partial(figure.savefig, format=path.suffix[1:] or "png", dpi=dpi))
 
 
 def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -> None:
-    """Writes each file by calling its writer with the path; one that fails does not keep the others from being written.
+    """Writes each file by calling its writer with the path, and continues after a writer that fails.
 
-    Raises a single UserError at the end that names the files which could not be written; `advice` ends it.
+    Raises one UserError at the end that names all files that could not be written, followed by `advice`.
     """
     failed: dict[Path, str] = {}
     for path, write in writers.items():
@@ -136,7 +138,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -
 
 
 def archive(folder: Path, files: Iterable[Path]) -> Path:
-    """Moves files of a folder to a new folder old-N in it, and returns that. Raises OSError."""
+    """Moves files of a folder to a new subfolder old-N, N counting up, and returns it. Raises OSError."""
     old = next(path for n in itertools.count(1) if not os.path.lexists(path := folder / f"old-{n}"))
     old.mkdir()
     for path in files:
@@ -145,36 +147,39 @@ def archive(folder: Path, files: Iterable[Path]) -> Path:
 
 
 def preallocate(file: int, size: int) -> None:
-    """Gives an open file its size and, where the system can, its place on the disk. What is in the file stays.
+    """Extends an open file to `size` bytes and reserves the disk space if the system can. Keeps the file's content.
 
-    A full disk is then an OSError now, and not a bus error later in the memory that maps the file.
+    A full disk then raises OSError here, instead of a bus error later in memory that maps the file.
     """
     try:
         os.posix_fallocate(file, 0, size)
-    except (AttributeError, OSError) as error:  # macOS has no such call, some network file systems do not serve it
+    except (AttributeError, OSError) as error:  # missing on macOS, unsupported by some network file systems
         if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
         os.ftruncate(file, size)
 
 
 def sha256(*files: Path) -> str:
-    """SHA-256 of the bytes of files, one file after another."""
-    whole = hashlib.sha256()
+    """Returns the SHA-256, in hexadecimal, of the concatenated bytes of files."""
+    digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
-                whole.update(chunk)
-    return whole.hexdigest()
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def fingerprint(small: Path, large: Path) -> str:
-    """SHA-256 of the one file, the size of the other and its bytes; of one over 256 MiB, chunks all over it."""
-    whole = hashlib.sha256(small.read_bytes())
+    """Returns a SHA-256, in hexadecimal, over the bytes of `small`, the size of `large` and the bytes of `large`.
+
+    If `large` exceeds 256 MiB, 256 chunks of 1 MiB, evenly spaced over the file, stand for its bytes.
+    """
+    digest = hashlib.sha256(small.read_bytes())
     size = large.stat().st_size
-    whole.update(str(size).encode())
+    digest.update(str(size).encode())
     starts = np.linspace(0, max(0, size - _CHUNK), _SAMPLES).astype(np.int64) if size > _SAMPLES * _CHUNK else None
     with large.open("rb") as file:
         for start in range(0, size, _CHUNK) if starts is None else starts.tolist():
             file.seek(start)
-            whole.update(file.read(_CHUNK))
-    return whole.hexdigest()
+            digest.update(file.read(_CHUNK))
+    return digest.hexdigest()

@@ -126,7 +126,7 @@ def test_a_student_starts_from_weights(demo, tmp_path):
         (["student_pth=output/demo", "student_global_step=6", "n_layers=5", "teacher_n_layers=4"], "6backbone.pth: is"),
         (["teacher_cache=train.py/below"], "config teacher_cache: cannot keep .* in train.py/below"),
         (["teacher_precision=int8"], "config teacher_precision: should be fp32, bf16 or fp16"),
-        (["teacher_genotype=mine"], "config teacher_genotype: 'mine' is none of the genotypes"),
+        (["teacher_genotype=mine"], "config teacher_genotype: 'mine' is not one of the genotypes"),
         (["teacher_n_layers=2"], "config teacher_n_layers: should be 0 or at least 4"),
     ],
 )  # fmt: skip

@@ -109,7 +109,7 @@ def test_train_sh_in_two_processes(demo, tmp_path):
         ({"NPROC": "two"}, "NPROC: should be a whole number from 1, is 'two'"),
         ({"NPROC": "2", "NNODES": "2"}, "NODE_RANK: should be a whole number from 0, is ''"),
         ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK: should be below NNODES=2, is '2'"),
-        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: name the first of the 2 machines"),
+        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: should be the address of the first of the 2 machines"),
         ({"PYTHON": "false"}, "false has no torch; run make install.*"),
     ],
 )
@@ -133,7 +133,7 @@ def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, npro
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (saved["rec"], saved["output"]) == ("data/faces_demo", str(tmp_path / "out"))
     # The command that the run names works from where the person stands, with no more to type.
-    told = shlex.split(re.search(r"score the checkpoints with python (.*)", started.stdout)[1])
+    told = shlex.split(re.search(r"evaluate the checkpoints with python (.*)", started.stdout)[1])
     scored = run_command(tmp_path, sys.executable, *told)
     assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
 

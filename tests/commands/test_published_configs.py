@@ -39,7 +39,7 @@ def test_a_published_config_trains_distils_and_is_scored(demo, teacher, tmp_path
     own = ["--config", path, *SMALLER, f"log_dir={tmp_path}"]
     trained = run_command(demo, sys.executable, "train.py", *own, f"output={tmp_path / 'plain'}")
     assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("fields of the published config files that nothing uses") == 1
+    assert trained.stdout.count("published config fields without effect") == 1
     assert re.search(r"Config: .*teacher_pth.*: set, but not used by this command; ./train_kd.sh", trained.stdout)
 
     # "resnet" and the default are an IResNet-100, which takes minutes here; its name is read in test_config.
@@ -79,7 +79,7 @@ def test_a_published_config_at_its_place_with_its_own_folders(demo):
         scored = run_command(demo, sys.executable, "eval/eval.py", *small, *counts)
         assert scored.returncode == 0, scored.stderr
         assert (demo / "eval" / "results.json").is_file()
-        told = re.search(r"score the checkpoints with python (.*)", trained.stdout)
+        told = re.search(r"evaluate the checkpoints with python (.*)", trained.stdout)
         again = run_command(demo, sys.executable, *told[1].split())
         assert again.returncode == 0 and "[demo][2]Accuracy-Flip" in again.stdout, again.stderr
     finally:

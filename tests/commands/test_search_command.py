@@ -70,7 +70,7 @@ def test_the_result_trains(demo, searched, tmp_path):
     trained = run_command(demo, "./train.sh", "--config", "config/config_found.py", *small, f"output={tmp_path}")
     assert trained.returncode == 0 and (tmp_path / "1backbone.pth").is_file(), trained.stderr
     again = run_command(demo, *derive)
-    assert again.returncode == 2 and "is there already; take another, or --force" in again.stderr
+    assert again.returncode == 2 and "already exists; choose another name, or pass --force" in again.stderr
 
 
 def test_results_are_written_through_no_link(demo, searched, tmp_path):
@@ -115,8 +115,8 @@ def test_two_processes_have_the_same_alphas(demo, tmp_path):
     [
         (["rec=nowhere"], "config rec: no folder 'nowhere'"),
         ([*TINY, "precision=fp16"], "config precision: the search runs in fp32 or bf16"),
-        ([*TINY, "batch_size=1"], "config batch_size: 1, but the supernet's batch norm learns from 2 images or more"),
-        ([*TINY, "search_eval=1"], "config search_eval: 1, but batch norm takes 2 images or more"),
+        ([*TINY, "batch_size=1"], "config batch_size: 1, but the supernet's batch norm needs 2 images or more"),
+        ([*TINY, "search_eval=1"], "config search_eval: 1, but batch norm needs 2 images or more"),
         ([*TINY, "search_data=imagenet"], "config search_data: should be faces or cifar10"),
         ([*TINY, "alpha_gradient=both"], "config alpha_gradient: should be validation or published"),
         ([*TINY, "alpha_betas=0.5"], "config alpha_betas: should be two numbers"),
@@ -136,7 +136,10 @@ def test_a_wrong_search_is_one_line(demo, tmp_path, arguments, message):
         (["--name", "other", "output=nowhere"], "config output: no genotypes.jsonl in 'nowhere'"),
         (["--name", "other", "--epoch", "7", "output={folder}"], "--epoch: 7 is not in"),
         (["--name", "other", "--genotype", "Genotype()"], "genotype: needs normal"),
-        (["--name", "other", "--genotype", "{folder}/cells.png"], "--genotype {folder}/cells.png: no text that can be"),
+        (
+            ["--name", "other", "--genotype", "{folder}/cells.png"],
+            "--genotype {folder}/cells.png: cannot be read as",
+        ),
         (["--name", "other", "--n-layers", "3", "output={folder}"], "--channel, --n-layers, --embedding-size: "),
     ],
 )
@@ -151,8 +154,8 @@ def test_genotypes_in_a_pipe_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "genotypes.jsonl")
     with pytest.raises(UserError, match=r"^\S*genotypes\.jsonl: is not a regular file \(a pipe\)"):
         found_genotype(tmp_path, None)
-    with pytest.raises(UserError, match=r"--genotype .*: no text that can be read"):
-        derive._text(str(tmp_path / "genotypes.jsonl"))
+    with pytest.raises(UserError, match=r"--genotype .*: cannot be read as text"):
+        derive._read_genotype_text(str(tmp_path / "genotypes.jsonl"))
 
 
 @pytest.mark.parametrize("folder", ['a """quoted""" folder"', "back\\slash\\", "two\nlines"])

@@ -38,7 +38,7 @@ def test_asked_to_end_it_leaves_a_checkpoint_of_the_last_step(tiny_data, tmp_pat
     run.process.send_signal(number)
     assert run.end() == code, run.said
     last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
-    assert f"Stopped by {number.name} after step {last}: the same command goes on" in run.said
+    assert f"Stopped by {number.name} after step {last}: the same command resumes" in run.said
     assert step_of(tmp_path) == last
 
 
@@ -131,7 +131,7 @@ def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
     (worker,) = (pid for pid in children(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)
     assert run.end() == 2, run.said
-    assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command goes on", run.said), run.said
+    assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.said), run.said
 
 
 def test_a_loader_worker_that_hangs_is_told_of(tiny_data, tmp_path):
@@ -148,7 +148,7 @@ def test_two_runs_in_a_folder_are_one_too_many(tiny_data, tmp_path):
     assert run.until("Global Step: 6 "), run.said
     other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
     assert other.returncode == 2
-    assert f"error: config output: another run is at work in {tmp_path} (process {run.process.pid} on " in other.stderr
+    assert f"error: config output: another run is using {tmp_path} (process {run.process.pid} on " in other.stderr
     run.process.kill()  # and lets it go, though its loader worker lives on for a moment
     other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=4")
     assert other.returncode == 0, other.stderr
@@ -193,7 +193,7 @@ def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"error: .*20backbone.pth.* could not be written; make room and start the run again", done.stderr)
     assert not list(small_disk.glob(".*tmp"))
-    assert done.stderr.count("training.log: could not be written (No space left on device); the run goes on") == 1
+    assert done.stderr.count("training.log: could not be written (No space left on device); the run continues") == 1
 
 
 def copy_data(tiny_data: Path, tmp_path: Path) -> Path:

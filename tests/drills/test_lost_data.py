@@ -87,7 +87,7 @@ def test_a_bad_image_ends_a_run_with_a_checkpoint(data, tmp_path, said):
     with pytest.raises(UserError, match="not a readable image"):
         run(config)
     assert step_of(tmp_path / "out") == 7 - LOOKAHEAD
-    assert "the same command goes on from the last checkpoint" in said.text
+    assert "the same command resumes from the last checkpoint" in said.text
 
 
 def test_touching_the_files_changes_nothing(data, tmp_path):
@@ -113,7 +113,7 @@ def test_a_file_cut_short_ends_a_run_with_a_checkpoint_and_code_2(data, tmp_path
     last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
     assert step_of(output) == last
     assert re.search(r"error: .*train\.rec: shrank from \d+ to \d+ bytes while in use; copy it again\n", run.said)
-    assert "Traceback" not in run.said and "the same command goes on from the last checkpoint" in run.said
+    assert "Traceback" not in run.said and "the same command resumes from the last checkpoint" in run.said
 
 
 def test_a_bad_image_of_the_second_process_ends_both_with_a_checkpoint(data, tmp_path):
@@ -152,7 +152,7 @@ def test_a_bad_validation_image_ends_a_search_with_a_checkpoint(tmp_path, proces
     # Of 5 batches, or 2 in two processes; AHEAD of them are read ahead. The second process learns of it a step later.
     assert step_of(output) == (4 if processes == 1 else 2)
     assert len(re.findall(r"^error: .*not a readable image", run.said, re.MULTILINE)) == 1, run.said
-    assert "Traceback" not in run.said and "the same command goes on from the last checkpoint" in run.said
+    assert "Traceback" not in run.said and "the same command resumes from the last checkpoint" in run.said
 
 
 def test_a_bad_validation_image_is_known_before_its_turn(data, tmp_path):

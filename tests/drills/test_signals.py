@@ -170,7 +170,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
         for pid in (run.process.pid, *children(run.process.pid)):
             os.kill(pid, number)
     assert run.end() == 0, run.said
-    assert "Done" in run.said and "Asked" not in run.said and "ends after this step" not in run.said
+    assert "Done" in run.said and "Asked" not in run.said and "stopping after this step" not in run.said
 
 
 def test_a_hangup_in_a_stop_is_noted_unless_it_is_ignored():

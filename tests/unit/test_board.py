@@ -73,7 +73,7 @@ def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, said):
     assert curve(disk.logs, "train/lr") == [(step, 0.5) for step in range(450)]
     assert (
         warnings(said)
-        == [f"TensorBoard: {disk.logs} is not writable ({FULL}); training goes on, the points are kept for later"] * 2
+        == [f"TensorBoard: {disk.logs} is not writable ({FULL}); training continues, the points are kept for later"] * 2
     )
 
 

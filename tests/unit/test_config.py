@@ -125,8 +125,8 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, said):
     assert set(config) == set(base)
     log_unused(config, "train")
     assert [(record.levelname, record.getMessage()) for record in said.records] == [
-        ("INFO", "Config: scale: fields of the published config files that nothing uses"),
-        ("WARNING", "Config: fp16, frequent: no such fields, without effect (config/base.py lists the fields)"),
+        ("INFO", "Config: scale: published config fields without effect"),
+        ("WARNING", "Config: fp16, frequent: unknown fields, ignored (config/base.py lists the fields)"),
         (
             "WARNING",
             "Config: n_layers, cost_weight, multi_step: set, but not used by this command; ./train_kd.sh trains with a "
@@ -230,8 +230,8 @@ def test_a_config_that_is_a_pipe_is_one_line(tmp_path):
         ("[1]", "should be a JSON object"),
         ('{"lr": "fast"}', "config lr: should be float, is 'fast'"),
         ('{"lr_func": 3}', "lr_func should be a list of numbers"),
-        ('{"lr_func": [-1]}', "config lr_func: should give a factor for epoch 0, gives -1"),
-        ('{"embeding_size": 3}', "the nearest is 'embedding_size'"),
+        ('{"lr_func": [-1]}', "config lr_func: should return a factor for epoch 0, returns -1"),
+        ('{"embeding_size": 3}', "did you mean 'embedding_size'"),
         ('{"1": "1"}', None),
         ('{"items": 3, "pop": 4, "update": 5}', None),
     ],
@@ -250,11 +250,11 @@ def test_a_damaged_config_json_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "3"], "--epochs: no such option; set the field of the config: num_epoch=3"),
-        (["lr=1", "--batch-size=64"], "--batch-size: no such option; set the field of the config: batch_size=64"),
+        (["--epochs", "3"], "--epochs: no such option; set the config field: num_epoch=3"),
+        (["lr=1", "--batch-size=64"], "--batch-size: no such option; set the config field: batch_size=64"),
         (["--learning_rate", "--config"], "--config: expected one argument; --help lists the options"),
-        (["--learning_rate"], "--learning_rate: no such option; set the field of the config: lr=VALUE"),
-        (["--frobnicate"], "--frobnicate: no such option; --help lists them"),
+        (["--learning_rate"], "--learning_rate: no such option; set the config field: lr=VALUE"),
+        (["--frobnicate"], "--frobnicate: no such option; --help lists the options"),
         (["--resume", "1"], "--resume: no such option; this command does not resume a run"),
     ],
 )

@@ -1,9 +1,10 @@
-"""Processes started by torchrun, and the exit code of what ended them.
+"""Runs a script in several processes with torchrun, and exits with the exit code of the run.
 
     python -m utils.distributed.launch [OPTION …] SCRIPT …
 
-torchrun starts processes again whatever they ended by. What no new start mends, as bad input or a wish to stop, they
-leave in a file; started again they find it and end well, which torchrun takes for the end of the run.
+torchrun restarts processes after any failure. If a restart cannot help, as with bad input or a requested stop, the
+processes leave their exit code in a file. After the restart they find the file and exit with 0, which torchrun takes
+for the end of the run.
 """
 
 import logging
@@ -23,27 +24,27 @@ from utils.errors import EXIT_CODE_FILE, UserError
 
 
 def launch(arguments: list[str]) -> int:
-    """Runs torchrun and returns the exit code of the process that ended the run; 128 + its number for a signal.
+    """Runs torchrun and returns the exit code of the process that ended the run, or 128 + N for signal N.
 
-    arguments: torchrun's. After a first --standalone, all processes meet in files that only this user can reach, and
-    listen on no address but the loopback's; torchrun's own --standalone would listen on every address.
+    arguments: torchrun's. If the first is --standalone, the rendezvous uses files that only this user can access, and
+    processes listen on the loopback address only. torchrun's own --standalone would listen on every address.
     """
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if "--max-restarts" not in arguments or arguments[arguments.index("--max-restarts") + 1] == "0":
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would report on a UserError too
-    # Else the launcher listens as well, and processes that are started again wait for the addresses of the dead.
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # or it would report a UserError too
+    # Otherwise the launcher listens too, and restarted processes wait for the addresses of processes that have ended.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     handled = (s for s in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if not is_ignored(getattr(signal, s)))
-    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(handled)  # torchrun's --signals-to-handle; an old one has none
+    os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(handled)  # torchrun's --signals-to-handle, which older versions lack
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        told = folder / "code"
-        os.environ[EXIT_CODE_FILE] = str(told)
+        exit_code_file = folder / "code"
+        os.environ[EXIT_CODE_FILE] = str(exit_code_file)
         for number in CHECKPOINT_SIGNALS:
-            if not is_ignored(number):  # the processes look for the file; the signal itself could end those that start
+            if not is_ignored(number):  # passed on as a file: the signal could end processes that are starting
                 signal.signal(number, lambda *_: _request_checkpoint(folder))
         if arguments[0] == "--standalone":
             arguments = [*_loopback_rendezvous(folder / "rendezvous"), *arguments[1:]]
@@ -57,35 +58,37 @@ def launch(arguments: list[str]) -> int:
                 print(error, file=sys.stderr)
                 return 128 - failure.exitcode
             return failure.exitcode
-        return int(told.read_text()) if told.is_file() else 0
+        return int(exit_code_file.read_text()) if exit_code_file.is_file() else 0
 
 
 def _request_checkpoint(folder: Path) -> None:
+    """Creates the file that requests a checkpoint from the run."""
     with suppress(FileNotFoundError):  # the run has ended
         (folder / SAVE_FILE).touch()
 
 
 def _loopback_rendezvous(file: Path) -> list[str]:
-    """torchrun's options by which the launcher meets in the file; its processes exchange data by the loopback."""
+    """Returns torchrun options for a rendezvous in a file, and makes the processes exchange data over the loopback."""
     os.environ.update(LOOPBACK_ENVIRONMENT)
-    # A heartbeat, which a single machine does not need, makes the file longer each time.
-    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(file), "--rdzv-conf"]
-    return [*meet, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
+    # Each heartbeat makes the file longer, and a single machine does not need one.
+    options = ["--rdzv-backend", "c10d", "--rdzv-endpoint", str(file), "--rdzv-conf"]
+    return [*options, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
 
 
 def launch_on_all_gpus() -> None:
-    """Starts this command again with a process on each GPU of the machine, by torchrun; goes on where there is one.
+    """Runs this command again with torchrun, one process on each GPU, and exits. Returns if one process is enough.
 
-    NPROC in the environment says another number of processes, as for train.sh.
+    The environment variable NPROC sets another number of processes, as for train.sh. Raises UserError if it is not a
+    number from 1 to 1024.
     """
-    told = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
-    if not told.isdecimal() or not 1 <= int(told) <= 1024:
-        raise UserError(f"NPROC: should be a whole number from 1, is {told!r}")
-    if "RANK" in os.environ or told == "1":
+    nproc = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
+    if not nproc.isdecimal() or not 1 <= int(nproc) <= 1024:
+        raise UserError(f"NPROC: should be a whole number from 1, is {nproc!r}")
+    if "RANK" in os.environ or nproc == "1":
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(told))))
-    raise SystemExit(launch(["--standalone", "--nproc-per-node", told, *sys.argv]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // int(nproc))))
+    raise SystemExit(launch(["--standalone", "--nproc-per-node", nproc, *sys.argv]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Starts an entry script in one process, or in several by torchrun: bash utils/distributed/launch.sh train.py [argument ...]
-# The script's path counts from the project, paths among its arguments from the working folder. The environment variables
-# are those of train.sh.
+# Runs an entry script in one process, or in several with torchrun:
+# bash utils/distributed/launch.sh train.py [argument ...]
+# The path of the script is relative to the project, paths in its arguments are relative to the working folder. train.sh
+# lists the environment variables.
 set -euo pipefail
 
-# A request for a checkpoint that comes before the program can heed it is dropped, and ends nothing. Ignored signals stay
-# so in the program unless it is told that it may handle them; what was ignored before this script is left so.
+# Ignores signals that request a checkpoint until the program handles them: they would end it. A program leaves signals
+# ignored that were ignored when it started, so POCKETNET_DROPPED_SIGNALS names those that only this script ignores.
 POCKETNET_DROPPED_SIGNALS=
 for name in SIGUSR1 SIGUSR2; do
   [ -n "$(trap -p "$name")" ] || POCKETNET_DROPPED_SIGNALS+="$name "
@@ -18,24 +19,24 @@ fail() {
   exit 2
 }
 
-# count NAME LEAST: the variable must hold a whole number from LEAST
-count() {
+# require_int NAME MIN: fails unless the variable holds a whole number from MIN
+require_int() {
   [[ ${!1} =~ ^[0-9]{1,5}$ && ${!1} -ge $2 ]] || fail "$1: should be a whole number from $2, is '${!1}'"
 }
 
-# Prints the address by which this machine is reached from the one that is named: a host name may not be known there.
-address='
+# Python code that prints the address of this machine as seen from HOST PORT, where its host name may be unknown.
+local_address='
 import socket, sys
-family, kind, protocol, _, place = socket.getaddrinfo(*sys.argv[1:], type=socket.SOCK_DGRAM)[0]
-with socket.socket(family, kind, protocol) as way:
-    way.connect(place)
-    print(way.getsockname()[0])
+family, kind, protocol, _, address = socket.getaddrinfo(*sys.argv[1:], type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind, protocol) as connection:
+    connection.connect(address)
+    print(connection.getsockname()[0])
 '
 
 project=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 script=$1
 shift
-# The project's modules come first, and none is taken from the working folder.
+# Imports the project's modules first, and none from the working folder.
 export PYTHONSAFEPATH=1 PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
@@ -43,38 +44,39 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 if [ -z "${NPROC:-}" ]; then
   NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) ||
-    fail "$PYTHON has no torch; run make install, or name another with PYTHON="
+    fail "$PYTHON has no torch; run make install, or name another interpreter with PYTHON="
 fi
 NNODES=${NNODES:-1} MAX_RESTARTS=${MAX_RESTARTS:-0}
-count NPROC 1
-count NNODES 1
-count MAX_RESTARTS 0
+require_int NPROC 1
+require_int NNODES 1
+require_int MAX_RESTARTS 0
 if [ "$NPROC" = 1 ] && [ "$NNODES" = 1 ] && [ "$MAX_RESTARTS" = 0 ]; then
   exec "$PYTHON" "$project/$script" "$@"
 fi
 
 if [ "$NNODES" = 1 ]; then
-  meet=(--standalone) # utils/distributed/launch.py lets nothing listen beyond this machine
+  rendezvous=(--standalone) # utils/distributed/launch.py keeps it within this machine
 else
   NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
-  count NODE_RANK 0
+  require_int NODE_RANK 0
   [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK: should be below NNODES=$NNODES, is '$NODE_RANK'"
-  [ -n "$MASTER_ADDR" ] || fail "MASTER_ADDR: name the first of the $NNODES machines"
+  [ -n "$MASTER_ADDR" ] || fail "MASTER_ADDR: should be the address of the first of the $NNODES machines"
   MASTER_PORT=${MASTER_PORT:-29500}
   if [ "$MAX_RESTARTS" = 0 ]; then
-    meet=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
-  else # only this way of meeting lets the other machines know that one starts its processes again
-    first=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
-    here=$("$PYTHON" -c "$address" "$MASTER_ADDR" "$MASTER_PORT") || fail "MASTER_ADDR: no way to '$MASTER_ADDR'"
-    meet=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id pocketnet
-      --rdzv-conf "is_host=$first" --local-addr "$here")
+    rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT")
+  else # with c10d only, all machines learn that one of them restarts its processes
+    is_first=$([ "$NODE_RANK" = 0 ] && echo true || echo false)
+    here=$("$PYTHON" -c "$local_address" "$MASTER_ADDR" "$MASTER_PORT") ||
+      fail "MASTER_ADDR: cannot reach '$MASTER_ADDR'"
+    rendezvous=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id pocketnet
+      --rdzv-conf "is_host=$is_first" --local-addr "$here")
   fi
 fi
-# A wrong config ends here in its one line, not in that of every process and torchrun's report on them.
+# A wrong config ends here with one line, instead of one from every process and a report by torchrun.
 "$PYTHON" -m config $([ "$script" = train_kd.py ] && echo --kd) "$@" >/dev/null
-# Asked to end in a verification, a run finishes that before its checkpoint: seconds, of which torchrun would give 30.
+# A run that is stopped during verification finishes it before its checkpoint. Seconds; the default of torchrun is 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}
 cores=$(nproc)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NPROC ? cores / NPROC : 1))}
-exec "$PYTHON" -m utils.distributed.launch "${meet[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" \
+exec "$PYTHON" -m utils.distributed.launch "${rendezvous[@]}" --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS" \
   "$project/$script" "$@"

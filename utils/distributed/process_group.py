@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them; one process without it. NCCL with GPUs, gloo on CPUs."""
+"""The process group of a run: ranks started by torchrun, or a single process. NCCL on GPUs, gloo on CPUs."""
 
 import ctypes
 import os
@@ -18,13 +18,13 @@ from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
 from utils.errors import EXIT_CODE_FILE, UserError, restart_count
 
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
-# The environment in which gloo and NCCL listen on the loopback's address alone. NCCL takes = for that very name.
+# Makes gloo and NCCL listen on the loopback address only. NCCL reads "=" as an exact match of the name.
 LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all, and its device."""
+    """The rank of this process, the number of processes, and its device."""
 
     rank: int
     size: int
@@ -32,49 +32,50 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and logs."""
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
 
 @contextmanager
 def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
-    """Joins the other processes for the time of the block.
+    """Initialises the process group for the duration of the block. Collective.
 
-    A request for a checkpoint does not end the process in the meantime; utils.distributed.shutdown acts on it.
+    A signal that requests a checkpoint does not end the process inside the block; utils.distributed.shutdown handles
+    it. Raises UserError if there are more processes than GPUs.
 
-    device: default a GPU where there is one. timeout: seconds that they may keep each other waiting.
+    device: "cpu", or None for a GPU if there is one. timeout: seconds after which a collective fails.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     gpu = torch.cuda.is_available() and device != "cpu"
     if gpu and local_rank >= torch.cuda.device_count():
         raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
-    to_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    rank_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     if gpu:
-        torch.cuda.set_device(to_device)
+        torch.cuda.set_device(rank_device)
     else:
         _keep_freed_memory()
     if size > 1:
-        limit, store = timedelta(seconds=timeout), None  # without a store torch meets at MASTER_ADDR
+        limit, store = timedelta(seconds=timeout), None  # without a store, torch uses MASTER_ADDR
         if (folder := launcher_folder()) and os.environ.get("GROUP_WORLD_SIZE") == "1":
-            store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file opens no port
+            store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file needs no open port
             store.set_timeout(limit)
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
     try:
         with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
-            yield World(rank, size, to_device)
+            yield World(rank, size, rank_device)
     finally:
         if size > 1:
             dist.destroy_process_group()
 
 
 def launcher_folder() -> Path | None:
-    """Returns the private folder that the launcher shares with the processes it starts; None without a launcher."""
+    """Returns the private folder that the launcher shares with its processes, or None without a launcher."""
     return Path(os.environ[EXIT_CODE_FILE]).parent if EXIT_CODE_FILE in os.environ else None
 
 
 def _keep_freed_memory() -> None:
-    """Has glibc keep the blocks a step frees for the next: given back, their page faults cost a fifth of a CPU step."""
+    """Makes glibc keep freed memory for the next step. Returning it costs a fifth of a CPU step in page faults."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         libc.mallopt(m_mmap_threshold, 1 << 30)
@@ -82,12 +83,12 @@ def _keep_freed_memory() -> None:
 
 
 def to_device(module: nn.Module, world: World) -> nn.Module:
-    """The module on this process's device, its convolutions in channels_last memory, which is faster everywhere."""
+    """Moves a module to the device of this rank, convolutions in channels_last memory, which is always faster."""
     return module.to(world.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on the device; the host does not wait for the copy."""
+    """Copies a CPU tensor to the device. The host does not wait for the copy."""
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -97,23 +98,29 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def autocast(world: World, precision: str) -> torch.autocast:
-    """The context in which networks compute in fp32, bf16 or fp16, whatever the context around it."""
-    # No cache of cast weights: the search moves weights in place and would go on with their old copies.
+    """Returns a context in which networks compute in fp32, bf16 or fp16, whatever the surrounding context.
+
+    precision: a key of PRECISIONS.
+    """
+    # No cache of cast weights: the search changes weights in place, and the cache would hold their old values.
     return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=False)
 
 
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
-    """The module with its gradients averaged over the processes; batch norm stays each process's own."""
+    """Wraps a module in DDP, which averages gradients over all ranks. Batch norm statistics stay per rank.
+
+    Returns the module itself for a single process. Collective.
+    """
     if world.size == 1:
         return module
     return DistributedDataParallel(
         module,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,  # as published: running statistics are each process's own, rank 0's are saved
+        broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
         gradient_as_bucket_view=True,
     )
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:
-    """The module itself, whose state dict has the published keys."""
+    """Returns the module inside DDP, whose state dict has the published keys."""
     return module.module if isinstance(module, DistributedDataParallel) else module

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock on the output folder, so that only one run at a time writes to it."""
 
 import fcntl
 import os
@@ -13,38 +13,42 @@ from utils.distributed.process_group import World
 from utils.errors import RetryableError, UserError, restart_count
 from utils.filesystem import open_no_follow
 
-LOCK_FILE = ".lock"  # stays in the folder; what counts is who holds it, and whoever ends lets it go
+LOCK_FILE = ".lock"  # the file stays in the folder; the lock on it is released when its process ends
 
 
 @contextmanager
 def lock_output_dir(folder: Path, world: World) -> Iterator[None]:
-    """Holds the folder for the time of the block. Raises UserError where another run does."""
-    held: list[RawIOBase] = []
-    run_on_main(world, lambda: held.append(_lock(folder)))
+    """Locks the folder for the duration of the block. Collective: rank 0 holds the lock.
+
+    Raises UserError if another run holds it, a RetryableError after a restart.
+    """
+    lock_files: list[RawIOBase] = []
+    run_on_main(world, lambda: lock_files.append(_lock(folder)))
     try:
         yield
     finally:
-        for file in held:
+        for file in lock_files:
             file.close()
 
 
 def _lock(folder: Path) -> RawIOBase:
+    """Locks the folder's lock file and returns it open; unlocked if the file system has no locks."""
     file = os.fdopen(open_no_follow(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
     try:
-        # Of this process alone: loader workers do not inherit it, and hold nothing when this one is killed.
+        # lockf, not flock: loader workers do not inherit the lock and cannot keep it if this process is killed.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        by = file.read(200).decode(errors="replace").strip()
+        holder = file.read(200).decode(errors="replace").strip()
         file.close()
-        # A network disk may hold for a while what a process that died held.
+        # A network disk may keep the lock of a process that died for a while.
         kind = RetryableError if restart_count() else UserError
         raise kind(
-            f"config output: another run is at work in {folder} ({by}); wait for its end, or name another folder"
+            f"config output: another run is using {folder} ({holder}); wait until it ends, or name another folder"
         ) from None
     except OSError:
         return file  # a file system without locks
-    with suppress(OSError):  # a full disk: what is written is for people alone
+    with suppress(OSError):  # a full disk: the content is only a note for people
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file

@@ -1,4 +1,4 @@
-"""Signals that reach a run: after a step it ends with a checkpoint, or leaves one and goes on."""
+"""Graceful shutdown: a signal ends a run after the current step with a checkpoint, or only requests a checkpoint."""
 
 import signal
 import sys
@@ -13,87 +13,90 @@ from utils.distributed.process_group import World, launcher_folder
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
 from utils.errors import ignore_broken_pipe
 
-SAVE_FILE = "save"  # this file in the launcher's folder asks for a checkpoint
+SAVE_FILE = "save"  # in the launcher's folder; its presence requests a checkpoint
 
 
 class Requests(NamedTuple):
-    """What is asked of a run, by any of its processes."""
+    """Requests to a run from any of its ranks. An all-reduce with MAX combines them."""
 
-    signal: int = 0  # to end by this signal, with a checkpoint
-    save: int = 0  # 1: to write a checkpoint and go on
-    report: int = 0  # 1: to write a line of the log
+    signal: int = 0  # 0, or the signal that ends the run, with a checkpoint
+    save: int = 0  # 1: write a checkpoint and continue
+    report: int = 0  # 1: write a log line
 
 
 class GracefulShutdown:
-    """While it is entered, signals are noted. A second Ctrl-C does what it always does.
+    """Context manager that records signals instead of letting them end the process. A second Ctrl-C acts as usual.
 
-    Of several processes any may get the signal, and all must act at the same step: at every step they tell each
-    other what they were asked for. The answer is awaited a step later, and on the host, so that no device waits.
+    Any rank may receive a signal, and all ranks must act on it at the same step. They all-reduce their requests at
+    every step. The result is read one step later, on the host, so that no device waits.
     """
 
     def __init__(self, world: World, timeout: int) -> None:
-        """timeout: seconds to wait for the others."""
-        self.signal = 0  # the one that came, and ends the run
-        self.save = False  # whether a checkpoint was asked for
-        self._says = world.is_main
+        """timeout: seconds after which the all-reduce of requests fails."""
+        self.signal = 0  # the signal received that ends the run, or 0
+        self.save = False  # whether a signal requested a checkpoint
+        self._prints = world.is_main
         self._group: Any = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
         folder = launcher_folder()
         self._save_file = folder / SAVE_FILE if folder else None
-        self._sent = torch.zeros(len(Requests()), dtype=torch.int32)
-        self._answer: Any = None
-        self._before: dict[int, Any] = {}
+        self._requests = torch.zeros(len(Requests()), dtype=torch.int32)
+        self._pending: Any = None
+        self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         numbers = [number for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS) if not is_ignored(number)]
-        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        self._old_handlers = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        if self._answer and kind is None:
-            self._answer.wait()
+        if self._pending and kind is None:
+            self._pending.wait()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        """Records a signal as a request: the handler of all signals."""
         if number in CHECKPOINT_SIGNALS:
             self.save = True
             return
         self.signal = number
-        if self._says:
+        if self._prints:
             with ignore_broken_pipe(sys.stderr):
-                print(f"{signal.Signals(number).name}: ends after this step, with a checkpoint", file=sys.stderr)
-        if number == signal.SIGINT:  # torchrun passes SIGTERM on to processes that may have had it already
-            signal.signal(number, self._before[number])
+                print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
+        if number == signal.SIGINT:  # not SIGTERM: torchrun may send it again
+            signal.signal(number, self._old_handlers[number])
 
     def agreed_requests(self, report: bool = False) -> Requests:
-        """What all processes are to do now. Called by each of them after every step.
+        """Returns the requests that all ranks agree on. Collective: called after every step.
 
-        report: whether this process asks for a line of the log.
+        With several ranks these are the requests of the previous call.
+
+        report: whether this rank requests a log line.
         """
-        mine = Requests(self.signal, self._take_save(), report)
+        local = Requests(self.signal, self._pop_save_request(), report)
         if self._group is None:
-            return mine
+            return local
         agreed = Requests()
-        if self._answer:
-            self._answer.wait()
-            self._answer = None
-            agreed = Requests(*self._sent.tolist())
+        if self._pending:
+            self._pending.wait()
+            self._pending = None
+            agreed = Requests(*self._requests.tolist())
             if agreed.signal:
                 return agreed
-        if agreed.report:  # the line comes with the next step
-            mine = mine._replace(report=0)
-        self._sent.copy_(torch.tensor(mine))
-        self._answer = dist.all_reduce(self._sent, dist.ReduceOp.MAX, self._group, async_op=True)
+        if agreed.report:  # the line is written after the next step: not requested again
+            local = local._replace(report=0)
+        self._requests.copy_(torch.tensor(local))
+        self._pending = dist.all_reduce(self._requests, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
 
-    def _take_save(self) -> bool:
-        """Whether a checkpoint has been asked for since the last call, by a signal or by the launcher's file."""
+    def _pop_save_request(self) -> bool:
+        """Returns whether a signal or the launcher's file has requested a checkpoint since the last call."""
         save, self.save = self.save, False
         if self._save_file:
             try:
-                self._save_file.unlink()  # one of the processes finds it
+                self._save_file.unlink()  # succeeds on one rank only
                 return True
             except FileNotFoundError:
                 pass

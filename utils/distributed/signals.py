@@ -1,4 +1,4 @@
-"""The signals on which a run ends or leaves a checkpoint. What is ignored at its start stays ignored."""
+"""Signals that end a run or request a checkpoint. A signal that is ignored at the start stays ignored."""
 
 import os
 import signal
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a terminal that closes
-CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # schedulers send them some time ahead of the end
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a closed terminal
+CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # schedulers send them some time before the end
 
-_DROPPED = "POCKETNET_DROPPED_SIGNALS"  # environment: the names of those that utils/distributed/launch.sh alone ignores
+_DROPPED = "POCKETNET_DROPPED_SIGNALS"  # environment variable: signals ignored by launch.sh only
 
 
 def ignore_checkpoint_signals() -> None:
-    """Keeps requests for a checkpoint from ending the process until something handles them: they are dropped.
+    """Drops signals that request a checkpoint, which would end the process, until something handles them.
 
-    Entry scripts call it before the imports that take seconds.
+    Entry scripts call it before the imports, which take seconds.
     """
     dropped = os.environ.pop(_DROPPED, "").split()
     for number in CHECKPOINT_SIGNALS:
@@ -24,16 +24,16 @@ def ignore_checkpoint_signals() -> None:
 
 
 def is_ignored(number: int) -> bool:
-    """Whether the process ignores the signal, as one started by nohup ignores SIGHUP."""
+    """Returns whether the process ignores the signal, as a process started with nohup ignores SIGHUP."""
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager
 def handle_signals(numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Calls the handler for these signals during the block, but for those that the process ignores."""
-    before = {number: signal.signal(number, handler) for number in numbers if not is_ignored(number)}
+    """Handles these signals with `handler` during the block, except those that the process ignores."""
+    old_handlers = {number: signal.signal(number, handler) for number in numbers if not is_ignored(number)}
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for number, old_handler in old_handlers.items():
+            signal.signal(number, old_handler)

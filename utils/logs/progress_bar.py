@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, else a line of the log every minute."""
+"""Progress of a long task: a bar on a terminal, otherwise a log line every minute."""
 
 import sys
 import time
@@ -9,30 +9,30 @@ from tqdm import tqdm
 
 from utils.logs.run_log import log
 
-EVERY = 60  # seconds between two lines
+EVERY = 60  # seconds between two log lines
 
 
 class Progress:
-    """Counts what is done of `total` things, and says it while it is entered."""
+    """Context manager that counts finished items out of `total` and shows the progress."""
 
     def __init__(self, total: int, name: str, unit: str, is_main: bool = True) -> None:
-        """name: of the work. unit: its things, as images. is_main: False on a process that says nothing."""
+        """name: of the task, such as "lfw 5". unit: of its items, such as "images". is_main: False shows nothing."""
         self.total, self.name, self.unit = total, name, unit
         self._done = 0
         on_terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, desc=name, unit=unit, leave=False, disable=not (is_main and on_terminal))
-        self._has_lines = is_main and not on_terminal
-        self._started = self._last_line = time.monotonic()
+        self._writes_lines = is_main and not on_terminal
+        self._start = self._last_line = time.monotonic()
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Adds `count` finished items."""
         self._done += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._has_lines and now - self._last_line >= EVERY and self._done < self.total:
+        if self._writes_lines and now - self._last_line >= EVERY and self._done < self.total:
             self._last_line = now
-            left = (now - self._started) / self._done * (self.total - self._done) / 60
-            log.info(f"{self.name}: {self._done} of {self.total} {self.unit}, {left:.1f} minutes to go")
+            minutes_left = (now - self._start) / self._done * (self.total - self._done) / 60
+            log.info(f"{self.name}: {self._done} of {self.total} {self.unit}, {minutes_left:.1f} minutes to go")
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""What a run says: the published log lines on the screen and in a file, TensorBoard, a progress bar."""
+"""Log of a run: the published log lines on the screen and in a file, TensorBoard, a progress bar."""
 
 import hashlib
 import logging
@@ -21,7 +21,7 @@ OUTPUT = Path(__file__).resolve().parents[2] / "output"
 
 
 class _BarSafeHandler(logging.StreamHandler):
-    """Writes a line above the progress bar that may be on the screen."""
+    """Writes log lines above the progress bar, if there is one on the screen."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with ignore_broken_pipe(self.stream):
@@ -29,19 +29,19 @@ class _BarSafeHandler(logging.StreamHandler):
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Keeps a message in one line: names of files in it may have control characters."""
+    """Formats a message as one line: file names in it may contain line breaks and other control characters."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         return one_line(super().formatMessage(record))
 
 
 class _LogFile(logging.FileHandler):
-    """A file whose lines are on the screen as well: that it cannot be written is said once, and no error."""
+    """Log file. A failing write is reported on the screen once and does not end the run: the screen has all lines."""
 
-    told = False
+    has_reported_error = False
 
     def _open(self) -> TextIOWrapper:
-        """Open the end of the file; a symbolic link is refused."""
+        """Opens the file for appending. Raises UserError for a symbolic link."""
         descriptor = open_no_follow(Path(self.baseFilename), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         return open(descriptor, "a", encoding=self.encoding, errors=self.errors)  # noqa: PTH123 (a descriptor)
 
@@ -49,15 +49,17 @@ class _LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
-            tqdm.write(f"{self.baseFilename}: could not be written ({error.strerror}); the run goes on", sys.stderr)
+        elif not self.has_reported_error:
+            self.has_reported_error = True
+            tqdm.write(f"{self.baseFilename}: could not be written ({error.strerror}); the run continues", sys.stderr)
 
 
 def init_logging(file: Path | None, prefix: str = "") -> None:
-    """Sends the project's lines to the screen and to the end of the file. None: a process that has nothing to say.
+    """Sends the project's log lines to the screen and appends them to the file.
 
-    Raises UserError where the file cannot be opened.
+    Raises UserError if the file cannot be opened.
+
+    file: None on ranks other than 0, which log errors only. prefix: written before each line, such as "Training: ".
     """
     log.handlers.clear()
     log.propagate = False
@@ -75,10 +77,10 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
 
 
 def curves_folder(config: EasyDict) -> Path:
-    """Where the TensorBoard files of the run in config.output are, for no two outputs the same.
+    """Returns the folder for the TensorBoard files of a run, different for every config.output.
 
-    Of the project's output/A/run that is {log_dir}/A/run; of any other …/A/run it is {log_dir}/A/run-{hash}, the hash
-    that of its absolute path.
+    For output/A/run in the project it is {log_dir}/A/run. For any other …/A/run it is {log_dir}/A/run-{hash}, with a
+    hash of the absolute path.
     """
     output = Path(config.output).resolve()
     if OUTPUT in output.parents:
@@ -88,10 +90,14 @@ def curves_folder(config: EasyDict) -> Path:
 
 
 class RunLog:
-    """The voice of a training run. Silent on every process but the main one."""
+    """Log lines, TensorBoard points and progress bar of a training run. Does nothing on ranks other than 0."""
 
     def __init__(self, config: EasyDict, step: int, total_steps: int, images_a_step: int, is_main: bool) -> None:
-        """step: where the run begins. What TensorBoard has of later steps is of a run that was cut off: it goes."""
+        """Opens the progress bar and the TensorBoard file.
+
+        step: the step from which the run starts or resumes. TensorBoard hides points of later steps, which come from
+        an interrupted run. images_a_step: images per step over all ranks.
+        """
         self.total_steps = total_steps
         self.images_a_step = images_a_step
         self._board = Board(curves_folder(config), step + 1, is_main)
@@ -100,49 +106,52 @@ class RunLog:
         self._reported_step = self._last_line_step = step
 
     def resume_clock(self, step: int) -> None:
-        """Starts the measured time anew, so that verification and saving do not count as slow training."""
+        """Restarts the speed measurement at `step`, so that verification and saving do not count as training."""
         self._started, self._reported_step = time.perf_counter(), step
 
     def tick(self) -> None:
-        """One more step is done."""
+        """Advances the progress bar by one step."""
         self._bar.update()
 
     def is_due(self, step: int) -> bool:
-        """Whether the next line is to come now, for the log not to be silent for a minute.
+        """Returns whether to request a log line now, so that the log is never silent for more than a minute.
 
-        Of several processes each asks the others for it, so it comes two steps later: that is reckoned in.
+        Ranks agree on a line by an all-reduce, so it is written two steps after the request. The estimate counts them.
         """
-        silent = time.perf_counter() - self._last_line
-        return silent * (1 + 2 / max(1, step - self._last_line_step)) >= 60
+        elapsed = time.perf_counter() - self._last_line
+        return elapsed * (1 + 2 / max(1, step - self._last_line_step)) >= 60
 
     def report(self, step: int, epoch: int, losses: dict[str, float], lr: float) -> None:
-        """The published line: speed in images a second over all processes, mean losses since the last line, position
-        and the hours still to go; in minutes as well where they are few."""
-        seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # a step
+        """Writes the published log line, and its values to TensorBoard.
+
+        The line has the speed in images per second over all ranks, the mean losses since the last line, epoch, step,
+        and the hours left, also in minutes if there are fewer than six.
+        """
+        seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # per step
         speed = self.images_a_step / seconds
         hours = (self.total_steps - step) * seconds / 3600
         minutes = f" ({hours * 60:.1f} minutes)" if 0.05 <= hours * 60 < 6 else ""
-        # Four decimals as published; six of the MSE, which is below 4 / embedding_size for unit vectors.
-        named = "   ".join(f"{name} {value:.{6 if name == 'MSE' else 4}f}" for name, value in losses.items())
+        # Four decimals as published. The MSE of unit vectors is at most 4 / embedding_size: six decimals.
+        means = "   ".join(f"{name} {value:.{6 if name == 'MSE' else 4}f}" for name, value in losses.items())
         log.info(
-            f"Speed {speed:.2f} samples/sec   {named}   Epoch: {epoch}   "
+            f"Speed {speed:.2f} samples/sec   {means}   Epoch: {epoch}   "
             f"Global Step: {step}   Required: {hours:.2f} hours{minutes}"
         )
-        self._scalars("train", {**losses, "lr": lr, "speed": speed}, step)
+        self._write_scalars("train", {**losses, "lr": lr, "speed": speed}, step)
         self.resume_clock(step)
         self._last_line, self._last_line_step = self._started, step
 
     def verified(self, step: int, accuracies: dict[str, float]) -> None:
-        """Keeps the accuracy of each verification set in TensorBoard."""
-        self._scalars("verification", accuracies, step)
+        """Writes the accuracy of each verification set to TensorBoard."""
+        self._write_scalars("verification", accuracies, step)
 
-    def _scalars(self, group: str, values: dict[str, float], step: int) -> None:
+    def _write_scalars(self, group: str, values: dict[str, float], step: int) -> None:
         self._board.add({f"{group}/{name}": value for name, value in values.items()}, step)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Ends the bar and the TensorBoard file."""
+        """Closes the progress bar and the TensorBoard file."""
         self._bar.close()
         self._board.close()

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written so that a full disk costs no point."""
+"""Writer of TensorBoard event files that loses no points to a full disk."""
 
 import io
 import logging
@@ -11,76 +11,78 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-log = logging.getLogger("pocketnet")  # that of utils.logs.run_log, which imports this module
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log, which imports this module
 
 
 class Board:
-    """The curves of a run, in a file of their own. What cannot be written is kept, and written with the next points.
+    """Event file of a run. Points that cannot be written are kept and written with the next points.
 
-    torch's SummaryWriter would not do: its thread ends at the first error, for good, and its flush can return before
-    that error is known, so that nobody can say which points the file has. Here a write that failed is done again from
-    where the file was last whole: the same bytes in the same place, so that a reader that follows it sees no seam.
+    torch's SummaryWriter does not do this: its thread ends at the first error, and its flush can return before that
+    error is known, so the content of the file is unknown. Here a failed write is repeated from the end of the last
+    complete one. The bytes and their position are the same, so a program that reads along sees no difference.
     """
 
     def __init__(self, folder: Path, first_step: int, is_main: bool) -> None:
-        """first_step: what the folder's other files have of it and of later steps is hidden by TensorBoard.
+        """Creates the file in `folder`.
 
-        is_main: False on a process that writes nothing.
+        first_step: TensorBoard hides points of this and later steps in the folder's older files. is_main: False
+        writes nothing.
         """
         self._is_main = is_main
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"  # read in this order
+        # TensorBoard reads files in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._file = folder / name
-        self._size = 0  # bytes of the file that are known to be whole
-        self._waiting = io.BytesIO()  # what comes behind them, some 70 bytes a point
-        self._records = RecordWriter(self._waiting)
-        self._points = 0  # that wait
-        self._told = ""
-        self._keep(Event(file_version="brain.Event:2"))
-        self._keep(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self._size = 0  # bytes of the file up to the end of the last complete write
+        self._pending = io.BytesIO()  # records to append, about 70 bytes per point
+        self._records = RecordWriter(self._pending)
+        self._points = 0  # pending
+        self._last_error = ""
+        self._append(Event(file_version="brain.Event:2"))
+        self._append(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
         if is_main:
-            self._write_or_tell()
+            self._write_or_warn()
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Writes a point to each of the named curves, or keeps it where that fails and says so, once."""
+        """Adds a point to each named curve. If the file cannot be written, keeps the points and warns once."""
         if not self._is_main:
             return
         for tag, value in values.items():
-            self._keep(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)])))
+            self._append(Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)])))
         self._points += len(values)
-        self._write_or_tell()
+        self._write_or_warn()
 
     def close(self) -> None:
-        """Tries once more to write the points that wait, and says how many may be lost where it cannot."""
-        if self._points and (trouble := self._write()):
+        """Tries to write pending points a last time. Warns how many may be lost if that fails."""
+        if self._points and (error := self._write()):
             log.warning(
-                f"TensorBoard: up to {self._points} points are lost, {self._file.parent} is not writable ({trouble})"
+                f"TensorBoard: up to {self._points} points are lost, {self._file.parent} is not writable ({error})"
             )
 
-    def _keep(self, event: Event) -> None:
+    def _append(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
 
-    def _write_or_tell(self) -> None:
-        trouble = self._write()
-        if trouble and trouble != self._told:
+    def _write_or_warn(self) -> None:
+        error = self._write()
+        if error and error != self._last_error:
             log.warning(
-                f"TensorBoard: {self._file.parent} is not writable ({trouble}); training goes on, the points are kept "
-                "for later"
+                f"TensorBoard: {self._file.parent} is not writable ({error}); training continues, the points are "
+                "kept for later"
             )
-        self._told = trouble
+        self._last_error = error
 
     def _write(self) -> str:
-        """Appends what waits to the file. Returns what the system says where it cannot, else nothing."""
+        """Appends pending records to the file. Returns an empty string, or the message of the system's error."""
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("ab") as file:  # anew each time: some network disks tell at closing that they are full
+            with self._file.open("ab") as file:  # reopened each time: some network disks report errors on close
                 size = file.tell()
-                if size > self._size:  # by a write that failed
+                if size > self._size:  # after a failed write
                     size = file.truncate(self._size)
-                size += file.write(self._waiting.getvalue())
+                size += file.write(self._pending.getvalue())
         except OSError as error:
             return error.strerror or str(error)
         self._size, self._points = size, 0
-        self._waiting.seek(0)
-        self._waiting.truncate()
+        self._pending.seek(0)
+        self._pending.truncate()
         return ""

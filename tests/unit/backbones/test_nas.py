@@ -218,7 +218,7 @@ def test_genotypes_in_text_and_json(golden):
     genotype = parse(str(golden["genotype"]))
     assert parse(to_text(genotype)) == parse(to_json(genotype)) == genotype and "\n" not in to_text(genotype)
     for text, message in (
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('{"normal": []}', "needs normal"),
         (to_json(genotype).replace("skip_connect", "jump"), "unknown operation 'jump'"),
         (to_json(genotype).replace('["dw_conv_3x3", 3]', '["dw_conv_3x3", 9]'), "reads state 9"),

@@ -272,7 +272,7 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
 
 
 def test_the_record_file_in_place_of_its_folder(tiny_data):
-    with pytest.raises(UserError, match=rf"train\.rec' is a file; name the folder it is in: rec={tiny_data}"):
+    with pytest.raises(UserError, match=rf"train\.rec' is a file; name its folder: rec={tiny_data}"):
         require_data(EasyDict(rec=str(tiny_data / "train.rec")))
 
 

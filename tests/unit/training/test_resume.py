@@ -506,7 +506,7 @@ def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_
 def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
     config = EasyDict(timeout=1800, resume="0")
     with (
-        pytest.raises(UserError, match="the same command, without --resume 0, goes on"),
+        pytest.raises(UserError, match="the same command, without --resume 0, resumes"),
         translate_runtime_errors(config),
     ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
