@@ -60,7 +60,7 @@ def read_keys(rec: Path) -> tuple[np.ndarray, np.ndarray, str]:
             bar.update(record.end - record.offset)
             with_ids = with_ids and record.length >= IMAGE_HEADER.size
             if with_ids:
-                flag, _, id_, _ = IMAGE_HEADER.unpack_from(record.head)
+                flag, _, id_, _ = IMAGE_HEADER.unpack_from(record.prefix)
                 with_ids = id_ < LARGEST_KEY and IMAGE_HEADER.size + 4 * flag <= record.length
                 has_header |= not record.offset and flag > 0 and record.length == IMAGE_HEADER.size + 4 * flag
                 ids.append(id_)
