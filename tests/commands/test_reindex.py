@@ -74,7 +74,7 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and "7 records of train.rec" in done.stdout
     assert (folder / "train.idx").read_bytes() == whole
     done = run_command(ROOT, sys.executable, "-m", "data.reindex", folder / "train.rec")
-    assert done.returncode == 2 and done.stderr == f"error: {folder}/train.idx: is there already; --force replaces it\n"
+    assert done.returncode == 2 and done.stderr == f"error: {folder}/train.idx: already exists; --force replaces it\n"
     (folder / "train.idx").write_bytes(b"another")
     assert run_command(ROOT, sys.executable, "-m", "data.reindex", folder, "--force").returncode == 0
     assert (folder / "train.idx").read_bytes() == whole
