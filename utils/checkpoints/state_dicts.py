@@ -28,12 +28,12 @@ def extract_state_dict(content: object, source: str) -> dict[str, Tensor]:
     if isinstance(content, dict) and not _is_state_dict(content):
         nested = [key for key, value in content.items() if _is_state_dict(value) and value]
         if len(nested) > 1:
-            names = ", ".join(map(_shown, nested))
+            names = ", ".join(map(_format_key, nested))
             raise CheckpointError(
                 f"{source}: holds {len(nested)} state dicts ({names:.80}); save the network's in a file of its own"
             )
         if nested:
-            log.info(f"{source}: uses the state dict under its key {_shown(nested[0])}")
+            log.info(f"{source}: uses the state dict under its key {_format_key(nested[0])}")
             content = content[nested[0]]
     weights = _require_tensors(content, source)
     while prefix := next((p for p in _WRAPPERS if weights and all(key.startswith(p) for key in weights)), ""):
@@ -51,7 +51,7 @@ def _require_tensors(weights: object, source: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{source}: should hold a state dict of tensors, not a {type(weights).__name__}")
     for key, value in weights.items():
         if type(key) is not str or not isinstance(value, Tensor):
-            pair = f"{_shown(key)}: {type(value).__name__}"
+            pair = f"{_format_key(key)}: {type(value).__name__}"
             raise CheckpointError(f"{source}: should hold a state dict of tensors by name, but has {pair}")
     return dict(weights)
 
@@ -74,7 +74,8 @@ def first_not_finite(content: Any, name: str = "") -> str | None:
         return None if is_finite(content) else name
     if isinstance(content, dict | list | tuple):
         parts = content.items() if isinstance(content, dict) else enumerate(content)
-        paths = (first_not_finite(value, f"{name}/{_shown(key)}" if name else _shown(key)) for key, value in parts)
+        prefix = f"{name}/" if name else ""
+        paths = (first_not_finite(value, prefix + _format_key(key)) for key, value in parts)
         return next(filter(None, paths), None)
     return name if isinstance(content, float) and not math.isfinite(content) else None
 
@@ -99,18 +100,18 @@ def check_state(expected: dict[str, Tensor], weights: Any, source: str, fields: 
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise CheckpointError(
-                f"{source}: {_shown(key)} has shape {_shape(value)}, but the config needs "
-                f"{_shape(expected[key])}; check {_fields_to_check(expected, weights, fields)}"
+                f"{source}: {_format_key(key)} has shape {_format_shape(value)}, but the config needs "
+                f"{_format_shape(expected[key])}; check {_fields_to_check(expected, weights, fields)}"
             )
     for key, value in weights.items():
         dtype = expected[key].dtype
         if (value.is_floating_point(), value.dtype is torch.bool) != (dtype.is_floating_point, dtype is torch.bool):
             raise CheckpointError(
-                f"{source}: {_shown(key)} is {value.dtype} in the file, but {dtype} in the network; save the network's "
-                "state dict again"
+                f"{source}: {_format_key(key)} is {value.dtype} in the file, but {dtype} in the network; save the "
+                "network's state dict again"
             )
         if not is_finite(value, dtype):
-            raise CheckpointError(f"{source}: {_shown(key)} is not finite: its training failed; name another file")
+            raise CheckpointError(f"{source}: {_format_key(key)} is not finite: its training failed; name another file")
 
 
 def _fields_to_check(expected: dict[str, Tensor], weights: dict[str, Tensor], fields: str) -> str:
@@ -134,14 +135,14 @@ def _describe_first(keys: list[str], weights: dict[str, Tensor]) -> str:
     if not keys:
         return "nothing else"
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-    return f"{_shown(keys[0])} {_shape(weights[keys[0]])}{more}"
+    return f"{_format_key(keys[0])} {_format_shape(weights[keys[0]])}{more}"
 
 
-def _shape(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     """Formats a shape for a message, cut to 80 characters however many dimensions it has."""
     return f"{tuple(tensor.shape)!s:.80}"
 
 
-def _shown(key: object) -> str:
+def _format_key(key: object) -> str:
     """Formats a key for a message, as one printable line whatever the file holds."""
     return key if isinstance(key, str) and key.isprintable() and len(key) <= 100 else f"{key!a:.100}"

@@ -19,7 +19,7 @@ from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file, write_atomic
 
 # Errors that torch raises for a file that is not a checkpoint, or a truncated one.
-_DAMAGED = (
+_DAMAGE_ERRORS = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
     MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
@@ -147,7 +147,7 @@ def load_safe(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: {error}") from None
     except UserError as error:  # not a regular file
         raise CheckpointError(str(error)) from None
-    except _DAMAGED as error:
+    except _DAMAGE_ERRORS as error:
         # Not torch's message: for a file that holds code it advises to load it without the protection.
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"

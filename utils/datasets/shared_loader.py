@@ -32,14 +32,14 @@ _EXHAUSTED = re.compile(
 )
 
 
-S = TypeVar("S", bound=ImageSource)
+SourceT = TypeVar("SourceT", bound=ImageSource)
 
 
-class Loader(Generic[S]):
+class Loader(Generic[SourceT]):
     """Loads the batches of one epoch after another, in the sampler's order."""
 
     def __init__(
-        self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
+        self, dataset: SourceT, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
         timeout: int = 0,
     ) -> None:  # fmt: skip
         """Allocates the batch buffers; the workers start with the first epoch.

@@ -5,7 +5,7 @@ from easydict import EasyDict
 
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import BatchSampler, EpochSampler
-from utils.datasets.shared_loader import Loader, S
+from utils.datasets.shared_loader import Loader, SourceT
 from utils.distributed.collectives import all_gather_rows, run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
@@ -24,7 +24,7 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     return training_loader(dataset, sampler, config, world), num_classes
 
 
-def training_loader(dataset: S, sampler: BatchSampler, config: EasyDict, world: World) -> Loader[S]:
+def training_loader(dataset: SourceT, sampler: BatchSampler, config: EasyDict, world: World) -> Loader[SourceT]:
     """Returns a loader with the config's workers, on_bad_image and timeout, pinning memory where ranks use GPUs."""
     pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
     return Loader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)

@@ -556,7 +556,7 @@ def test_image_header_cut_short(tmp_path):
         for read in (reader.read_image, lambda key: reader.labels([key])):
             error_of(lambda: read(1), rec, "record 1 at byte 12", "23 bytes are too few for an image header of 24")  # noqa: B023
     error_of(lambda: unpack(bytes(23)), "image record: 23 bytes")
-    error_of(lambda: unpack(bytes(23), where="a.png"), "a.png: 23 bytes")
+    error_of(lambda: unpack(bytes(23), source="a.png"), "a.png: 23 bytes")
 
 
 @pytest.mark.parametrize("count", [3, 2**32 - 1])
