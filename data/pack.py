@@ -1,7 +1,8 @@
-"""Packs photos of people, a folder a person, for training: python data/pack.py PHOTOS OUT
+"""Packs photos of people, one folder per person, for training: python data/pack.py PHOTOS OUT
 
-Makes OUT with train.rec, train.idx and property in the layout of MS1MV2. The photos are aligned faces of 112×112 pixels
-as JPEG, PNG, BMP or WebP, whose bytes are kept; the people are labelled 0, 1, 2, … by the names of their folders.
+Writes OUT with train.rec, train.idx and property in the layout of MS1MV2. The photos are aligned faces of 112×112
+pixels as JPEG, PNG, BMP or WebP; their bytes are copied unchanged. The people are labelled 0, 1, 2, … in the order of
+their folders' names.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-if not __package__:  # run as a script, this folder stands first on the path instead of the repository
+if not __package__:  # run as a script: put the repository first on the path, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -21,19 +22,19 @@ from utils.errors import UserError, run_cli
 from utils.filesystem import open_regular_file
 
 SIZE = 112  # pixels
-_KINDS = ", ".join(SUFFIXES)
+_FORMATS = ", ".join(SUFFIXES)
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Pack photos of people, a folder a person, for training.")
+    """Parses the command line and packs the photos."""
+    parser = argparse.ArgumentParser(description="Pack photos of people, one folder per person, for training.")
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder with a folder of photos for each person")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     args = parser.parse_args()
     try:
         people = find_people(args.photos)
         if args.out.exists():
-            raise UserError(f"{args.out}: is there already; name another folder, or delete it")
+            raise UserError(f"{args.out}: already exists; name another folder, or delete it")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".packing-") as temporary:
             made = Path(temporary, "made")
@@ -46,27 +47,27 @@ def main() -> None:
 
 
 def find_people(photos: Path) -> list[list[Path]]:
-    """Return the photos of each person, both in the order of their names.
+    """Returns the paths of each person's photos; people and photos are sorted by name.
 
-    Raises UserError unless two people or more have photos.
+    Raises UserError unless at least two people have photos.
     """
     folders = sorted(path for path in photos.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
     people = [[path for path in person if path.suffix.lower() in SUFFIXES] for person in files]
-    if left_out := sum(map(len, files)) - sum(map(len, people)):
-        print(f"{photos}: {left_out} files of other kinds than {_KINDS} are left out", file=sys.stderr)
+    if n_skipped := sum(map(len, files)) - sum(map(len, people)):
+        print(f"{photos}: {n_skipped} files of other types than {_FORMATS} are skipped", file=sys.stderr)
     people = [person for person in people if person]
     if len(people) < 2:
         raise UserError(
-            f"{photos}: {len(people)} of its {len(folders)} folders hold photos ({_KINDS}); there should be "
-            "two people or more, a folder for each"
+            f"{photos}: {len(people)} of its {len(folders)} folders hold photos ({_FORMATS}); training "
+            "needs at least two people, one folder each"
         )
     return people
 
 
 def write_records(folder: Path, people: list[list[Path]]) -> None:
-    """Write train.rec, train.idx and property. Raises UserError for a photo of another size or kind."""
-    ends = np.cumsum([1, *map(len, people)])  # the keys of a person's photos begin at one and end at the next
+    """Writes train.rec, train.idx and property. Raises UserError for a photo of another size or format."""
+    ends = np.cumsum([1, *map(len, people)])  # a person's keys run from one of these to the next
     with (
         IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer,
         tqdm(total=int(ends[-1]) - 1, unit="photo", disable=None) as bar,
@@ -86,8 +87,8 @@ def _read_photo(path: Path) -> bytes:
         photo = file.read()
     size = image_size(photo)
     if size != (SIZE, SIZE):
-        found = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG, PNG, BMP or WebP image"
-        raise UserError(f"{path}: {found}; training takes aligned faces of {SIZE}×{SIZE} pixels: align and crop it")
+        content = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG, PNG, BMP or WebP image"
+        raise UserError(f"{path}: {content}; training needs aligned faces of {SIZE}×{SIZE} pixels: align and crop it")
     return photo
 
 

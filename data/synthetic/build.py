@@ -1,4 +1,4 @@
-"""What the programs that make data sets share: a folder made whole or not at all, drawing on all cores, image files."""
+"""Shared by the programs that make datasets: atomic output folders, drawing on all cores, and image encoding."""
 
 import argparse
 import json
@@ -18,40 +18,42 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 
-Drawing = Callable[..., list[bytes]]  # a function of a module, which other processes can find
+DrawFunction = Callable[..., list[bytes]]  # must be a module-level function, which other processes can import
 
 
 def check_between(option: str, value: int, low: int, high: int) -> None:
-    """Raise UserError for an argument that is too small or too large."""
+    """Raises UserError unless low <= value <= high; `option` is the command-line option to name."""
     if not low <= value <= high:
         raise UserError(f"{option} {value}: should be from {low} to {high}")
 
 
 def parse_arguments(parser: argparse.ArgumentParser, seed: int) -> argparse.Namespace:
-    """The command line, with the options that every such program has behind its own."""
-    parser.add_argument("--seed", type=int, default=seed, help="another seed, other people (%(default)s)")
+    """Adds the options that all these programs share, and parses the command line. `seed` is the default seed."""
+    parser.add_argument("--seed", type=int, default=seed, help="random seed; another gives other people (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="make it anew where it is there already")
+    parser.add_argument("--force", action="store_true", help="make it again where it exists")
     args = parser.parse_args()
     check_between("--workers", args.workers, 1, 256)
     return args
 
 
-def make_folder(out: Path, made: Mapping[str, object], write: Callable[[Path], None], force: bool) -> bool:
-    """Have `write` fill a folder that becomes `out`, and return True; False where the same stands there already.
+def make_folder(out: Path, settings: Mapping[str, object], write: Callable[[Path], None], force: bool) -> bool:
+    """Lets `write` fill a new folder, then renames it to `out`. An interrupted run leaves `out` as it was.
 
-    `made` tells all that the content depends on; it is kept in made.json.
+    `settings` holds everything that the content depends on, and is stored in made.json. Returns False without writing
+    where `out` was made with the same settings and `force` is not given, else True. Raises UserError where `out` was
+    made with other settings or by something else, or cannot be written.
     """
     try:
-        if _stands(out, made, force):
+        if _is_up_to_date(out, settings, force):
             return False
         out.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own until all is there: whoever interrupts this finds nothing half made.
+        # Write to a temporary folder, so that an interrupted run leaves no incomplete dataset.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-", ignore_cleanup_errors=True) as temporary:
             new = Path(temporary, "new")
             new.mkdir()
             write(new)
-            (new / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+            (new / "made.json").write_text(json.dumps(settings, indent=1) + "\n")
             if out.exists():
                 out.rename(Path(temporary, "old"))
             new.rename(out)
@@ -60,27 +62,27 @@ def make_folder(out: Path, made: Mapping[str, object], write: Callable[[Path], N
     return True
 
 
-def _stands(out: Path, made: Mapping[str, object], force: bool) -> bool:
-    """Tell whether what should be made stands in `out`; raises UserError where something else does."""
+def _is_up_to_date(out: Path, settings: Mapping[str, object], force: bool) -> bool:
+    """Whether `out` was already made with these settings. Raises UserError where it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / "made.json").read_text())
+        stored = json.loads((out / "made.json").read_text())
     except (OSError, ValueError):
-        found = None
-    # Another program's set answers to other keys: even --force does not replace it.
-    if not isinstance(found, dict) or found.keys() != made.keys():
-        raise UserError(f"{out}: holds something else than this makes; choose another --out")
+        stored = None
+    # The dataset of another program has other settings: not even --force replaces it.
+    if not isinstance(stored, dict) or stored.keys() != settings.keys():
+        raise UserError(f"{out}: was not made by this program; choose another --out")
     if force:
         return False
-    if found != made:
-        differing = ", ".join(f"{key} {found[key]}, not {made[key]}" for key in made if found[key] != made[key])
-        raise UserError(f"{out}: made otherwise ({differing}); --force makes it anew")
+    if stored != settings:
+        changed = ", ".join(f"{key} {stored[key]}, not {settings[key]}" for key in settings if stored[key] != settings[key])
+        raise UserError(f"{out}: was made with other settings ({changed}); --force makes it again")
     return True
 
 
-def draw_all(draw: Drawing, jobs: Iterable[tuple[Any, ...]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
-    """What `draw` makes of each job's arguments, job by job, in that many processes."""
+def draw_all(draw: DrawFunction, jobs: Iterable[tuple[Any, ...]], workers: int, bar: tqdm) -> Iterator[list[bytes]]:
+    """Yields draw(*job) for each job in order, computed by `workers` processes. Advances the bar by image."""
     if workers == 1:
         for photos in starmap(draw, jobs):
             bar.update(len(photos))
@@ -88,25 +90,25 @@ def draw_all(draw: Drawing, jobs: Iterable[tuple[Any, ...]], workers: int, bar: 
         return
     # spawn: the same on every system, and safe with OpenCV's threads
     with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
-        for photos in pool.imap(partial(_do_job, draw), jobs):
+        for photos in pool.imap(partial(_run_job, draw), jobs):
             bar.update(len(photos))
             yield photos
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)  # the cores have a process each
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    cv2.setNumThreads(1)  # each core has a process of its own
 
 
-def _do_job(draw: Drawing, job: tuple[Any, ...]) -> list[bytes]:
+def _run_job(draw: DrawFunction, job: tuple[Any, ...]) -> list[bytes]:
     return draw(*job)
 
 
-def encode(kind: str, image: np.ndarray, *parameters: int) -> bytes:
-    """An RGB image as the bytes of a file of that kind, ".jpg" or ".png"."""
-    return cv2.imencode(kind, image[..., ::-1], parameters)[1].tobytes()
+def encode(suffix: str, image: np.ndarray, *parameters: int) -> bytes:
+    """Encodes an RGB image (H, W, 3) as a file of the type ".jpg" or ".png". parameters: OpenCV's, as key, value."""
+    return cv2.imencode(suffix, image[..., ::-1], parameters)[1].tobytes()
 
 
 def decode(photo: bytes) -> np.ndarray:
-    """The RGB image of such a file."""
+    """Decodes an image file to RGB, (H, W, 3) uint8."""
     return np.asarray(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR_RGB))

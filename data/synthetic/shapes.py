@@ -1,4 +1,4 @@
-"""The outlines of a face that both its painting and its light need."""
+"""Outlines of facial features that painting and shading share. Each is an array of points (N, 3)."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from data.synthetic.people import Person, Shot
 
 
 def head(p: Person) -> Points:
-    """Skull, cheeks, jaw and chin."""
+    """Returns the outline of skull, cheeks, jaw and chin."""
     w = p.face_width
     return symmetric(
         (0, 25 * w, 36 * w, 36.5 * w, 35.5 * w * p.cheek, 29.5 * w * p.jaw, p.chin_width, 0),
@@ -17,7 +17,7 @@ def head(p: Person) -> Points:
 
 
 def lips(p: Person, s: Shot) -> tuple[Points, Points, Points, Points]:
-    """The upper edge of the mouth, its inner upper, inner lower and lower edge, from left to right."""
+    """Returns four edges of the mouth, each from left to right: upper, inner upper, inner lower and lower."""
     wide = p.mouth_width * (1 + 0.16 * s.smile - 0.06 * s.mouth_open)
     y, gap, corner = p.mouth_y, 4.5 * s.mouth_open, -0.5 - 3.2 * s.smile
     xs = wide * np.array([-1, -0.5, -0.17, 0, 0.17, 0.5, 1])
@@ -33,7 +33,7 @@ def lips(p: Person, s: Shot) -> tuple[Points, Points, Points, Points]:
 
 
 def nose(p: Person) -> Points:
-    """The ridge and the tip."""
+    """Returns the outline of the nose's ridge and tip."""
     return symmetric(
         (0, p.nose_bridge, p.nose_bridge * 1.1, p.nose_width * 0.8, 0),
         (p.eye_y - 8, p.eye_y + 2, p.nose_y - 7, p.nose_y + 1, p.nose_y + 4.5),
@@ -42,7 +42,7 @@ def nose(p: Person) -> Points:
 
 
 def beard(p: Person) -> Points:
-    """From the chin's hollow out over the cheeks, as far up as the person's reaches, and back along the jaw."""
+    """Returns the outline from below the lips over the cheeks, up to `beard_top`, and back along the jaw."""
     w, top = p.face_width, p.mouth_y + 4 - 22 * p.beard_top
     return symmetric(
         (0, p.mouth_width + 3, (16 + 18 * p.beard_top) * w, 36 * w, 31 * w * p.jaw, p.chin_width + 1, 0),
@@ -52,7 +52,7 @@ def beard(p: Person) -> Points:
 
 
 def moustache(p: Person) -> Points:
-    """From the nose over the upper lip, down to the corners of the mouth."""
+    """Returns the outline from the nose over the upper lip, down to the corners of the mouth."""
     return symmetric(
         (0, p.mouth_width * 0.7, p.mouth_width + 3, p.mouth_width, 0),
         (p.nose_y + 7, p.mouth_y - 4.5, p.mouth_y + 3, p.mouth_y + 1, p.mouth_y - 1),
@@ -61,7 +61,7 @@ def moustache(p: Person) -> Points:
 
 
 def hair_edges(p: Person) -> tuple[Points, Points]:
-    """The outer edge and the hairline, from the left end over the head to the right end."""
+    """Returns the outer edge of the hair and the hairline, each from the left end over the head to the right."""
     w, v, end, part = p.face_width, p.hair_volume, p.hair_end, p.parting
     side, temple, corner = 36 * w + 0.5 * v, min(end, -24), p.hairline - p.recess
     xs = np.array([side, side + 0.5 * v, 33 * w + v, 18 * w])

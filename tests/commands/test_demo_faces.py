@@ -133,7 +133,7 @@ def test_other_arguments_do_not_replace_a_set_unasked(made):
 
 def test_never_replaces_what_it_has_not_made(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="was not made by this program"):
         make(tmp_path, SMALL, force=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -15,7 +15,7 @@ from data.make_demo_faces import make as make_faces
 from data.make_demo_ijb import Plan, make, person_photos, plan_set, sample_person
 from data.synthetic.canvas import SIZE, TEMPLATE
 from data.synthetic.people import Person
-from data.synthetic.photos import LONGEST, ROLL, SHORTEST, View, sample_template
+from data.synthetic.photos import MAX_ROLL, MAX_SIDE, MIN_SIDE, View, sample_template
 from data.synthetic.procedural import draw
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
@@ -136,7 +136,7 @@ def test_photos_are_larger_than_the_face_which_is_in_them(made, detections):
     sizes = []
     for name, (landmarks, score) in detections.items():
         height, width, _ = read(made / "loose_crop" / name).shape
-        assert min(height, width) >= SHORTEST and max(height, width) <= LONGEST
+        assert min(height, width) >= MIN_SIDE and max(height, width) <= MAX_SIDE
         assert landmarks.real.min() > 0 and landmarks.real.max() < width
         assert landmarks.imag.min() > 0 and landmarks.imag.max() < height
         assert 0.5 <= score <= 1
@@ -159,12 +159,12 @@ def test_landmarks_are_where_the_face_is(made, detections, drawn_detections):
 def test_faces_are_turned_and_scaled_and_detected_with_an_error(detections, drawn_detections):
     factors, errors = [], []
     for name, (_, detection) in drawn_detections.items():
-        landmarks, truth = detections[name][0], detection.view.place(TEMPLATE)
+        landmarks, truth = detections[name][0], detection.view.to_photo(TEMPLATE)
         factors.append(np.vdot(TEMPLATE - TEMPLATE.mean(), landmarks - landmarks.mean()) / TEMPLATE.var() / 5)
         errors.append(np.abs(landmarks - truth) / detection.view.scale)
     assert 0.3 < np.mean(errors) < 1.5
     roll, scale = np.angle(factors), np.abs(factors)
-    assert roll.min() < -ROLL / 2 and roll.max() > ROLL / 2 and np.abs(roll).max() < ROLL + 0.1
+    assert roll.min() < -MAX_ROLL / 2 and roll.max() > MAX_ROLL / 2 and np.abs(roll).max() < MAX_ROLL + 0.1
     assert 0.9 < scale.min() < 1.2 and 1.7 < scale.max() < 2.1
 
 
@@ -172,13 +172,13 @@ def test_the_whole_turned_crop_is_in_the_photo():
     rng = np.random.default_rng(0)
     corners = (SIZE - 1) * np.array([0, 1, 1j, 1 + 1j])  # the centres of the pixels there
     for _ in range(500):
-        view = View.sample(rng, 0).nearby(rng)
-        x, y = view.place(corners).real, view.place(corners).imag
+        view = View.sample(rng, 0).jittered(rng)
+        x, y = view.to_photo(corners).real, view.to_photo(corners).imag
         assert min(x.min(), y.min()) > -0.5 and x.max() < view.size[0] - 0.5 and y.max() < view.size[1] - 0.5
 
 
 def test_the_detector_doubts_what_is_hard_to_see(made, detections, drawn_detections):
-    losses = [detection.view.loss for _, detection in drawn_detections.values()]
+    losses = [detection.view.degradation for _, detection in drawn_detections.values()]
     scores = [detections[name][1] for name in drawn_detections]
     assert np.corrcoef(losses, scores)[0, 1] < -0.8
     edges = [aligned(read(made / "loose_crop" / name), detections[name][0]) for name in drawn_detections]
@@ -265,7 +265,7 @@ def test_never_replaces_what_it_has_not_made(tmp_path):
     assert make_faces(tmp_path / "faces", faces)
     before = contents(tmp_path)
     for folder in (tmp_path, tmp_path / "faces"):
-        with pytest.raises(UserError, match="something else"):
+        with pytest.raises(UserError, match="was not made by this program"):
             make(folder, SMALL, force=True)
     assert contents(tmp_path) == before
 

@@ -661,7 +661,7 @@ def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_pa
     assert found["b"] == str(tmp_path / "iresnet" / "3backbone.pth") and found["sets"][0]["pairs"] == 40
     failed = command("eval/compare.py", *there)  # B by A's config
     assert failed.returncode == 2
-    assert re.fullmatch(r"error: .*3backbone\.pth: is of another network: .*\n", failed.stderr), failed.stderr
+    assert re.fullmatch(r"error: .*3backbone\.pth: belongs to another network: .*\n", failed.stderr), failed.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -724,7 +724,7 @@ def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
         ("output/demo", "nowhere", "B 'nowhere': no such checkpoint, and no folder of checkpoints"),
         ("data", "output/demo", r"output, or A: no .*backbone\.pth in 'data'"),
         ("output/demo", "train.py", r"train\.py: not a readable checkpoint"),
-        ("output/demo/6header.pth", "output/demo", r"6header\.pth: is of another network"),
+        ("output/demo/6header.pth", "output/demo", r"6header\.pth: belongs to another network"),
     ],
 )
 def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
@@ -737,8 +737,8 @@ def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
         (["--out", "train.py"], "--out train.py: File exists; name another folder"),
         (["--out", "train.py/below"], "--out train.py/below: Not a directory; name another folder"),
         (["--config-b", "none.py"], r"config: no file 'none\.py'"),
-        (["--config-b", "config/config_iresnet100.py"], r"12backbone\.pth: is of another network"),
-        (["embedding_size=64"], r"6backbone\.pth: tail\.6\.weight is \(32, .* and \(64, .* by the config"),
+        (["--config-b", "config/config_iresnet100.py"], r"12backbone\.pth: belongs to another network"),
+        (["embedding_size=64"], r"6backbone\.pth: tail\.6\.weight has shape \(32, .*, but the config needs \(64, "),
     ],
 )
 def test_compare_with_wrong_options(command, tmp_path, options, message):

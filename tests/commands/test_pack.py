@@ -38,7 +38,7 @@ def packed(photos, out):
 def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     done = packed(photos, tmp_path / "new" / "out")
     assert done.returncode == 0
-    assert done.stderr.endswith("photos: 1 files of other kinds than .jpg, .jpeg, .png, .bmp, .webp are left out\n")
+    assert done.stderr.endswith("photos: 1 files of other types than .jpg, .jpeg, .png, .bmp, .webp are skipped\n")
     assert "5 photos of 2 people; train with rec=" in done.stdout
     data = FaceDataset(tmp_path / "new" / "out")
     names = ["Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png", "Bob/1.jpg", "Bob/2.png"]
@@ -68,10 +68,10 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     rng = np.random.default_rng(0)
     (photos / "Bob" / "0.jpg").write_bytes(encode(face(0, rng)[:100]))
     done = packed(photos, tmp_path / "out")
-    assert done.returncode == 2 and "Bob/0.jpg: an image of 112×100 pixels; training takes" in done.stderr
+    assert done.returncode == 2 and "Bob/0.jpg: an image of 112×100 pixels; training needs" in done.stderr
     (photos / "Bob" / "0.jpg").write_bytes(b"text")
     done = packed(photos, tmp_path / "out")
-    assert done.returncode == 2 and "Bob/0.jpg: not a JPEG, PNG, BMP or WebP image; training takes" in done.stderr
+    assert done.returncode == 2 and "Bob/0.jpg: not a JPEG, PNG, BMP or WebP image; training needs" in done.stderr
     (photos / "Bob" / "0.jpg").unlink()
     done = packed(photos / "Bob", tmp_path / "out")
     assert done.returncode == 2 and "Bob: 0 of its 0 folders hold photos (.jpg, " in done.stderr
@@ -79,4 +79,4 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     assert done.returncode == 2 and "none: No such file" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     done = packed(photos, photos)
-    assert done.returncode == 2 and "is there already; name another folder" in done.stderr
+    assert done.returncode == 2 and "already exists; name another folder" in done.stderr

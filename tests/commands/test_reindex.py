@@ -76,7 +76,7 @@ def test_the_command(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and "7 records of train.rec" in done.stdout
     assert (folder / "train.idx").read_bytes() == whole
     done = run_command(ROOT, sys.executable, "-m", "data.reindex", folder / "train.rec")
-    assert done.returncode == 2 and done.stderr == f"error: {folder}/train.idx: is there already; --force replaces it\n"
+    assert done.returncode == 2 and done.stderr == f"error: {folder}/train.idx: already exists; --force replaces it\n"
     (folder / "train.idx").write_bytes(b"another")
     assert run_command(ROOT, sys.executable, "-m", "data.reindex", folder, "--force").returncode == 0
     assert (folder / "train.idx").read_bytes() == whole
@@ -86,7 +86,7 @@ def test_the_command(tmp_path):
 def test_damage_is_named_and_an_old_index_stays(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2)
     with IndexedRecordReader(folder / "train.rec", folder / "train.idx") as reader:
-        at = int(reader.where(3).split()[-1])
+        at = int(reader.location(3).split()[-1])
     overwrite(folder / "train.rec", at, b"\0")
     whole = (folder / "train.idx").read_bytes()
     done = run_command(ROOT, sys.executable, "data/reindex.py", folder, "--force")
@@ -113,7 +113,7 @@ def test_a_file_cut_short(cut, tmp_path):
     with pytest.raises(UserError, match=r"a\.rec: byte 12: its 1024 bytes run beyond the end of the file at byte \d+;"):
         read_keys(rec)
     os.truncate(rec, 16)
-    with pytest.raises(UserError, match="byte 12: the file ends at byte 16, amid a record"):
+    with pytest.raises(UserError, match="byte 12: the file ends at byte 16, in the middle of a record"):
         read_keys(rec)
     os.truncate(rec, 0)
     with pytest.raises(UserError, match="is empty"):

@@ -175,7 +175,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_disk):
     (small_disk / "ballast").write_bytes(bytes(400_000))
     run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, small_disk), "num_epoch=8")
-    assert run.until("could not be written .*training goes on, the next save tries again"), run.said
+    assert run.until("could not be written .*training continues, the next save tries again"), run.said
     assert run.until("Global Step: 16 "), run.said
     for path in small_disk.glob("*.pth"):  # whatever stands under its name is whole
         torch.load(path, weights_only=True)
@@ -191,7 +191,9 @@ def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
     (small_disk / "ballast").write_bytes(bytes(512 << 10))  # to the last byte: logs have no room either
     done = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, small_disk), "num_epoch=2")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert re.search(r"error: .*20backbone.pth.* could not be written; make room and start the run again", done.stderr)
+    assert re.search(
+        r"error: .*20backbone.pth.* could not be written; free some disk space and start the run again", done.stderr
+    )
     assert not list(small_disk.glob(".*tmp"))
     assert done.stderr.count("training.log: could not be written (No space left on device); the run continues") == 1
 

@@ -26,5 +26,5 @@ def bad_checkpoints_error(total: int) -> str:
     """A pattern of the one line that names them."""
     return (
         rf"error: 3 of {total} checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
-        r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"
+        r"\S*4backbone\.pth: belongs to another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"
     )

@@ -1,4 +1,4 @@
-"""Files written behind the training, while it goes on."""
+"""Writes files in a background thread while training continues."""
 
 import threading
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from typing import Self
 from utils.errors import UserError
 from utils.logs.run_log import log
 
-WriteJobs = dict[str, Callable[[], None]]  # what writes each file, by its name: in order, none without those before it
+WriteJobs = dict[str, Callable[[], None]]  # write functions by file name, run in order; a failure stops those after it
 
 
 class AsyncFileWriter:
-    """Writes files in a thread, one after another.
+    """Writes files one after another in a background thread.
 
-    What cannot be written, as when the disk is full, is told, kept, and tried again before the next: training goes on
-    and nothing is lost. Only a run's end makes an error of it.
+    A file that cannot be written, for example because the disk is full, is logged, kept, and retried before the next
+    one, so training continues and nothing is lost. Only `close`, at the end of a run, raises an error for it.
     """
 
     def __init__(self) -> None:
-        self._waiting: list[WriteJobs] = []
+        self._pending: list[WriteJobs] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -32,47 +32,48 @@ class AsyncFileWriter:
             self.wait()
 
     def submit(self, *batches: WriteJobs) -> None:
-        """Writes these soon. A file that still waits under a name of theirs gives way to it.
+        """Starts writing these files. Each replaces a file of the same name that is still pending.
 
-        Waits for what is under way, so that no copies of the weights pile up but those that cannot be written.
+        First waits for the files in progress, so that copies of the weights accumulate only where they cannot be
+        written.
         """
         self.wait()
-        for batch in filter(None, batches):  # the other processes have nothing to write
-            for waiting in self._waiting:
+        for batch in filter(None, batches):  # ranks other than 0 submit empty batches
+            for pending in self._pending:
                 for name in batch:
-                    waiting.pop(name, None)
-            self._waiting.append(batch)
-        if self._waiting:
+                    pending.pop(name, None)
+            self._pending.append(batch)
+        if self._pending:
             self._thread = threading.Thread(target=self._write, name="writer")
             self._thread.start()
 
     def wait(self) -> None:
-        """Returns when nothing is being written."""
+        """Blocks until nothing is being written. Files that failed stay pending."""
         if self._thread:
             self._thread.join()
             self._thread = None
 
     def close(self) -> None:
-        """Tries once more what could not be written. Raises UserError where it cannot."""
+        """Retries the pending files once. Raises UserError where one still cannot be written."""
         self.wait()
-        if self._waiting:
+        if self._pending:
             self._write()
-        if self._waiting:
-            names = ", ".join(name for batch in self._waiting for name in batch)
-            raise UserError(f"{names}: could not be written; make room and start the run again")
+        if self._pending:
+            names = ", ".join(name for batch in self._pending for name in batch)
+            raise UserError(f"{names}: could not be written; free some disk space and start the run again")
 
     def _write(self) -> None:
         failed: dict[str, str] = {}
-        for batch in self._waiting:
+        for batch in self._pending:
             try:
                 for name, write in list(batch.items()):
                     write()
                     del batch[name]
-            except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer's
+            except (OSError, RuntimeError) as error:  # RuntimeError: raised by torch's writer
                 failed[name] = getattr(error, "strerror", None) or f"{error!s:.200}".partition("\n")[0]
-        self._waiting = [batch for batch in self._waiting if batch]
+        self._pending = [batch for batch in self._pending if batch]
         if failed:
             log.warning(
-                f"{', '.join(failed)}: could not be written ({list(failed.values())[-1]}); training goes on, the next "
-                "save tries again"
+                f"{', '.join(failed)}: could not be written ({list(failed.values())[-1]}); training continues, the "
+                "next save tries again"
             )

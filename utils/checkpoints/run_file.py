@@ -1,4 +1,4 @@
-"""checkpoint.pth: all that a run needs to go on as if it had never stopped."""
+"""Writes and reads checkpoint.pth, which holds everything a run needs to resume exactly."""
 
 import re
 import shutil
@@ -11,23 +11,26 @@ from utils.filesystem import path_exists
 from utils.logs.run_log import log
 
 CHECKPOINT_FILE = "checkpoint.pth"
-VERSION = 2  # of the file
+VERSION = 2  # version of the file format
 KEYS = {
     "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
     "task", "ranks",
 }  # fmt: skip
-START_OVER_HINT = "--resume 0 trains anew and moves the files there to a folder old-N"
+START_OVER_HINT = "--resume 0 starts over and moves the files there to a folder old-N"
 
 
 def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
-    """Writes checkpoint.{step}.pth, makes checkpoint.pth another name of it, and keeps the last `keep` of them."""
+    """Writes checkpoint.{step}.pth, links checkpoint.pth to it, and deletes all but the last `keep` of them. Atomic.
+
+    Raises OSError, and RuntimeError from torch's writer.
+    """
     path = folder / f"checkpoint.{state['position']['step']}.pth"
     save_atomic(path, state)
     temporary = folder / f".{CHECKPOINT_FILE}.link.tmp"
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(path)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     temporary.replace(folder / CHECKPOINT_FILE)
     for other in [other for other in kept_checkpoints(folder) if other != path][keep - 1 :]:
@@ -35,9 +38,12 @@ def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """checkpoint.pth, or the newest of the kept ones that is whole and finite; None where there has been none. The
-    others are told and passed over; raises CheckpointError where all are such."""
-    damaged = None
+    """Returns the state in checkpoint.pth, or in the newest kept checkpoint that is intact and finite.
+
+    Returns None where the folder has no checkpoint. Damaged ones are logged and skipped; raises CheckpointError where
+    all are damaged.
+    """
+    last_error = None
     for path in (folder / CHECKPOINT_FILE, *kept_checkpoints(folder)):
         if not path_exists(path.exists):
             continue
@@ -45,14 +51,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
             return _read(path)
         except CheckpointError as error:
             log.warning(str(error))
-            damaged = error
-    if damaged:
-        raise CheckpointError(f"{damaged}; no other is there: {START_OVER_HINT}")
+            last_error = error
+    if last_error:
+        raise CheckpointError(f"{last_error}; there is no other checkpoint: {START_OVER_HINT}")
     return None
 
 
 def saved_task_type(folder: Path) -> str | None:
-    """Returns the name of the task that the run in a folder trains by; None where no checkpoint says so."""
+    """Returns the task type of the run in a folder, or None where no readable checkpoint has one."""
     try:
         state = read_checkpoint(folder)
     except CheckpointError:
@@ -61,25 +67,26 @@ def saved_task_type(folder: Path) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Reads one checkpoint. Raises CheckpointError where it is damaged, not finite or of another format version."""
     state = load_safe(path)
     with as_checkpoint_error(path):
         if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= KEYS:
-            raise CheckpointError(f"{path}: is no checkpoint of a run, or of another version of the project")
+            raise CheckpointError(f"{path}: not the checkpoint of a run, or from another version of the project")
         if name := first_not_finite_entry(state):
             raise CheckpointError(f"{path}: {name} is not finite")
     return state
 
 
 def first_not_finite_entry(state: dict[str, Any]) -> str | None:
-    """The name of the first tensor or number of a run's state that is not finite."""
+    """Returns the name of the first NaN or infinite tensor or number in a run's state, None where all are finite."""
     return first_not_finite({part: content for part, content in state.items() if part != "config"})
 
 
 def kept_checkpoints(folder: Path) -> list[Path]:
-    """checkpoint.{step}.pth, the newest first."""
-    found = {
+    """Returns the paths of checkpoint.{step}.pth in a folder, the newest first."""
+    paths = {
         int(match[1]): path
         for path in folder.glob("checkpoint.*.pth")
         if (match := re.fullmatch(r"checkpoint\.(\d+)\.pth", path.name))
     }
-    return [found[step] for step in sorted(found, reverse=True)]
+    return [paths[step] for step in sorted(paths, reverse=True)]

@@ -1,4 +1,4 @@
-"""Checkpoints: {global_step}backbone.pth and {global_step}header.pth, state dicts with the published keys."""
+"""Saves, finds and loads {global_step}backbone.pth and {global_step}header.pth: state dicts with published keys."""
 
 import os
 import pickle
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from utils.checkpoints.safe_pickle import UnsupportedContent, check_file
-from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, take_state_dict
+from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, extract_state_dict
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file, write_atomic
 
-# What torch raises over a file that is no checkpoint, or half of one.
-_DAMAGED = (
+# Errors that torch raises for a file that is not a checkpoint, or a truncated one.
+_DAMAGE_ERRORS = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
     MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-_NO_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # .pth files that hold other things
+_NOT_A_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # names of other .pth files
 
 
 def snapshot(content: Any) -> Any:
-    """A copy of nested dicts and lists whose tensors lie on the CPU and no longer change."""
+    """Returns a copy of nested dicts and lists with all tensors copied to the CPU. Tuples become lists."""
     if isinstance(content, Tensor):
-        # contiguous: files do not keep the memory format of the run that wrote them
+        # contiguous: files should not depend on the memory format of the run that wrote them
         return content.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if isinstance(content, dict):
         return {key: snapshot(value) for key, value in content.items()}
@@ -39,8 +39,10 @@ def snapshot(content: Any) -> Any:
 
 
 def save_atomic(path: Path, content: Any) -> None:
-    """Writes what torch.save writes, whole or not at all: a temporary file, then a rename. Both have reached the disk
-    when this returns."""
+    """Saves with torch.save, atomically: writes a temporary file, then renames it. Both are on the disk on return.
+
+    Raises OSError, and RuntimeError from torch's writer.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(file: BinaryIO) -> None:
@@ -49,7 +51,7 @@ def save_atomic(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
     write_atomic(path, write)
-    if hasattr(os, "O_DIRECTORY"):  # the rename is the folder's, and not every system opens folders
+    if hasattr(os, "O_DIRECTORY"):  # syncs the rename, on systems that can open folders
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -58,47 +60,51 @@ def save_atomic(path: Path, content: Any) -> None:
 
 
 def remove_stale_tempfiles(folder: str | Path) -> None:
-    """Removes the temporary files of a process that was killed while writing."""
+    """Removes the temporary files of processes that were killed while writing."""
     for path in Path(folder).glob(".*.pth.*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def save_weights(path: str | Path, module: nn.Module) -> None:
-    """Writes the module's state dict from the CPU, whole or not at all."""
+    """Saves the module's state dict atomically, with all tensors on the CPU."""
     save_atomic(Path(path), snapshot(dict(module.state_dict())))
 
 
 def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
-    """The folder's *backbone.pth files by step, ascending. Raises CheckpointError where there is none, or two of one
-    step, naming the config's field that names the folder."""
-    found: dict[int, Path] = {}
+    """Returns the paths of a folder's {step}backbone.pth by step, ascending.
+
+    Raises CheckpointError where there is none, or where two have the same step; `field` is the config field to name.
+    """
+    paths: dict[int, Path] = {}
     for path in sorted(Path(folder).glob("*backbone.pth")):
         if not (match := re.fullmatch(r"(\d+)backbone\.pth", path.name)):
             continue
-        other = found.setdefault(int(match[1]), path)
+        other = paths.setdefault(int(match[1]), path)
         if other != path:
             raise CheckpointError(
                 f"config {field}: {other.name} and {path.name} in {str(folder)!r} are both of step {int(match[1])}; "
                 "rename or remove one"
             )
-    if not found:
+    if not paths:
         raise CheckpointError(
             f"config {field}: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(paths.items()))
 
 
 def find_backbones(prefix: str, option: str) -> dict[str, Path]:
-    """Backbones by name: a file of any name, the file of a prefix (output/295672 for output/295672backbone.pth), or
-    those of a folder: by step, ascending, or its only .pth file where no name has a step.
+    """Returns paths of backbones by name, for a file, a prefix or a folder.
 
-    Raises CheckpointError where there is none, or several files of other names to choose from, naming the option.
+    A file may have any name. A prefix such as output/295672 stands for output/295672backbone.pth. For a folder, returns
+    all its {step}backbone.pth by step, ascending, or else its only other .pth file.
+
+    Raises CheckpointError where there is none, or where the choice is ambiguous; `option` is the option to name.
     """
     path = Path(prefix)
     field = option.removeprefix("config ") if option.startswith("config ") else f"output, or {option}"
     try:
         if path.is_dir():
-            weights = [file for file in sorted(path.glob("*.pth")) if not _NO_BACKBONE.fullmatch(file.name)]
+            weights = [file for file in sorted(path.glob("*.pth")) if not _NOT_A_BACKBONE.fullmatch(file.name)]
             if not weights or any(re.fullmatch(r"\d+backbone\.pth", file.name) for file in weights):
                 return {str(step): file for step, file in list_backbones(path, field).items()}
             if len(weights) > 1:
@@ -109,22 +115,25 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
                 )
             return {backbone_name(weights[0]): weights[0]}
         for file in (path, path.with_name(path.name + "backbone.pth"), path.with_name(path.name + ".pth")):
-            if file.exists() and not file.is_dir():  # a pipe as well: whoever reads it says what it is
+            if file.exists() and not file.is_dir():  # pipes too: reading one raises an error that says so
                 return {backbone_name(file): file}
-    except OSError as error:  # no path can be that long, or it may not be looked at
+    except OSError as error:  # the path is too long or not accessible
         raise CheckpointError(f"{option} {prefix!r}: {error.strerror}") from None
     raise CheckpointError(f"{option} {prefix!r}: no such checkpoint, and no folder of checkpoints")
 
 
 def backbone_name(path: Path) -> str:
-    """The step of a {step}backbone.pth, else the file's name without .pth: what results are kept by."""
+    """Returns the step of a {step}backbone.pth, else the file's name without .pth: the key of its results."""
     name = path.name.removesuffix("backbone.pth").removesuffix(".pth") or path.name
     return str(int(name)) if re.fullmatch(r"\d+backbone\.pth", path.name) else one_line(name)
 
 
 def load_safe(path: str | Path) -> Any:
-    """What `save_atomic` wrote, on the CPU. The checksum of every part is right; only dense tensors of real numbers and
-    plain values are unpickled, and nothing of it runs. Raises CheckpointError."""
+    """Loads a file that torch.save wrote, with all tensors on the CPU.
+
+    Verifies all checksums, unpickles only dense real tensors and plain values, and runs no code from the file. Raises
+    CheckpointError.
+    """
     try:
         with open_regular_file(path) as file:
             check_file(file)
@@ -138,39 +147,43 @@ def load_safe(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: {error}") from None
     except UserError as error:  # not a regular file
         raise CheckpointError(str(error)) from None
-    except _DAMAGED as error:
-        # Not in torch's words: over a file with code in it they advise to load it without the protection.
+    except _DAMAGE_ERRORS as error:
+        # Not torch's message: for a file that holds code it advises to load it without the protection.
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"
         ) from None
 
 
 @contextmanager
-def as_checkpoint_error(where: str | Path) -> Iterator[None]:
-    """Makes CheckpointErrors of what is raised over content that is not as this version writes it."""
+def as_checkpoint_error(source: str | Path) -> Iterator[None]:
+    """Translates errors about unexpected content into a CheckpointError that names `source`."""
     try:
         yield
     except UserError:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{where}: damaged, or of another version of the project ({type(error).__name__}: {error!s:.80})"
+            f"{source}: damaged, or from another version of the project ({type(error).__name__}: {error!s:.80})"
         ) from None
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a file, on the CPU wherever it was saved, with the keys of the network itself. Raises
-    CheckpointError."""
-    return take_state_dict(load_safe(path), str(path))
+    """Returns the state dict of a file, with tensors on the CPU and keys without wrapper prefixes.
+
+    Raises CheckpointError.
+    """
+    return extract_state_dict(load_safe(path), str(path))
 
 
 def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIELDS) -> None:
-    """Loads a file into the module, every key and shape as it should be, or raises CheckpointError naming the first
-    that is not, both shapes, and the config's fields to check."""
+    """Loads a file into the module. Every key and shape must match.
+
+    Raises CheckpointError naming the first that does not, both shapes, and the config `fields` to check.
+    """
     load_state(module, read_weights(path), str(path), fields)
 
 
-def load_state(module: nn.Module, weights: dict[str, Tensor], where: str, fields: str = NETWORK_FIELDS) -> None:
-    """The same of weights that have been read; `where` names them in errors."""
-    check_state(module.state_dict(), weights, where, fields)
+def load_state(module: nn.Module, weights: dict[str, Tensor], source: str, fields: str = NETWORK_FIELDS) -> None:
+    """Loads weights that have been read, with the checks of `load_weights`; `source` names them in errors."""
+    check_state(module.state_dict(), weights, source, fields)
     module.load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""The order in which a run sees its images, in batches."""
+"""Batch samplers: the order in which a run sees its images."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,15 @@ from utils.errors import UserError
 
 
 class BatchSampler(Sampler[list[int]]):
-    """The indices of one batch after another of an epoch, no more than batch_size in each."""
+    """Yields the image indices of one epoch batch by batch, at most batch_size in each."""
 
     batch_size: int
     n_images: int
     epoch = 0
-    samples_seen = 0  # images of the epoch that all processes together have had already
+    samples_seen = 0  # images of the epoch that all ranks together have already consumed
 
     def steps(self, samples_seen: int = 0) -> int:
-        """Batches that an epoch has left after so many images."""
+        """Returns the number of batches left in an epoch after `samples_seen` of its images."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -26,7 +26,7 @@ class BatchSampler(Sampler[list[int]]):
 
 
 class ListSampler(BatchSampler):
-    """Given indices in their order, each once."""
+    """Yields the given indices in their order, each once. The last batch may be smaller."""
 
     def __init__(self, indices: np.ndarray, batch_size: int) -> None:
         self.indices = indices
@@ -42,17 +42,17 @@ class ListSampler(BatchSampler):
 
 
 class EpochSampler(BatchSampler):
-    """The batches of one process: every epoch a new order of all images, the same for any number of processes.
+    """Shuffles all images again each epoch, in an order that does not depend on the number of ranks.
 
-    Step t of an epoch takes the order's images t·B·P to (t + 1)·B·P for P processes of batch B, each process its
-    own B of them; images left over at the end, fewer than B·P, are dropped as published. An epoch that goes on after
-    `seen` images deals the rest of its order, to whatever number of processes there is then.
+    With P ranks and batch size B, step t of an epoch takes images t·B·P to (t + 1)·B·P of the order, each rank taking
+    B of them. The images left over at the end, fewer than B·P, are dropped as published. An epoch resumed after
+    `samples_seen` images splits the rest of its order over the current number of ranks, which may differ from before.
     """
 
     def __init__(
         self, images: int | np.ndarray, batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
     ) -> None:
-        """images: how many there are, or the indices of those that are dealt."""
+        """images: the number of images, or the indices to sample from."""
         self.images = images
         self.n_images = images if isinstance(images, int) else len(images)
         self.batch_size = batch_size
@@ -76,6 +76,6 @@ class EpochSampler(BatchSampler):
 
 
 def check_batch_size(config: EasyDict) -> None:
-    """Raises UserError for batches that a network cannot learn from."""
+    """Raises UserError for a batch size of 1, with which batch norm cannot learn."""
     if config.batch_size == 1:
         raise UserError("config batch_size: 1 image is too few for batch norm to learn from; type batch_size=2 or more")

@@ -1,4 +1,4 @@
-"""Batches decoded ahead by worker processes: their order, their failures, and the signals that the workers get."""
+"""The loader of decoded batches: prefetching by worker processes, their errors, and their signal handling."""
 
 import ctypes
 import multiprocessing
@@ -24,7 +24,7 @@ from utils.logs.run_log import log
 if TYPE_CHECKING:
     from utils.datasets.sampler import BatchSampler
 
-# What the system and torch say where no process, thread, file handle or memory is left.
+# Messages of the system and of torch where processes, threads, file handles or memory run out.
 _EXHAUSTED = re.compile(
     r"too many open files( in system)?|cannot allocate memory|can't allocate memory|can't start new thread|"
     r"resource temporarily unavailable|no space left on device|unable to mmap",
@@ -32,35 +32,38 @@ _EXHAUSTED = re.compile(
 )
 
 
-S = TypeVar("S", bound=ImageSource)
+SourceT = TypeVar("SourceT", bound=ImageSource)
 
 
-class Loader(Generic[S]):
-    """The batches of one epoch after another, in the sampler's order."""
+class Loader(Generic[SourceT]):
+    """Loads the batches of one epoch after another, in the sampler's order."""
 
     def __init__(
-        self, dataset: S, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
+        self, dataset: SourceT, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
         timeout: int = 0,
     ) -> None:  # fmt: skip
-        """workers: processes; 0 decodes in this one. pin: for a GPU, hand out pinned copies. skip_bad: an image that
-        cannot be read is told and left out, another of its batch stands twice; else it is an error. timeout: seconds
-        to wait for workers; 0: for ever."""
+        """Allocates the batch buffers; the workers start with the first epoch.
+
+        Args:
+            workers: number of processes; 0 decodes in this process.
+            pin: yields copies in pinned memory, for a GPU.
+            skip_bad: logs an unreadable image and replaces it by another image of its batch, instead of raising.
+            timeout: seconds to wait for the workers; 0 waits forever.
+        """
         self.dataset = dataset
         self.sampler = sampler
         self.pin = pin
         self.timeout = timeout if workers else 0
-        # Before a worker is forked: one that inherits OpenCV's threads, dead in it, hangs in its next call or its end.
+        # Before forking: a worker inherits OpenCV's threads dead and hangs in its next OpenCV call or at its exit.
         cv2.setNumThreads(1)
         try:
             self._buffers = SharedBatchBuffers(dataset, workers, sampler.batch_size, skip_bad)
         except RuntimeError as error:
-            raise _explained(error, workers) from None
+            raise _as_user_error(error, workers) from None
         self.workers = workers
-        self._deaths: _WorkerDeaths | None = None
-        self.skipped = 0  # images left out so far
-        self.failure: Exception | None = (
-            None  # of a batch behind the last one handed out: `epoch` raises it in its turn
-        )
+        self._sigchld_handler: _DeferredSigchldHandler | None = None
+        self.skipped = 0  # images skipped so far
+        self.failure: Exception | None = None  # error of a batch not yet yielded; `epoch` raises it in its turn
         self._loader = DataLoader(
             self._buffers,
             batch_sampler=sampler,
@@ -76,85 +79,88 @@ class Loader(Generic[S]):
         return len(self.sampler)
 
     def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[HostBatch]:
-        """The epoch's batches, after the first `seen` images of it. Unpinned ones are overwritten once the batch after
-        next is asked for: use or copy them.
+        """Yields the batches of an epoch, without its first `samples_seen` images.
 
-        Raises UserError at a record that cannot be read: at once where it is in one of the first AHEAD batches, else in
-        its turn; `failure` has it AHEAD batches earlier.
+        The memory of an unpinned batch is reused when the batch after the next is requested: use or copy it before.
+
+        Raises UserError for an unreadable image: at once where it is in one of the first LOOKAHEAD batches, else in
+        place of its batch; `failure` holds the error LOOKAHEAD batches earlier.
         """
         self.sampler.epoch, self.sampler.samples_seen = epoch, samples_seen
         self.failure = None
-        tickets = self._start()
-        waiting: deque[SlotRef] = deque()
-        self._take(LOOKAHEAD, tickets, waiting)
+        refs = self._start()
+        queue: deque[SlotRef] = deque()
+        self._fetch(LOOKAHEAD, refs, queue)
         if self.failure:
             self.raise_failure()
         while True:
-            self._take(1, tickets, waiting)
-            if not waiting:
+            self._fetch(1, refs, queue)
+            if not queue:
                 break
-            ticket = waiting.popleft()
-            for message in ticket[3]:
+            ref = queue.popleft()
+            for message in ref[3]:
                 self.skipped += 1
-                log.error(f"{message}: left out ({self.skipped} so far)")  # error: other processes say no less
-            batch = self._buffers.batch(ticket)
+                log.error(f"{message}: left out ({self.skipped} so far)")  # error: ranks other than 0 log only errors
+            batch = self._buffers.batch(ref)
             yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
         if self.failure:
             self.raise_failure()
 
     def _start(self) -> Iterator[Any]:
-        """The tickets of an epoch. Raises UserError where the workers cannot be started, or do not answer."""
+        """Returns the slot references of an epoch. Raises UserError where workers cannot start or do not answer."""
         try:
-            tickets = iter(self._loader)
+            refs = iter(self._loader)
             if self.workers:
-                self._deaths = _watch_workers()
-            return tickets
+                self._sigchld_handler = _defer_sigchld_errors()
+            return refs
         except (OSError, RuntimeError) as error:
-            explained = self._explain(error)
-            if explained is error:
+            translated = self._translate(error)
+            if translated is error:
                 raise
-            # torch's iterator, half made, would print an error of its own where it is deleted, as it is here.
+            # torch's half-built iterator would print an error of its own when it is deleted, which happens here.
             hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
             error.__traceback__ = None
             sys.unraisablehook = hook
-            raise explained from None
+            raise translated from None
 
     def raise_failure(self) -> NoReturn:
-        """Raises what is wrong with a batch."""
+        """Raises the pending error and clears it."""
         error, self.failure = self.failure, None
         assert error
         try:
             raise error
         finally:
-            del error  # its traceback holds this frame: a cycle, in which the workers end only after a wait
+            del error  # its traceback refers to this frame: a cycle that would delay the end of the workers
 
-    def _take(self, count: int, tickets: Iterator[Any], waiting: "deque[SlotRef]") -> None:
-        """Appends the next tickets, up to `count` of them, unless what comes is a failure."""
-        if self._deaths and self._deaths.error:
-            self.failure = self.failure or self._deaths.error
+    def _fetch(self, count: int, refs: Iterator[Any], queue: "deque[SlotRef]") -> None:
+        """Appends up to `count` slot references to the queue; sets `failure` and stops at an error."""
+        if self._sigchld_handler and self._sigchld_handler.error:
+            self.failure = self.failure or self._sigchld_handler.error
         try:
-            for ticket in islice(tickets, 0 if self.failure else count):
-                if isinstance(ticket, UserError):
-                    self.failure = ticket
+            for ref in islice(refs, 0 if self.failure else count):
+                if isinstance(ref, UserError):
+                    self.failure = ref
                     break
-                waiting.append(ticket)
+                queue.append(ref)
         except RuntimeError as error:
-            self.failure = self._explain(error)
+            self.failure = self._translate(error)
 
-    def _explain(self, error: Exception) -> Exception:
-        """The error to raise for one of torch's data loader."""
+    def _translate(self, error: Exception) -> Exception:
+        """Returns the error to raise in place of one from torch's data loader."""
         if "DataLoader timed out" not in str(error):
-            return (self._deaths and self._deaths.error) or _explained(error, self.workers)
+            return (self._sigchld_handler and self._sigchld_handler.error) or _as_user_error(error, self.workers)
         for worker in multiprocessing.active_children():
-            worker.kill()  # what hangs does not end when asked to, and this process would wait for its end
+            worker.kill()  # a hanging worker ignores SIGTERM, and this process would wait for it at exit
         return RetryableError(
             f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its disk"
         )
 
 
-class _WorkerDeaths:
-    """torch's handler of SIGCHLD, which raises an error in the middle of whatever this process does, made to note it: a
-    step is done in full before a run ends."""
+class _DeferredSigchldHandler:
+    """Wraps torch's SIGCHLD handler so that it stores its error instead of raising it.
+
+    torch's handler raises in the middle of whatever the process is doing; a step must complete before the run ends.
+    """
 
     def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
         self.handler = handler
@@ -167,20 +173,20 @@ class _WorkerDeaths:
             self.error = error.with_traceback(None)
 
 
-def _watch_workers() -> "_WorkerDeaths | None":
-    """Puts the one handler in the place of the other, once; None where torch has no handler."""
+def _defer_sigchld_errors() -> "_DeferredSigchldHandler | None":
+    """Wraps the installed SIGCHLD handler, once, and clears its error. Returns None where there is no handler."""
     handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not isinstance(handler, _WorkerDeaths):
-        handler = _WorkerDeaths(handler)
+    if callable(handler) and not isinstance(handler, _DeferredSigchldHandler):
+        handler = _DeferredSigchldHandler(handler)
         signal.signal(signal.SIGCHLD, handler)
-    if not isinstance(handler, _WorkerDeaths):
+    if not isinstance(handler, _DeferredSigchldHandler):
         return None
     handler.error = None
     return handler
 
 
-def _explained(error: Exception, workers: int) -> Exception:
-    """The UserError for an error that says that there is too little for the workers; any other error itself."""
+def _as_user_error(error: Exception, workers: int) -> Exception:
+    """Returns a UserError for an error that reports exhausted resources, and any other error unchanged."""
     match = _EXHAUSTED.search(str(error))
     if not match:
         return error
@@ -191,26 +197,30 @@ def _explained(error: Exception, workers: int) -> Exception:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C at a terminal and a scheduler's signals reach workers too; but it is the training process that ends, after
-    its step and a checkpoint, and them: a worker heeds its SIGTERM alone."""
+    """Initialises a worker so that only a SIGTERM from its training process, or that process's death, ends it.
+
+    Ctrl-C in a terminal and a scheduler's signals reach workers too. The training process handles them: it completes
+    its step, writes a checkpoint, then ends its workers.
+    """
     for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        # It inherits the connections to other processes, which would see them open for as long as it outlives its own.
+        # A worker inherits its parent's connections to other ranks, which would look open as long as it outlives it.
         pr_set_pdeathsig = 1  # linux/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if hasattr(signal, "sigwaitinfo"):  # which tells who sent it; not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # it says who sent the signal; missing on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=exit_on_parent_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
-def exit_on_parent_sigterm(process: int) -> None:
-    """Ends this process at a SIGTERM of the other one."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+def exit_on_parent_sigterm(parent_pid: int) -> None:
+    """Waits for a SIGTERM from the parent, then ends this process. Ignores a SIGTERM from any other process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent_pid:
         pass
     os._exit(0)
 
 
-def identity_collate(ticket: Any) -> Any:
-    return ticket
+def identity_collate(batch: Any) -> Any:
+    """Returns the batch unchanged: it is a slot reference, so there is nothing to collate."""
+    return batch

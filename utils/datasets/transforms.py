@@ -1,4 +1,4 @@
-"""From uint8 images to the network's input, on the device: float work on the CPU costs more than decoding."""
+"""Converts uint8 images to the network's input on the device: float work on the CPU costs more than decoding."""
 
 import torch
 from torch import Tensor
@@ -12,5 +12,5 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def hflip(images: Tensor, flipped: Tensor) -> Tensor:
-    """Mirrors those of the (B, H, W, 3) images left to right that (B,) bool says, on their device."""
+    """Flips the (B, H, W, 3) images left to right where `flipped`, (B,) bool on the same device, is true."""
     return torch.where(flipped[:, None, None, None], images.flip(2), images)

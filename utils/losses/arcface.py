@@ -1,4 +1,4 @@
-"""The ArcFace header, class centres with an angular margin (arXiv 1801.07698), and the task that trains with it."""
+"""The ArcFace header: class centres with an angular margin (arXiv 1801.07698), and its loss."""
 
 import math
 
@@ -8,14 +8,21 @@ from torch import Tensor, nn
 
 
 class ArcFace(nn.Module):
-    """Logits of the cosine to each class centre, with a margin of m radians on the angle of the image's own class.
+    """Computes the cosine to each class centre, with a margin of m radians added to the angle of the target class.
 
-    Beyond the angle π - m, where cos(θ + m) would rise again, the linear continuation cos θ - m · sin(π - m) is
-    used, as in the published header. Always float32: half precision cannot hold the angles near 0.
+    Beyond the angle π - m, where cos(θ + m) would rise again, it uses the linear continuation cos θ - m · sin(π - m),
+    as the published header does. Always computes in float32: half precision cannot represent the angles near 0.
     """
 
     def __init__(self, in_features: int, out_features: int, s: float = 64.0, m: float = 0.5) -> None:
-        """in_features: the embedding's size; out_features: the number of classes."""
+        """Initialises the kernel, (in_features, out_features), from a normal distribution of std 0.01.
+
+        Args:
+            in_features: embedding size.
+            out_features: number of classes.
+            s: scale of the logits.
+            m: margin in radians.
+        """
         super().__init__()
         self.s = s
         self.m = m
@@ -32,8 +39,8 @@ class ArcFace(nn.Module):
 
 
 def add_angular_margin(cosine: Tensor, m: float) -> Tensor:
-    """cos(θ + m) of cos θ, or its linear continuation beyond π - m; any shape."""
-    # Rounding can put a cosine beyond ±1, and the root's gradient is infinite at 0: both are held finite here.
+    """Returns cos(θ + m) for cos θ, or its linear continuation for θ beyond π - m. Any shape."""
+    # Rounding can put a cosine beyond ±1, and the gradient of the root is infinite at 0: clamp both.
     cosine = cosine.clamp(-1.0, 1.0)
     sine = (1.0 - cosine.square()).clamp_min(1e-7).sqrt()  # 1e-7: float32's resolution of 1 - cos²
     shifted = cosine * math.cos(m) - sine * math.sin(m)  # cos(θ + m)
@@ -42,6 +49,6 @@ def add_angular_margin(cosine: Tensor, m: float) -> Tensor:
 
 
 def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of a header's logits, scalar; a sharded header has none to show and gives its loss itself."""
-    found = header(embeddings, labels)
-    return F.cross_entropy(found, labels) if found.ndim else found
+    """Returns the cross-entropy of a header's logits, a scalar. A sharded header returns the loss itself, no logits."""
+    output = header(embeddings, labels)
+    return F.cross_entropy(output, labels) if output.ndim else output

@@ -1,4 +1,4 @@
-"""The distance of a student's embeddings to a teacher's (paper, Section III-C)."""
+"""The distillation loss between the embeddings of a student and a teacher (paper, Section III-C)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean, over all elements, of the squared differences of the embeddings at length 1. Never in half precision.
+    """Returns the mean squared difference of the normalised embeddings over all elements: a scalar, at least float32.
 
     Args:
         student: (B, D) embeddings of any length.

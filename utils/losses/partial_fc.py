@@ -1,9 +1,9 @@
-"""The ArcFace header with its classes split over the processes: for more of them than one device can hold.
+"""The ArcFace header with its classes split over the ranks, for more classes than fit on one device.
 
-Each rank keeps a contiguous share of the kernel's columns, and of the logits only those of its columns. What crosses
-between ranks for a batch of N images: their embeddings (N, D) and their gradient, labels (N,), and two sums and a
-maximum of each image. By plain collectives, written out: DTensor's loss_parallel knows no margin on a label's logit,
-no sampled classes, and wants its own mesh of processes; torch.distributed.nn.functional is deprecated.
+Each rank holds a contiguous slice of the kernel's columns (one column per class), and only the logits of these classes.
+For a batch of N images the ranks exchange the embeddings (N, D) and their gradient, the labels (N,), and two sums and
+one maximum per image. This is written with plain collectives: DTensor's loss_parallel supports neither a margin on the
+target logit nor sampled classes, and needs a device mesh of its own; torch.distributed.nn.functional is deprecated.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,20 @@ from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.losses.arcface import add_angular_margin
 
-_PIECE = 1 << 16  # columns drawn, sent or received at once: 32 MiB of 128 float32 each
+_CHUNK = 1 << 16  # columns drawn, sent or received at once: 32 MiB for an embedding size of 128 in float32
 
 
 class ShardedArcFace(nn.Module):
-    """The loss of ArcFace over the images of all processes, from this process's share of the classes.
+    """Computes the ArcFace loss over the images of all ranks; each rank holds a slice of the classes.
 
-    Not for DistributedDataParallel: `kernel` is another on every rank, and its gradient is whole as it stands. The
-    embeddings' gradient is that of the loss times the number of ranks, for DDP averages the backbone's over them.
-    Every rank brings as many images. Always float32.
+    Do not wrap it in DistributedDataParallel: `kernel` differs on every rank, and its gradient is already complete. The
+    gradient of the embeddings is that of the loss times the number of ranks, because DDP averages the backbone's
+    gradients over the ranks. All ranks must have the same number of images. Always computes in float32.
 
-    With sample_rate below 1, Partial FC (arXiv 2203.15565): of its columns a rank takes those of the batch's classes
-    and, up to sample_rate of all, others at random; only they take part in the softmax. The draw follows from seed,
-    rank and step, and from nothing else. The gradient is dense, 0 in columns left out: SGD goes on moving these by
-    momentum and weight decay, where the Partial FC of InsightFace lets them rest.
+    A sample_rate below 1 gives Partial FC (arXiv 2203.15565): the softmax of a step covers only sampled columns. Each
+    rank samples those of the batch's classes and random others, up to sample_rate of its columns. The draw depends only
+    on seed, rank and step. The gradient is dense, 0 in columns not sampled: SGD still moves these by momentum and
+    weight decay, whereas InsightFace's Partial FC leaves them unchanged.
     """
 
     def __init__(
@@ -48,7 +48,17 @@ class ShardedArcFace(nn.Module):
         sample_rate: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """in_features: the embedding's size; seed: of the draws, and of the kernel, the same on any number of ranks."""
+        """Draws the initial kernel, the same for any number of ranks.
+
+        Args:
+            in_features: embedding size.
+            n_classes: number of classes of all ranks together.
+            s: scale of the logits.
+            m: margin in radians.
+            world: the ranks to split the classes over, and this rank's device.
+            sample_rate: fraction of the columns that take part in a step.
+            seed: seed of the initial kernel and of the samples.
+        """
         super().__init__()
         if n_classes < world.size:
             raise UserError(f"head: {n_classes} classes cannot be split over {world.size} processes; use fewer")
@@ -65,88 +75,100 @@ class ShardedArcFace(nn.Module):
             self._draw_kernel()
 
     def _draw_kernel(self) -> None:
-        """Normal numbers, std 0.01, piece by piece of the whole kernel so that no rank draws much of another's."""
+        """Draws normal numbers of std 0.01 in chunks of the full kernel, so that no rank draws much of another's."""
         start, stop = self.class_slice.start, self.class_slice.stop
-        for piece in range(start // _PIECE, -(-stop // _PIECE)):
-            first = piece * _PIECE
-            width = min(_PIECE, self.n_classes - first)
-            drawn = torch.randn(len(self.kernel), width, generator=_generator("cpu", self.seed, piece)) * 0.01
+        for chunk in range(start // _CHUNK, -(-stop // _CHUNK)):
+            first = chunk * _CHUNK
+            width = min(_CHUNK, self.n_classes - first)
+            drawn = torch.randn(len(self.kernel), width, generator=_generator("cpu", self.seed, chunk)) * 0.01
             left, right = max(start, first), min(stop, first + width)
             self.kernel[:, left - start : right - start] = drawn[:, left - first : right - first]
 
     def set_step(self, step: int) -> None:
-        """The step whose draw comes next; it counts on by itself from there."""
+        """Sets the step whose columns are sampled next. Each forward pass then adds 1."""
         self.step = step
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """(B, in_features), (B,) int64 of this rank -> the mean loss over all ranks' images, the same on each."""
+        """(B, in_features), (B,) int64 of this rank -> mean loss over all ranks' images, a scalar. Collective."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = F.normalize(embeddings.float(), dim=1)
             if self.world.size > 1:
                 embeddings, labels = _GatherRows.apply(embeddings, self.world), _gather(labels, self.world)
-            own = labels - self.class_slice.start  # (N,) the column of each image's class
-            here = (own >= 0) & (own < self.kernel.shape[1])  # or another rank's
+            target = labels - self.class_slice.start  # (N,) the column of each image's class
+            is_local = (target >= 0) & (target < self.kernel.shape[1])  # else another rank holds the column
             sampled = None
             if self.sample_rate < 1:
-                sampled = self.sample(own, here)  # (K,)
-                own = torch.searchsorted(sampled, own)
-            centres = _Directions.apply(self.kernel, sampled)  # (D, K)
-            return _Loss.apply(embeddings, centres, own.clamp(0, centres.shape[1] - 1), here, self)
+                sampled = self.sample(target, is_local)  # (K,)
+                target = torch.searchsorted(sampled, target)
+            centres = _NormalisedColumns.apply(self.kernel, sampled)  # (D, K)
+            return _Loss.apply(embeddings, centres, target.clamp(0, centres.shape[1] - 1), is_local, self)
 
-    def sample(self, own: Tensor, here: Tensor) -> Tensor:
-        """The columns that take part in this step, ascending: those of `own` that are here, and others at random."""
-        columns = self.kernel.shape[1]
-        generator = _generator(own.device, self.seed, self.world.rank, self.step, 1)
+    def sample(self, target: Tensor, is_local: Tensor) -> Tensor:
+        """Returns the columns of this step, (K,) int64 ascending: the local ones of `target`, and random others.
+
+        Args:
+            target: (N,) int64, the column of each image's class.
+            is_local: (N,) bool, whether this rank holds that column.
+        """
+        n_columns = self.kernel.shape[1]
+        generator = _generator(target.device, self.seed, self.world.rank, self.step, 1)
         self.step += 1
-        # What is another rank's marks a column too many, which is cut off.
-        needed = torch.zeros(columns + 1, dtype=torch.bool, device=own.device)
-        needed = needed.index_fill_(0, torch.where(here, own, columns), True)[:-1]
-        count = max(1, round(self.sample_rate * columns))
-        if count < len(own):  # perhaps too few; only then does the host wait for the device, to know
+        # Columns of other ranks mark one extra column, which is then dropped.
+        needed = torch.zeros(n_columns + 1, dtype=torch.bool, device=target.device)
+        needed = needed.index_fill_(0, torch.where(is_local, target, n_columns), True)[:-1]
+        count = max(1, round(self.sample_rate * n_columns))
+        if count < len(target):  # may be too few for the needed columns; counting them makes the host wait
             count = max(count, int(needed.sum()))
-        order = torch.rand(columns, generator=generator, device=own.device).masked_fill_(needed, 2.0)
+        order = torch.rand(n_columns, generator=generator, device=target.device).masked_fill_(needed, 2.0)
         return order.topk(count, sorted=False).indices.sort().values
 
 
 class _Loss(torch.autograd.Function):
-    """Cross-entropy over the columns of all ranks. One tensor as large as the logits, which becomes their gradient."""
+    """Cross-entropy over the columns of all ranks. Its gradient reuses the one tensor of the logits' size."""
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, centres: Tensor, own: Tensor, here: Tensor, header: ShardedArcFace
+        ctx: Any, embeddings: Tensor, centres: Tensor, target: Tensor, is_local: Tensor, header: ShardedArcFace
     ) -> Tensor:
-        """(N, D) and (D, K) of length 1; (N,) the column of the image's class, where it is here -> scalar."""
-        own, here = own[:, None], here[:, None]  # (N, 1)
-        logits = embeddings @ centres  # (N, K), cosines as yet
-        cosine = logits.gather(1, own)
+        """Returns the mean loss, a scalar.
+
+        Args:
+            embeddings: (N, D), of length 1.
+            centres: (D, K), columns of length 1.
+            target: (N,) int64, the column in `centres` of each image's class where this rank holds it.
+            is_local: (N,) bool, whether this rank holds it.
+        """
+        target, is_local = target[:, None], is_local[:, None]  # (N, 1)
+        logits = embeddings @ centres  # (N, K), still cosines
+        cosine = logits.gather(1, target)
         with torch.enable_grad():
             shifted = add_angular_margin(cosine.requires_grad_(), header.m)
             (slope,) = torch.autograd.grad(shifted.sum(), cosine)
-        logits.scatter_(1, own, torch.where(here, shifted, cosine).detach()).mul_(header.s)
+        logits.scatter_(1, target, torch.where(is_local, shifted, cosine).detach()).mul_(header.s)
         highest = logits.amax(1, keepdim=True)
         _all_reduce(highest, dist.ReduceOp.MAX, header.world)
         logits.sub_(highest)
-        targets = torch.where(here, logits.gather(1, own), 0.0)
-        sums = torch.cat([logits.exp_().sum(1, keepdim=True), targets], dim=1)  # (N, 2)
+        local_target_logit = torch.where(is_local, logits.gather(1, target), 0.0)
+        sums = torch.cat([logits.exp_().sum(1, keepdim=True), local_target_logit], dim=1)  # (N, 2)
         _all_reduce(sums, dist.ReduceOp.SUM, header.world)
-        total, target = sums.split(1, dim=1)
-        ctx.save_for_backward(embeddings, centres, own, here, logits, total, slope)
+        total, target_logit = sums.split(1, dim=1)
+        ctx.save_for_backward(embeddings, centres, target, is_local, logits, total, slope)
         ctx.s = header.s
-        return (total.log() - target).mean()
+        return (total.log() - target_logit).mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, centres, own, here, exponentials, total, slope = ctx.saved_tensors
-        scale = grad * ctx.s / len(own)
-        gradient = exponentials.mul_(scale / total)  # (N, K); saved tensors may be overwritten: it runs once
-        at_own = gradient.gather(1, own)
-        gradient.scatter_(1, own, torch.where(here, (at_own - scale) * slope, at_own))
+        embeddings, centres, target, is_local, exponentials, total, slope = ctx.saved_tensors
+        scale = grad * ctx.s / len(target)
+        gradient = exponentials.mul_(scale / total)  # (N, K); overwriting a saved tensor is safe: backward runs once
+        at_target = gradient.gather(1, target)
+        gradient.scatter_(1, target, torch.where(is_local, (at_target - scale) * slope, at_target))
         return gradient @ centres.T, embeddings.T @ gradient, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):
-    """Every rank's rows. Backward: the ranks' gradients of this rank's rows, summed, times the number of ranks."""
+    """Gathers the rows of all ranks. Backward: sum of all ranks' gradients of these rows, times the rank count."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
@@ -157,43 +179,46 @@ class _GatherRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
-        _all_reduce(grad, dist.ReduceOp.SUM, ctx.world)  # not reduce-scatter, which not every gloo has: it is small
+        _all_reduce(grad, dist.ReduceOp.SUM, ctx.world)  # not reduce-scatter: some gloo builds lack it; small anyway
         return grad.chunk(ctx.world.size)[ctx.world.rank] * ctx.world.size, None
 
 
-class _Directions(torch.autograd.Function):
-    """F.normalize(kernel[:, columns], dim=0), no column twice; all columns by None.
+class _NormalisedColumns(torch.autograd.Function):
+    """Computes F.normalize(kernel[:, columns], dim=0) for distinct columns, or for all columns where `columns` is None.
 
-    Written out for what its backward costs: one tensor as large as the columns beside its result, where torch needs
-    three; and torch, not knowing that no column comes twice, takes several times as long to put gradients in place.
+    A custom backward saves memory and time: it allocates one tensor of the columns' size besides its result, where
+    torch needs three; and torch scatters the gradients several times slower, as it cannot know the columns distinct.
     """
 
     @staticmethod
     def forward(ctx: Any, kernel: Tensor, columns: Tensor | None) -> Tensor:
-        taken = kernel if columns is None else kernel[:, columns]  # (D, K)
-        lengths = torch.linalg.vector_norm(taken, dim=0).clamp_min_(1e-12)  # (K,)
-        directions = taken / lengths
-        ctx.save_for_backward(directions, lengths, columns)
+        selected = kernel if columns is None else kernel[:, columns]  # (D, K)
+        lengths = torch.linalg.vector_norm(selected, dim=0).clamp_min_(1e-12)  # (K,)
+        normalised = selected / lengths
+        ctx.save_for_backward(normalised, lengths, columns)
         ctx.shape = kernel.shape
-        return directions
+        return normalised
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        directions, lengths, columns = ctx.saved_tensors
-        along = (grad * directions).sum(0)  # what would change a column's length alone
-        grad = torch.addcmul(grad, directions, along, value=-1).div_(lengths)
+        normalised, lengths, columns = ctx.saved_tensors
+        radial = (grad * normalised).sum(0)  # the component along each column, which changes only its length
+        grad = torch.addcmul(grad, normalised, radial, value=-1).div_(lengths)
         return grad if columns is None else grad.new_zeros(ctx.shape).index_copy_(1, columns, grad), None
 
 
 def full_state_dict(module: ShardedArcFace) -> dict[str, Tensor] | None:
-    """{"kernel": (in_features, n_classes)}, as ArcFace's, on the CPU of rank 0; None elsewhere. By all ranks."""
+    """Returns {"kernel": (in_features, n_classes)}, as ArcFace's, on the CPU of rank 0; None elsewhere. Collective."""
     kernel = gather_columns(module.kernel, module.n_classes, module.world)
     return None if kernel is None else {"kernel": kernel}
 
 
 def load_full(module: ShardedArcFace, kernel: Tensor | None) -> None:
-    """Takes rank 0's whole kernel; from the others None. By all ranks, any number of them."""
+    """Loads the full kernel, (in_features, n_classes), given on rank 0; other ranks pass None. Collective.
+
+    The kernel may come from any number of ranks. Raises UserError where its shape does not fit.
+    """
     expected = (len(module.kernel), module.n_classes)
 
     def check() -> None:
@@ -207,61 +232,61 @@ def load_full(module: ShardedArcFace, kernel: Tensor | None) -> None:
 
 @torch.no_grad()
 def gather_columns(shard: Tensor, n_classes: int, world: World) -> Tensor | None:
-    """The ranks' shards (D, share of n_classes) side by side on the CPU of rank 0, None elsewhere. By all ranks."""
-    whole = torch.empty(len(shard), n_classes, dtype=shard.dtype) if world.is_main else None
-    for rank, of_whole, of_shard in _pieces(n_classes, world):
-        if whole is not None:
-            whole[:, of_whole] = shard[:, of_shard] if rank == 0 else _received(shard, of_shard, rank)
+    """Gathers the column shards of all ranks: (D, n_classes) on the CPU of rank 0, None elsewhere. Collective."""
+    full = torch.empty(len(shard), n_classes, dtype=shard.dtype) if world.is_main else None
+    for rank, full_columns, shard_columns in _column_chunks(n_classes, world):
+        if full is not None:
+            full[:, full_columns] = shard[:, shard_columns] if rank == 0 else _receive(shard, shard_columns, rank)
         elif rank == world.rank:
-            dist.send(shard[:, of_shard].contiguous(), 0)
-    return whole
+            dist.send(shard[:, shard_columns].contiguous(), 0)
+    return full
 
 
 @torch.no_grad()
-def scatter_columns(whole: Tensor | None, shard: Tensor, n_classes: int, world: World) -> Tensor:
-    """Fills the ranks' shards (D, share of n_classes) from rank 0's whole, and returns this one's. By all ranks."""
-    for rank, of_whole, of_shard in _pieces(n_classes, world):
-        if world.is_main and whole is not None:
-            piece = whole[:, of_whole].to(shard.device, shard.dtype).contiguous()
+def scatter_columns(full: Tensor | None, shard: Tensor, n_classes: int, world: World) -> Tensor:
+    """Fills each rank's shard in place from rank 0's full (D, n_classes), and returns the shard. Collective."""
+    for rank, full_columns, shard_columns in _column_chunks(n_classes, world):
+        if world.is_main and full is not None:
+            chunk = full[:, full_columns].to(shard.device, shard.dtype).contiguous()
             if rank == 0:
-                shard[:, of_shard] = piece
+                shard[:, shard_columns] = chunk
             else:
-                dist.send(piece, rank)
+                dist.send(chunk, rank)
         elif rank == world.rank:
-            shard[:, of_shard] = _received(shard, of_shard, 0)
+            shard[:, shard_columns] = _receive(shard, shard_columns, 0)
     return shard
 
 
-def _received(like: Tensor, columns: slice, sender: int) -> Tensor:
-    """As many columns, of the same height, from another rank."""
-    piece = like.new_empty(len(like), columns.stop - columns.start)
-    dist.recv(piece, sender)
-    return piece
+def _receive(shard: Tensor, columns: slice, sender: int) -> Tensor:
+    """Receives these columns from another rank, with the rows, dtype and device of `shard`."""
+    chunk = shard.new_empty(len(shard), columns.stop - columns.start)
+    dist.recv(chunk, sender)
+    return chunk
 
 
-def _pieces(n_classes: int, world: World) -> Iterator[tuple[int, slice, slice]]:
-    """All columns in order: the rank that holds them, their place in the whole, their place in its shard."""
+def _column_chunks(n_classes: int, world: World) -> Iterator[tuple[int, slice, slice]]:
+    """Yields all columns in chunks: the rank that holds them, their slice of all columns, their slice of its shard."""
     for rank in range(world.size):
-        share = shard_slice(n_classes, replace(world, rank=rank))
-        for start in range(share.start, share.stop, _PIECE):
-            stop = min(start + _PIECE, share.stop)
-            yield rank, slice(start, stop), slice(start - share.start, stop - share.start)
+        shard = shard_slice(n_classes, replace(world, rank=rank))
+        for start in range(shard.start, shard.stop, _CHUNK):
+            stop = min(start + _CHUNK, shard.stop)
+            yield rank, slice(start, stop), slice(start - shard.start, stop - shard.start)
 
 
 def _gather(rows: Tensor, world: World) -> Tensor:
-    """Every rank's (B, …) rows one after another, on every rank: (N, …)."""
+    """Concatenates the (B, …) rows of all ranks on every rank: (N, …). Collective."""
     parts = [torch.empty_like(rows) for _ in range(world.size)]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
 def _all_reduce(values: Tensor, op: dist.ReduceOp.RedOpType, world: World) -> None:
-    """Reduces in place over the ranks."""
+    """Reduces the values over the ranks in place."""
     if world.size > 1:
         dist.all_reduce(values, op)
 
 
 def _generator(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """A generator seeded from all the numbers."""
+    """Returns a generator seeded by all the numbers together."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(seed)

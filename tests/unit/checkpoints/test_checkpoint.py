@@ -71,7 +71,10 @@ def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w | {"tail.1.weight": torch.zeros(3)}, r"tail\.1\.weight is \(3,\) there and \(512, 128, 1, 1\) by"),
+        (
+            lambda w: w | {"tail.1.weight": torch.zeros(3)},
+            r"tail\.1\.weight has shape \(3,\), but the config needs \(512, 128, 1, 1\)",
+        ),
         (lambda w: {k: v for k, v in w.items() if k != "tail.7.bias"}, r"has nothing else and lacks tail\.7\.bias \("),
         (lambda w: w | {"more": torch.zeros(1)}, r"another network: it has more \(1,\) and lacks nothing else"),
         (lambda w: w | {"stem.0.weight": "text"}, "should hold a state dict of tensors"),
@@ -79,9 +82,9 @@ def test_backbones_are_listed_in_the_order_of_their_steps(tmp_path):
             lambda w: {"state_dict": w, "ema": w},
             r"holds 2 state dicts \(state_dict, ema\); save",
         ),
-        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to_sparse()}, "tensors, dense and real"),
-        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to("meta")}, "tensors, dense and real"),
-        (lambda w: w | {"stem.0.weight": w["stem.0.weight"] + 1j}, "tensors, dense and real"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to_sparse()}, "only dense real tensors"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"].to("meta")}, "only dense real tensors"),
+        (lambda w: w | {"stem.0.weight": w["stem.0.weight"] + 1j}, "only dense real tensors"),
         (lambda w: {}, r"another network: .* lacks stem\.0\.weight \(.*\) \(and \d+ more\)"),
         (lambda w: list(w.values()), "should hold a state dict of tensors"),
     ],
@@ -101,7 +104,10 @@ def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
     save_weights(tmp_path / "1backbone.pth", backbone)
     overrides = ["channel=4", "n_layers=4", "embedding_size=64"]
     other = build_backbone(load_config(ROOT / "config" / "config_demo.py", overrides))
-    with pytest.raises(CheckpointError, match=r"\(128, 512, 1, 1\) there and \(64, 512, 1, 1\) .* embedding_size"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"\(128, 512, 1, 1\), but the config needs \(64, 512, 1, 1\); .* embedding_size",
+    ):
         load_weights(other, tmp_path / "1backbone.pth")
 
 

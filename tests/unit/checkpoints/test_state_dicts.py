@@ -62,13 +62,13 @@ def test_the_one_state_dict_inside_is_taken_and_said(tmp_path, said, name):
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1).state_dict()
     content = {name: {f"module.{k}": v for k, v in weights.items()}, "epoch": 7, "optimizer": optimizer, "scores": {}}
     assert_equal(load(tmp_path / "1backbone.pth", content | {"loss": torch.zeros(())}), weights)
-    assert f"1backbone.pth: takes the state dict that it holds as {name}" in said.text
+    assert f"1backbone.pth: uses the state dict under its key {name}" in said.text
 
 
 def test_none_inside_and_no_state_dict_at_all(tmp_path):
     path = tmp_path / "1backbone.pth"
     for content, message in (
-        ({"epoch": 7, "model": {}}, "should hold a state dict of tensors by their names, but has epoch: int"),
+        ({"epoch": 7, "model": {}}, "should hold a state dict of tensors by name, but has epoch: int"),
         ([torch.zeros(2)], "should hold a state dict of tensors, not a list"),
         ({1: torch.zeros(2)}, "should hold a state dict of tensors .* has 1: Tensor"),
         ({"a\x1b[2J": 1}, r"tensors .* has 'a\\x1b\[2J': int"),
@@ -102,7 +102,9 @@ def test_another_network_names_the_fields_that_decide_on_it(tmp_path, ours, thei
     ],
 )
 def test_a_header_names_its_own_fields(tmp_path, theirs, fields):
-    with pytest.raises(CheckpointError, match=rf"kernel is \(.*\) there and \(16, 5\) by the config; check {fields}$"):
+    with pytest.raises(
+        CheckpointError, match=rf"kernel has shape \(.*\), but the config needs \(16, 5\); check {fields}$"
+    ):
         load(tmp_path / "1header.pth", ArcFace(*theirs).state_dict(), ArcFace(16, 5))
 
 
@@ -132,14 +134,14 @@ def test_what_is_finite_only_in_a_larger_type_is_not(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
 def test_whole_numbers_where_the_network_has_others_are_refused(tmp_path, dtype):
-    with pytest.raises(CheckpointError, match=rf"kernel is of {dtype} there and of torch\.float32 by the network"):
+    with pytest.raises(CheckpointError, match=rf"kernel is {dtype} in the file, but torch\.float32 in the network"):
         load(tmp_path / "1header.pth", {"kernel": torch.ones(16, 5, dtype=dtype)}, ArcFace(16, 5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_other_numbers_where_the_network_counts_are_refused(tmp_path, dtype):
     weights = nn.BatchNorm1d(3).state_dict()
-    with pytest.raises(CheckpointError, match=rf"num_batches_tracked is of {dtype} there and of torch\.int64"):
+    with pytest.raises(CheckpointError, match=rf"num_batches_tracked is {dtype} in the file, but torch\.int64"):
         load(
             tmp_path / "1header.pth", weights | {"num_batches_tracked": torch.ones((), dtype=dtype)}, nn.BatchNorm1d(3)
         )
@@ -167,5 +169,7 @@ def test_the_first_that_is_not_finite_is_named_by_its_keys():
 def test_shapes_and_kinds_are_asked_of_what_has_no_memory():
     with torch.device("meta"):
         expected = ArcFace(16, 10**9).state_dict()
-    with pytest.raises(CheckpointError, match=r"there and \(16, 1000000000\) by the config; check num_classes and rec"):
+    with pytest.raises(
+        CheckpointError, match=r"\(16, 5\), but the config needs \(16, 1000000000\); check num_classes and rec"
+    ):
         check_state(expected, ArcFace(16, 5).state_dict(), "file")

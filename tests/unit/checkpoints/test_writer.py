@@ -34,7 +34,7 @@ def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(said):
         writer.wait()
         assert disk.files == {"checkpoint": 5}  # where the backbone stands the header stands too
         assert said.messages == [
-            "5header: could not be written (No space left on device); training goes on, the next save tries again"
+            "5header: could not be written (No space left on device); training continues, the next save tries again"
         ]
         writer.submit(disk.file("checkpoint", 6))
         writer.wait()
@@ -64,7 +64,7 @@ def test_an_old_checkpoint_that_waits_gives_way_to_the_new_one():
 
 def test_what_never_gets_through_is_an_error_in_the_end():
     disk = Disk("5header", "checkpoint")
-    message = "5header, 5backbone, checkpoint: could not be written; make room"
+    message = "5header, 5backbone, checkpoint: could not be written; free some disk space"
     with pytest.raises(UserError, match=message), AsyncFileWriter() as writer:
         writer.submit(disk.file("5header", 5) | disk.file("5backbone", 5), disk.file("checkpoint", 5))
     assert disk.files == {}

@@ -106,7 +106,7 @@ def test_images_that_a_tool_left_out_are_counted(tmp_path, said):
     config = EasyDict(rec=str(tmp_path), on_bad_image="error", **fields)
     assert load_training_data(config, World(0, 1, torch.device("cpu")))[1] == 2
     assert FaceDataset(tmp_path).keys.tolist() == [1, 2, 4, 5, 6]
-    assert "train.idx: 3 of the images that record 0 announces are not there" in said.text
+    assert "train.idx: 3 of the images that record 0 announces are missing" in said.text
 
 
 def test_an_index_that_is_cut_short_is_refused(tmp_path):
@@ -126,7 +126,9 @@ def test_an_index_that_is_cut_short_is_refused(tmp_path):
 @pytest.mark.parametrize("end", [np.nan, np.inf, -3.0, 0.0, 2.5])
 def test_a_header_that_announces_no_number_of_images_is_refused(tmp_path, end):
     write_images(tmp_path, [header_record(end, end), face_record()])
-    with pytest.raises(UserError, match=r"train\.rec: record 0 at byte 0: the header should announce"):
+    with pytest.raises(
+        UserError, match=r"train\.rec: record 0 at byte 0: its label should be the end of the image keys"
+    ):
         FaceDataset(tmp_path)
 
 
@@ -184,7 +186,8 @@ def with_labels(folder: Path, labels: list[float]) -> Path:
 def test_images_of_one_identity_are_refused(tmp_path):
     for labels in ([0.0] * 9, [7.0] * 9):
         with pytest.raises(
-            UserError, match=rf"train\.rec: all 9 images have the label {labels[0]:g}, a network learns"
+            UserError,
+            match=rf"train\.rec: all 9 images have the label {labels[0]:g}, but training needs at least two identities",
         ):
             load_training_data(config_for(with_labels(tmp_path, labels)), CPU)
 
@@ -241,7 +244,7 @@ def test_a_batch_of_one_image_is_refused(tiny_data, tmp_path, command):
     assert done.stderr.startswith("error: config batch_size: 1 image is too few for batch norm")
 
 
-WANTED = r"training takes train\.rec, train\.idx and property \(data/README\.md\)"
+WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\)"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ WANTED = r"training takes train\.rec, train\.idx and property \(data/README\.md\
             rf"there are photos \('Ann/1\.jpg'\); {WANTED}: .*data/pack\.py FOLDER OUT",
         ),
         (["1.png"], rf"there are photos \('1\.png'\); {WANTED}"),
-        (["lfw.bin", "cfp_fp.bin"], rf"verification sets alone \('cfp_fp\.bin, lfw\.bin'\), which eval/.* {WANTED}"),
+        (["lfw.bin", "cfp_fp.bin"], rf"only verification sets \('cfp_fp\.bin, lfw\.bin'\), which eval/.* {WANTED}"),
         (["faces.rec", "faces.idx"], rf"but there is 'faces\.rec'; {WANTED}: rename it"),
         (["inner/train.rec", "inner/train.idx"], r"but FOLDER/inner has one; type rec=FOLDER/inner"),
         (["readme.txt"], rf"{WANTED}; put them there"),

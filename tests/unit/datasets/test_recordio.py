@@ -119,7 +119,7 @@ def test_round_trip(seed, keys, tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_labels(seed, tmp_path, monkeypatch):
     """Numbers and arrays of labels, in single parts and, as the payload has magic words, in several."""
-    monkeypatch.setattr(record_reader, "_LABELS_AT_ONCE", 64)
+    monkeypatch.setattr(record_reader, "_CHUNK", 64)
     rng = np.random.default_rng(seed)
     expected = rng.integers(0, 100_000, 300).astype(np.float32)
     records = [
@@ -402,7 +402,7 @@ def test_what_follows_the_last_record_need_not_be_a_record(tmp_path):
 def test_keys_at_the_same_offset(tmp_path):
     rec, idx = write(tmp_path, [b"one", b"two", b"three"])
     idx.write_text("0\t0\n" + "".join(f"{key}\t12\n" for key in range(1, 11)) + "11\t24\n")
-    open_error(rec, idx, idx, "line 3", "keys 1 and 2 stand at the same byte 12", "9 of 12 lines repeat an offset")
+    open_error(rec, idx, idx, "line 3", "keys 1 and 2 have the same offset 12", "9 of 12 lines repeat an offset")
 
 
 @pytest.mark.parametrize("name", ["a.rec", "a.idx"])
@@ -443,7 +443,7 @@ def test_wrong_magic_of_a_later_part(tmp_path):
 @pytest.mark.parametrize("cflag", [2, 3, 4, 7])
 def test_continuation_where_a_record_should_begin(cflag, tmp_path):
     rec, idx = raw(tmp_path, part(cflag, b"payload"))
-    read_error(rec, idx, 1, 12, "a first part should stand here", f"cflag {cflag}")
+    read_error(rec, idx, 1, 12, "a first part should be here", f"cflag {cflag}")
 
 
 @pytest.mark.parametrize("cflag", [0, 1, 4, 7])
@@ -534,7 +534,7 @@ def test_image_header_cut_short(tmp_path):
         for read in (reader.read_image, lambda key: reader.labels([key])):
             error_of(lambda: read(1), rec, "record 1 at byte 12", "23 bytes are too few for an image header of 24")  # noqa: B023
     error_of(lambda: unpack(bytes(23)), "image record: 23 bytes")
-    error_of(lambda: unpack(bytes(23), where="a.png"), "a.png: 23 bytes")
+    error_of(lambda: unpack(bytes(23), source="a.png"), "a.png: 23 bytes")
 
 
 @pytest.mark.parametrize("count", [3, 2**32 - 1])

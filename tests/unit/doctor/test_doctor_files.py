@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
 @pytest.mark.parametrize(
     ("fields", "found"),
     [
-        (["n_layers=5"], "is of another network"),
+        (["n_layers=5"], "belongs to another network"),
         (["seed=1"], "config seed"),
         (["teacher_pth=elsewhere", "--kd"], "another kind of run"),
         (["resume=1", "global_step=11"], "11header.pth: no such checkpoint"),
@@ -198,7 +198,7 @@ def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
     assert ask_student() == Check("student", PASS, found)
     assert "5header.pth: no such checkpoint" in ask_student("student_header=1").found
     assert "0backbone.pth: no such checkpoint" in ask_student("student_global_step=0").found
-    assert "is of another network" in ask_student("n_layers=5").found
+    assert "belongs to another network" in ask_student("n_layers=5").found
     assert "is in the output folder" in ask_student(f"output={weights}").found
 
 
@@ -223,4 +223,4 @@ def test_teacher_files_that_are_damaged_are_all_named(tmp_path, tiny_data):
         f"{step}backbone.pth: not a readable" in c.found and c.fix for step, c in zip((5, 15), told, strict=False)
     )
     told = ask_teacher(tmp_path, tiny_data, "teacher_global_step=10", "teacher_n_layers=5")
-    assert states(told) == [FAIL, FAIL] and "is of another network" in told[0].found and told[1].fix
+    assert states(told) == [FAIL, FAIL] and "belongs to another network" in told[0].found and told[1].fix

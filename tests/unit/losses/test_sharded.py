@@ -265,7 +265,7 @@ def test_the_initial_kernel_is_the_same_on_any_number_of_ranks(runs):
 
 
 def test_pieces_of_the_kernel_differ_and_a_rank_draws_its_own(monkeypatch):
-    monkeypatch.setattr("utils.losses.partial_fc._PIECE", 10)
+    monkeypatch.setattr("utils.losses.partial_fc._CHUNK", 10)
     kernel = ShardedArcFace(D, CLASSES, S, M, CPU).kernel.detach()
     assert not torch.equal(kernel[:, :10], kernel[:, 10:20])
     shares = [ShardedArcFace(D, CLASSES, S, M, World(rank, 4, CPU.device)).kernel.detach() for rank in range(4)]

@@ -345,8 +345,8 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
     ("overrides", "message"),
     [
         (["seed=3"], "config seed: 3, but the run .* has 0"),
-        (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* is .* there and .* by the config"),
-        (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): is of another network"),
+        (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* has shape .*, but the config needs "),
+        (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): belongs to another network"),
     ],
 )
 def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
@@ -407,7 +407,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said
         assert read_checkpoint(tmp_path)["position"]["step"] == 2
         assert "checkpoint.4.pth: " in said.text
     (tmp_path / "checkpoint.2.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="no other is there: --resume 0 trains anew"):
+    with pytest.raises(UserError, match="there is no other checkpoint: --resume 0 starts over"):
         read_checkpoint(tmp_path)
     assert read_checkpoint(tmp_path / "nowhere") is None
 
@@ -436,7 +436,7 @@ def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path
     assert read_checkpoint(tmp_path)["position"]["step"] == 1
     assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in said.text
     (tmp_path / "checkpoint.1.pth").unlink()
-    with pytest.raises(UserError, match=r"is not finite; no other is there: --resume 0 trains anew"):
+    with pytest.raises(UserError, match=r"is not finite; there is no other checkpoint: --resume 0 starts over"):
         read_checkpoint(tmp_path)
 
 
@@ -447,7 +447,9 @@ def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, sai
     assert read_checkpoint(tmp_path)["position"]["step"] == 3
     assert "checkpoint.pth: is not a regular file (a pipe)" in said.text
     (tmp_path / "checkpoint.3.pth").unlink()
-    with pytest.raises(UserError, match=r"is not a regular file .*; no other is there: --resume 0 trains anew"):
+    with pytest.raises(
+        UserError, match=r"is not a regular file .*; there is no other checkpoint: --resume 0 starts over"
+    ):
         read_checkpoint(tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_a_file_of_weights_of_any_name_serves(demo, tmp_path):
 def test_what_does_not_fit_is_one_line(demo, tmp_path):
     for fields, message in (
         (["student_global_step=7"], "7backbone.pth: no such checkpoint"),
-        (["n_layers=5"], "is of another network: .*check student_pth, student_global_step, net_name"),
+        (["n_layers=5"], "belongs to another network: .*check student_pth, student_global_step, net_name"),
         ([f"output={demo / 'output' / 'demo'}"], "config student_pth: 'output/demo' is in the output folder"),
         (
             ["output=output/demo", "student_pth=output/demo/12backbone.pth"],

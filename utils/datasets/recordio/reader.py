@@ -1,4 +1,4 @@
-"""Reads the indexed record files of MXNet by key, and names what is wrong with them (format: record_format.py)."""
+"""Reads MXNet's indexed record files by key, and reports damage by file, key and offset (format: record_format.py)."""
 
 import hashlib
 import mmap
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from utils.datasets.recordio.index import (
-    PART_HEAD,
+    PART_HEADER_SIZE,
     RecordError,
     as_record_error,
     open_record_file,
@@ -19,21 +19,21 @@ from utils.datasets.recordio.index import (
     reindex_hint,
 )
 from utils.datasets.recordio.record_format import IMAGE_HEADER, Header, split_parts, unpack
-from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART, check_indexed_ends
+from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART_HEADER, check_indexed_ends
 
-_LABELS_AT_ONCE = 1 << 16
-_SAMPLES, _SAMPLE = 256, 4096  # of a file's content: how many, and the bytes of each
+_CHUNK = 1 << 16  # records whose headers are read at once
+_N_SAMPLES, _SAMPLE_SIZE = 256, 4096  # samples of a file's content that are compared, and bytes in each
 _RECOPY = "the file is cut short or damaged: copy it again"
 
 
 class IndexedRecordReader:
     """Random access to the records of a `rec` file by the keys of its `idx` file. Offsets are in bytes.
 
-    The file is memory-mapped on first use, anew in every process: after a fork or in a spawned process nothing is
-    shared with the parent. Before each access the opened file is checked: to read beyond the end of one that has shrunk
-    kills the process with SIGBUS, and one with other content is not what the index is of. A new time stamp alone does
-    no harm: then samples from all over the file are compared. Nor does a file that takes the place of this one: what is
-    mapped stays. Every failure is a UserError that names the file, and key and offset where it is about a record.
+    Each process memory-maps the file on first use; after a fork, or in a spawned process, nothing is shared with the
+    parent. Each access first checks that the open file is unchanged: reading beyond the end of a file that has shrunk
+    would kill the process with SIGBUS, and other content would not match the index. Where only the time stamp is new,
+    samples from all over the file are compared. Replacing the file on disk is harmless: the mapped one stays open.
+    Every failure is a UserError that names the file, and also key and offset where it concerns a record.
     """
 
     keys: np.ndarray  # (N,) int64, in the order of the index file
@@ -41,17 +41,17 @@ class IndexedRecordReader:
     def __init__(self, rec: str | os.PathLike[str], idx: str | os.PathLike[str]) -> None:
         self.rec, self.idx = Path(rec).absolute(), Path(idx).absolute()
         self._map: mmap.mmap | None = None
-        self._descriptor = -1  # of the mapped file
-        self._pid, self._closed = -1, False  # the process that _map belongs to
+        self._descriptor = -1  # the mapped file's
+        self._pid, self._closed = -1, False  # _pid: the process that opened _map
         with open_record_file(self.rec) as file:
-            self._file = _identity(file.fileno())
+            self._identity = _file_identity(file.fileno())
             self._size = os.fstat(file.fileno()).st_size
             self.keys, self._sorted_keys, offsets = read_index(self.idx, self.rec, self._size)
             check_indexed_ends(file.fileno(), self.rec, self.idx, int(offsets.min()), int(offsets.max()), self._size)
             with as_record_error(self.rec):
                 self._content = _digest_samples(file.fileno(), self._size)
         self.keys.flags.writeable = False
-        self._offsets = np.append(offsets, self._size)  # so each has one behind it
+        self._offsets = np.append(offsets, self._size)  # the last record ends at the end of the file
         self._first, self._last = int(self._sorted_keys[0]), int(self._sorted_keys[-1])
         self._contiguous = self._last - self._first == len(self.keys) - 1
 
@@ -68,91 +68,104 @@ class IndexedRecordReader:
         return self.__dict__ | {"_map": None, "_pid": -1}
 
     def close(self) -> None:
-        """Unmap the file. A later read is an error. To close twice is allowed."""
+        """Unmaps the file. Reading after that is an error. May be called twice."""
         if self._map is not None:
             self._map.close()
         self._map, self._closed = None, True
 
-    def where(self, key: int) -> str:
-        """Return 'FILE: record KEY at byte OFFSET', for messages."""
+    def location(self, key: int) -> str:
+        """Returns 'FILE: record KEY at byte OFFSET', for error messages."""
         return f"{self.rec}: record {key} at byte {self._offsets.item(self._position(key))}"
 
     def read(self, key: int) -> bytes:
-        """Return the payload of record `key`."""
+        """Returns the payload of record `key`. Raises RecordError where it is missing or damaged."""
         position = self._position(key)
-        at = self._offsets.item(position)
-        data, size = self._mapped(), self._size
+        offset = self._offsets.item(position)
+        data = self._mapped()
         parts: list[bytes] = []
         total = 0
         while True:
-            if at + PART_HEAD > size:
-                what = "the final part is missing" if parts else "no part fits"
-                raise RecordError(f"{self.where(key)}: {what} before the end of the file at byte {size}; {_RECOPY}")
-            magic, word = PART.unpack_from(data, at)
-            cflag, length = word >> 29, word & (LENGTH_LIMIT - 1)
-            start = at + PART_HEAD
-            end = start + length
-            after = end + (-length & 3)
-            if magic != MAGIC:
-                what = f"byte {at} should begin its part {len(parts) + 1}" if parts else "no record begins here"
-                raise RecordError(
-                    f"{self.where(key)}: {what}: magic {magic:#010x} instead of {MAGIC:#010x}; the file is damaged or "
-                    f"{self.idx} is of another one: copy both again"
-                )
-            if cflag not in ((2, 3) if parts else (0, 1)):
-                what = f"the final part is missing: at byte {at}" if parts else "a first part should stand here:"
-                raise RecordError(f"{self.where(key)}: {what} the part has cflag {cflag}; {_RECOPY}")
-            if after > size:
-                what = f"a payload of {length} bytes from byte {start} runs beyond the end of the file at byte {size}"
-                raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
-            if cflag in (1, 2) and length % 4:
-                what = f"the part at byte {at} of {length} bytes, not a multiple of four, cannot have another behind it"
-                raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
-            total += length + 4 * bool(parts)
+            cflag, start, end, next_offset = self._parse_part(data, key, offset, len(parts))
+            total += end - start + 4 * bool(parts)
             if total >= LENGTH_LIMIT:
-                raise RecordError(f"{self.where(key)}: its parts add up to {total} bytes, more than allowed; {_RECOPY}")
+                raise self._damaged(key, f"its parts add up to {total} bytes, more than allowed")
             parts.append(data[start:end])
-            at = after
+            offset = next_offset
             if cflag in (0, 3):
                 break
-        # Damage to a length or a cflag lets a record end early or late. That it ends where the next key's begins proves
-        # a single part right but for the padding; else see what is within and behind it.
-        proved = len(parts) == 1 and at == self._offsets.item(position + 1)
-        if data[end:after].strip(b"\0") or not (proved or _is_whole(parts, data[at : at + PART_HEAD])):
-            what = f"it ends at byte {end}, but no record does"
-            raise RecordError(f"{self.where(key)}: {what}; {_RECOPY}")
+        # A damaged length or cflag makes a record end early or late. Ending where the next record begins proves that a
+        # single part is complete, except for the padding; else check the content of the parts and what follows them.
+        proved = len(parts) == 1 and offset == self._offsets.item(position + 1)
+        complete = proved or _is_complete(parts, data[offset : offset + PART_HEADER_SIZE])
+        if data[end:offset].strip(b"\0") or not complete:
+            raise self._damaged(key, f"it ends at byte {end}, but no record does")
         return MAGIC_BYTES.join(parts)
 
+    def _parse_part(self, data: mmap.mmap, key: int, offset: int, n_before: int) -> tuple[int, int, int, int]:
+        """Returns the cflag of the part at `offset`, the start and end of its payload, and the end of its padding.
+
+        n_before: number of parts of record `key` before this one. Raises RecordError where no such part is there.
+        """
+        size = self._size
+        if offset + PART_HEADER_SIZE > size:
+            problem = "the final part is missing" if n_before else "no part fits"
+            raise self._damaged(key, f"{problem} before the end of the file at byte {size}")
+        magic, word = PART_HEADER.unpack_from(data, offset)
+        cflag, length = word >> 29, word & (LENGTH_LIMIT - 1)
+        start = offset + PART_HEADER_SIZE
+        end = start + length
+        next_offset = end + (-length & 3)
+        if magic != MAGIC:
+            problem = f"byte {offset} should begin its part {n_before + 1}" if n_before else "no record begins here"
+            raise RecordError(
+                f"{self.location(key)}: {problem}: magic {magic:#010x} instead of {MAGIC:#010x}; the file is damaged "
+                f"or {self.idx} belongs to another one: copy both again"
+            )
+        if cflag not in ((2, 3) if n_before else (0, 1)):
+            problem = f"the final part is missing: at byte {offset}" if n_before else "a first part should be here:"
+            raise self._damaged(key, f"{problem} the part has cflag {cflag}")
+        if next_offset > size:
+            raise self._damaged(
+                key, f"a payload of {length} bytes from byte {start} runs beyond the end of the file at byte {size}"
+            )
+        if cflag in (1, 2) and length % 4:
+            problem = f"the part at byte {offset} of {length} bytes, not a multiple of four, cannot precede another"
+            raise self._damaged(key, problem)
+        return cflag, start, end, next_offset
+
+    def _damaged(self, key: int, problem: str) -> RecordError:
+        return RecordError(f"{self.location(key)}: {problem}; {_RECOPY}")
+
     def read_image(self, key: int) -> tuple[Header, bytes]:
-        """Return header and encoded image of the image record `key`."""
+        """Returns the header and the encoded image of image record `key`. Raises RecordError as `read` does."""
         record = self.read(key)
         try:
             return unpack(record)
         except RecordError as error:
-            raise RecordError(f"{self.where(key)}: {error}") from None
+            raise RecordError(f"{self.location(key)}: {error}") from None
 
     def labels(self, keys: ArrayLike) -> np.ndarray:
-        """Return the first label of each of the image records `keys`: float32, (N,). Only headers are read."""
-        wanted = np.asarray(keys, np.int64)
-        offsets = self._offsets_of(wanted)
-        labels = np.empty(len(wanted), np.float32)
-        for begin in range(0, len(wanted), _LABELS_AT_ONCE):
-            chunk = slice(begin, begin + _LABELS_AT_ONCE)
-            labels[chunk], plain = self._plain_labels(offsets[chunk])
-            # A record of several parts is read in full; so is one that is wrong, to say what is wrong with it.
-            for i in begin + np.flatnonzero(~plain):
-                labels[i] = np.ravel(self.read_image(int(wanted[i]))[0].label)[0]
+        """Returns the first label of each of the N image records `keys`: (N,) float32. Reads only their headers."""
+        keys = np.asarray(keys, np.int64)
+        offsets = self._offsets_of(keys)
+        labels = np.empty(len(keys), np.float32)
+        for begin in range(0, len(keys), _CHUNK):
+            chunk = slice(begin, begin + _CHUNK)
+            labels[chunk], valid = self._single_part_labels(offsets[chunk])
+            # A record of several parts is read in full; so is a damaged one, for its error message.
+            for i in begin + np.flatnonzero(~valid):
+                labels[i] = np.ravel(self.read_image(int(keys[i]))[0].label)[0]
         return labels
 
     def check_complete(self) -> None:
-        """Raise RecordError where a record of the file stands between two of the index. Reads the head of each."""
+        """Raises RecordError where the index lacks a record between two of its own. Reads all records' headers."""
         words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
         indexed = np.sort(self._offsets)
-        for begin in range(0, len(self), _LABELS_AT_ONCE):
-            offsets = self._offsets[:-1][begin : begin + _LABELS_AT_ONCE]
+        for begin in range(0, len(self), _CHUNK):
+            offsets = self._offsets[:-1][begin : begin + _CHUNK]
             length = words.take(offsets // 4 + 1, mode="clip").astype(np.int64)
-            ends = offsets + PART_HEAD + (length + 3 & ~3)
-            # A record of several parts (its length word has a cflag) is left out: its end is not that of its first.
+            ends = offsets + PART_HEADER_SIZE + (length + 3 & ~3)
+            # Records of several parts (their length word has a cflag) are skipped: they end after their first part.
             ends = ends[(length < LENGTH_LIMIT) & (ends < self._size)]
             ends = ends[words.take(ends // 4, mode="clip") == MAGIC]
             unknown = ends[indexed[np.searchsorted(indexed, ends)] != ends]
@@ -161,40 +174,45 @@ class IndexedRecordReader:
                     f"{self.idx}: the record at byte {unknown[0]} of {self.rec} is not in it; {reindex_hint(self.rec)}"
                 )
 
-    def _plain_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first labels of the records at `offsets`, and which of them are sound and of a single part."""
+    def _single_part_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the first labels of the N records at `offsets`, and which records are valid and of a single part.
+
+        Shapes (N,) float32 and (N,) bool.
+        """
         words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
-        at = offsets // 4
-        # the words of a part and of its image header: magic, length, flag, label, id (2), id2 (2), labels
-        magic, length, flag, label, first = (words.take(at + i, mode="clip") for i in (0, 1, 2, 3, 8))
-        labels = np.where(flag == 0, label, first).view(np.float32)
-        fits = (IMAGE_HEADER.size + 4 * flag.astype(np.int64) <= length) & (offsets + PART_HEAD + length <= self._size)
+        first_word = offsets // 4
+        # The words of a part and of its image header: magic, length, flag, label, id (2), id2 (2), labels.
+        magic, length, flag, label, array_label = (words.take(first_word + i, mode="clip") for i in (0, 1, 2, 3, 8))
+        labels = np.where(flag == 0, label, array_label).view(np.float32)
+        payload_offset = offsets + PART_HEADER_SIZE
+        fits = (IMAGE_HEADER.size + 4 * flag.astype(np.int64) <= length) & (payload_offset + length <= self._size)
         return labels, (magic == MAGIC) & (length < LENGTH_LIMIT) & fits
 
     def _position(self, key: int) -> int:
+        """Returns the position of `key` in the sorted keys. Raises RecordError for an unknown key."""
         if not self._first <= key <= self._last:
-            raise self._unknown(key)
+            raise self._unknown_key_error(key)
         if self._contiguous:
             return int(key) - self._first
-        at = int(self._sorted_keys.searchsorted(key))
-        if self._sorted_keys[at] != key:
-            raise self._unknown(key)
-        return at
+        position = int(self._sorted_keys.searchsorted(key))
+        if self._sorted_keys[position] != key:
+            raise self._unknown_key_error(key)
+        return position
 
     def _offsets_of(self, keys: np.ndarray) -> np.ndarray:
-        at = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self) - 1)
-        unknown = np.flatnonzero(self._sorted_keys[at] != keys)
+        positions = np.minimum(np.searchsorted(self._sorted_keys, keys), len(self) - 1)
+        unknown = np.flatnonzero(self._sorted_keys[positions] != keys)
         if unknown.size:
-            raise self._unknown(int(keys[unknown[0]]))
-        return self._offsets[at]
+            raise self._unknown_key_error(int(keys[unknown[0]]))
+        return self._offsets[positions]
 
-    def _unknown(self, key: int) -> RecordError:
+    def _unknown_key_error(self, key: int) -> RecordError:
         return RecordError(
             f"{self.rec}: no record {key}: {self.idx} has {len(self)} keys from {self._first} to {self._last}"
         )
 
     def _mapped(self) -> mmap.mmap:
-        """Return this process's map of the file, which is checked to be as it was when the reader was made."""
+        """Returns this process's map of the file, after checking that the file has not changed since construction."""
         if self._map is None or self._pid != os.getpid():
             self._map = self._open()
             self._pid = os.getpid()
@@ -207,45 +225,47 @@ class IndexedRecordReader:
         with open_record_file(self.rec) as file:
             self._check(file.fileno(), "was replaced or written to while in use; start again")
             opened = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
-            self._descriptor = os.dup(file.fileno())  # the map has one too, but keeps it to itself
+            self._descriptor = os.dup(file.fileno())  # the map holds a descriptor too, but does not expose it
             weakref.finalize(opened, os.close, self._descriptor)
             return opened
 
-    def _check(self, file: int, otherwise: str) -> None:
-        found = _identity(file)
-        if found == self._file:
+    def _check(self, file: int, problem: str) -> None:
+        """Raises RecordError with `problem` where the open file is not the one, or not the content, read at first."""
+        identity = _file_identity(file)
+        if identity == self._identity:
             return
         size = os.fstat(file).st_size
         if size < self._size:
             raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
         with as_record_error(self.rec):
             if size > self._size or _digest_samples(file, size) != self._content:
-                raise RecordError(f"{self.rec}: {otherwise}")
-        self._file = found  # touched, or replaced by a copy of itself
+                raise RecordError(f"{self.rec}: {problem}")
+        self._identity = identity  # touched, or replaced by a copy of itself
 
 
-def _identity(file: int) -> tuple[int, ...]:
-    """Return what tells an open file from another of its name, and, but for a file that was touched, from a later
-    state."""
-    found = os.fstat(file)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _file_identity(file: int) -> tuple[int, ...]:
+    """Returns device, inode, size and time of change: they differ for another file, and after a write to this one."""
+    status = os.fstat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _digest_samples(file: int, size: int) -> bytes:
-    """Return a digest of samples from all over an open file; of a file up to 1 MiB, of all its content.
+    """Returns the SHA-256 of samples from all over an open file, or of all its content up to 1 MiB.
 
-    Another file, or one whose records have moved, differs in some sample. An edit in place can lie between them.
+    Another file, or one whose records have moved, differs in some sample. A small edit in place can miss them all.
     """
     digest = hashlib.sha256()
-    for start in np.linspace(0, max(0, size - _SAMPLE), _SAMPLES).astype(np.int64).tolist():
-        digest.update(os.pread(file, _SAMPLE, start))
+    for start in np.linspace(0, max(0, size - _SAMPLE_SIZE), _N_SAMPLES).astype(np.int64).tolist():
+        digest.update(os.pread(file, _SAMPLE_SIZE, start))
     return digest.digest()
 
 
-def _is_whole(parts: list[bytes], behind: bytes) -> bool:
-    """Tell whether `parts` hold no begin of a part, and `behind` them a record begins, the file ends or has a hole."""
+def _is_complete(parts: list[bytes], next_header: bytes) -> bool:
+    """Whether no part begins within `parts`, and after them a record begins, the file ends, or zeros follow."""
     if any(len(split_parts(part)) > 1 for part in parts):
         return False
-    if behind in (b"", bytes(PART_HEAD)):
+    if next_header in (b"", bytes(PART_HEADER_SIZE)):
         return True
-    return behind[:4] == MAGIC_BYTES and len(behind) == PART_HEAD and behind[7] >> 5 in (0, 1)  # the cflag
+    if next_header[:4] != MAGIC_BYTES or len(next_header) != PART_HEADER_SIZE:
+        return False
+    return next_header[7] >> 5 in (0, 1)  # the cflag

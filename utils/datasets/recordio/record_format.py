@@ -1,13 +1,13 @@
-"""MXNet's indexed record files (train.rec and train.idx): their format, and writing them without MXNet.
+"""The format of MXNet's indexed record files (train.rec and train.idx), and a writer that does not need MXNet.
 
 The layout is that of dmlc-core's RecordIO (src/recordio.cc) and of MXNet 1.9.1 (python/mxnet/recordio.py). A record is
 one or more parts, each at an offset that is a multiple of four:
 
     uint32 magic | uint32 (cflag << 29) | length | payload | zeros up to a multiple of four
 
-cflag is 0 for a record of a single part, else 1 for the first, 2 for a middle and 3 for the last part: the writer cuts
-a payload wherever it holds the magic at a multiple of four and drops the magic, the reader puts it back. So within a
-file the magic stands at a multiple of four only where a part begins. The index holds a line 'key<TAB>offset' a record.
+cflag is 0 for a record of a single part, else 1 for the first, 2 for a middle and 3 for the last part. The writer cuts
+a payload wherever it holds the magic at a multiple of four and drops the magic; the reader puts it back. So in a file
+the magic is at a multiple of four only where a part begins. The index has one line 'key<TAB>offset' per record.
 """
 
 import os
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from utils.datasets.recordio.index import RecordError, as_record_error
-from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART
+from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART_HEADER
 
-IMAGE_HEADER = struct.Struct("<IfQQ")
+IMAGE_HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 
 
 class Header(NamedTuple):
-    """The header of an image record. `flag` is the number of labels in an array, 0 for a single label."""
+    """The header of an image record. `flag` is the number of labels in the array `label`, or 0 for a single number."""
 
     flag: int
     label: float | np.ndarray
@@ -34,10 +34,10 @@ class Header(NamedTuple):
 
 
 def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
-    """Return `payload` behind its image header, byte for byte as mx.recordio.pack does.
+    """Returns the image header followed by `payload`, byte for byte as mx.recordio.pack does.
 
-    `header.flag` is not used: the label alone says what is written, a number (flag 0) or a non-empty array.
-    Raises RecordError for a header that the format cannot hold.
+    Ignores `header.flag`: the label decides what is written, a number (flag 0) or a non-empty array. Raises RecordError
+    for a header that the format cannot hold.
     """
     header = Header(*header)
     label = header.label
@@ -54,20 +54,22 @@ def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
         raise RecordError(f"image header (label {label}, id {header.id}, id2 {header.id2}): {error}") from error
 
 
-def unpack(record: bytes, where: str = "image record") -> tuple[Header, bytes]:
-    """Split an image record into its header and the encoded image, as mx.recordio.unpack does.
+def unpack(record: bytes, source: str = "image record") -> tuple[Header, bytes]:
+    """Splits an image record into its header and the encoded image, as mx.recordio.unpack does.
 
-    An array of labels is float32. `where` names the record in errors; `IndexedRecordReader.read_image` gives file, key
-    and offset. Raises RecordError where the header or its labels do not fit into the record.
+    An array of labels is float32. `source` names the record in errors; `IndexedRecordReader.read_image` adds file, key
+    and offset. Raises RecordError where the record is too short for the header or its labels.
     """
     if len(record) < IMAGE_HEADER.size:
-        raise RecordError(f"{where}: {len(record)} bytes are too few for an image header of {IMAGE_HEADER.size}")
+        raise RecordError(f"{source}: {len(record)} bytes are too few for an image header of {IMAGE_HEADER.size}")
     flag, label, id_, id2 = IMAGE_HEADER.unpack_from(record)
     start = IMAGE_HEADER.size + 4 * flag
     if start > len(record):
-        raise RecordError(f"{where}: the image header announces {flag} labels, the record has only {len(record)} bytes")
+        raise RecordError(
+            f"{source}: the image header announces {flag} labels, the record has only {len(record)} bytes"
+        )
     if flag:
-        label = np.frombuffer(record, "<f4", flag, IMAGE_HEADER.size).copy()  # a view would keep the whole record alive
+        label = np.frombuffer(record, "<f4", flag, IMAGE_HEADER.size).copy()  # a view would keep the record alive
     return Header(flag, label, id_, id2), record[start:]
 
 
@@ -90,26 +92,26 @@ class IndexedRecordWriter:
         self.close()
 
     def close(self) -> None:
-        """Write out what is buffered. To close twice is allowed."""
+        """Flushes and closes both files. May be called twice."""
         with as_record_error(self.rec):
             self._rec_file.close()
         with as_record_error(self.idx):
             self._idx_file.close()
 
     def write(self, key: int, record: bytes) -> None:
-        """Append `record` under `key`.
+        """Appends `record` under `key`.
 
-        Raises RecordError for a key that is negative or written already, and for a record of 2^29 bytes or more.
+        Raises RecordError for a key that is negative or already written, and for a record of 2^29 bytes or more.
         """
-        where = f"{self.rec}: record {key} at byte {self._offset}"
+        location = f"{self.rec}: record {key} at byte {self._offset}"
         if key < 0 or key in self._keys:
-            raise RecordError(f"{where}: the key is {'negative' if key < 0 else 'written already'}")
+            raise RecordError(f"{location}: the key is {'negative' if key < 0 else 'written already'}")
         if len(record) >= LENGTH_LIMIT:
-            raise RecordError(f"{where}: {len(record)} bytes are too long, a record is shorter than {LENGTH_LIMIT}")
+            raise RecordError(f"{location}: {len(record)} bytes are too long, a record is shorter than {LENGTH_LIMIT}")
         parts = split_parts(record)
         cflags = [0] if len(parts) == 1 else [1] + [2] * (len(parts) - 2) + [3]
         data = b"".join(
-            PART.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
+            PART_HEADER.pack(MAGIC, cflag << 29 | len(part)) + part + bytes(-len(part) & 3)
             for cflag, part in zip(cflags, parts, strict=True)
         )
         with as_record_error(self.rec):
@@ -121,12 +123,12 @@ class IndexedRecordWriter:
 
 
 def split_parts(record: bytes) -> list[bytes]:
-    """Cut `record` at each magic that stands at a multiple of four, and leave those out."""
-    parts, start, at = [], 0, record.find(MAGIC_BYTES)
-    while at >= 0:
-        aligned = at % 4 == 0
+    """Cuts `record` at each magic at a multiple of four. Returns the parts without these magics."""
+    parts, start, found = [], 0, record.find(MAGIC_BYTES)
+    while found >= 0:
+        aligned = found % 4 == 0
         if aligned:
-            parts.append(record[start:at])
-            start = at + 4
-        at = record.find(MAGIC_BYTES, at + (4 if aligned else 1))
+            parts.append(record[start:found])
+            start = found + 4
+        found = record.find(MAGIC_BYTES, found + (4 if aligned else 1))
     return [*parts, record[start:]]

@@ -1,4 +1,4 @@
-"""Records found in the file itself: what the parts of a record say of its extent, without an index."""
+"""Scans a record file without its index: finds the extent of each record from the headers of its parts."""
 
 import os
 import struct
@@ -6,70 +6,71 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.datasets.recordio.index import PART_HEAD, RecordError, as_record_error, open_record_file, reindex_hint
+from utils.datasets.recordio.index import PART_HEADER_SIZE, RecordError, as_record_error, open_record_file, reindex_hint
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
-LENGTH_LIMIT = 1 << 29  # a payload is shorter than this: its length has 29 bits
-PART = struct.Struct("<II")
-HEAD = 32  # bytes of the payload: an image header and two labels
+LENGTH_LIMIT = 1 << 29  # exclusive limit of a payload in bytes: its length has 29 bits
+PART_HEADER = struct.Struct("<II")  # magic, cflag << 29 | length
+PREFIX_SIZE = 32  # bytes of a payload that are kept: an image header and two labels
 
 
 class ScannedRecord(NamedTuple):
-    """The extent of a record in its file, in bytes, and the begin of its payload."""
+    """The extent of a record in its file, in bytes, and the first bytes of its payload."""
 
     offset: int
     end: int  # where the next record begins, or the file ends
     length: int  # of the payload
-    head: bytes  # the payload's first HEAD bytes
+    prefix: bytes  # the payload's first PREFIX_SIZE bytes
 
 
 def scan_record(file: int, rec: Path, offset: int, size: int) -> ScannedRecord:
-    """Return the record at `offset` of the open file `rec` of `size` bytes. Only the heads of its parts are read.
+    """Returns the record at `offset` of the open file `rec` of `size` bytes. Reads only the headers of its parts.
 
-    Raises RecordError, which names the byte, where no whole record is there.
+    Raises RecordError naming the byte where there is no complete record.
     """
-    at, head, length, parts = offset, b"", 0, 0
+    position, prefix, length, n_parts = offset, b"", 0, 0
     while True:
         with as_record_error(rec):
-            data = os.pread(file, PART_HEAD + HEAD, at)
-        if len(data) < PART_HEAD:
-            raise _no_record(rec, at, f"the file ends at byte {size}, amid a record")
-        magic, word = PART.unpack_from(data)
-        cflag, part = word >> 29, word & (LENGTH_LIMIT - 1)
-        end = at + PART_HEAD + part + (-part & 3)
+            data = os.pread(file, PART_HEADER_SIZE + PREFIX_SIZE, position)
+        if len(data) < PART_HEADER_SIZE:
+            raise _no_record(rec, position, f"the file ends at byte {size}, in the middle of a record")
+        magic, word = PART_HEADER.unpack_from(data)
+        cflag, part_length = word >> 29, word & (LENGTH_LIMIT - 1)
+        end = position + PART_HEADER_SIZE + part_length + (-part_length & 3)
         if magic != MAGIC:
-            raise _no_record(rec, at, f"no record is there, but {magic:#010x} instead of {MAGIC:#010x}")
-        if cflag not in ((2, 3) if parts else (0, 1)) or (cflag in (1, 2) and part % 4):
-            raise _no_record(rec, at, f"a part of kind {cflag} and {part} bytes cannot stand there")
+            raise _no_record(rec, position, f"no record is there, but {magic:#010x} instead of {MAGIC:#010x}")
+        if cflag not in ((2, 3) if n_parts else (0, 1)) or (cflag in (1, 2) and part_length % 4):
+            raise _no_record(rec, position, f"a part with cflag {cflag} and {part_length} bytes is not valid there")
         if end > size:
-            raise _no_record(rec, at, f"its {part} bytes run beyond the end of the file at byte {size}")
-        head = (head + MAGIC_BYTES * bool(parts) + data[PART_HEAD : PART_HEAD + part])[:HEAD]
-        length += part + 4 * bool(parts)
-        at, parts = end, parts + 1
+            raise _no_record(rec, position, f"its {part_length} bytes run beyond the end of the file at byte {size}")
+        payload = data[PART_HEADER_SIZE : PART_HEADER_SIZE + part_length]
+        prefix = (prefix + MAGIC_BYTES * bool(n_parts) + payload)[:PREFIX_SIZE]
+        length += part_length + 4 * bool(n_parts)
+        position, n_parts = end, n_parts + 1
         if cflag in (0, 3):
-            return ScannedRecord(offset, end, length, head)
+            return ScannedRecord(offset, end, length, prefix)
 
 
 def scan_file(rec: Path) -> Iterator[ScannedRecord]:
-    """Yield every record of a file in order. Raises RecordError where the file is damaged, naming the byte."""
+    """Yields every record of a file in order. Raises RecordError naming the byte where the file is damaged."""
     with open_record_file(rec) as file:
         size = os.fstat(file.fileno()).st_size
-        at = 0
-        while at < size:
-            record = scan_record(file.fileno(), rec, at, size)
+        offset = 0
+        while offset < size:
+            record = scan_record(file.fileno(), rec, offset, size)
             yield record
-            at = record.end
+            offset = record.end
 
 
 def check_indexed_ends(file: int, rec: Path, idx: Path, first: int, last: int, size: int) -> None:
-    """Raise RecordError where records stand before the `first` or behind the `last` offset of an index."""
+    """Raises RecordError where the file has records before the `first` or after the `last` offset of an index."""
     if first:
         raise RecordError(f"{idx}: its first record is at byte {first} of {rec}, not at 0; {reindex_hint(rec)}")
     try:
         end = scan_record(file, rec, last, size).end
         scan_record(file, rec, end, size)
-    except RecordError:  # nothing is behind it; or it is damaged, which whoever reads it will say
+    except RecordError:  # nothing follows, or the file is damaged, which reading it will report
         return
     raise RecordError(
         f"{idx}: its last record is at byte {last}, but {size - end} bytes of records follow it in {rec}: the index is "
@@ -77,5 +78,5 @@ def check_indexed_ends(file: int, rec: Path, idx: Path, first: int, last: int, s
     )
 
 
-def _no_record(rec: Path, at: int, what: str) -> RecordError:
-    return RecordError(f"{rec}: byte {at}: {what}; the file is cut short or damaged: copy it again")
+def _no_record(rec: Path, offset: int, problem: str) -> RecordError:
+    return RecordError(f"{rec}: byte {offset}: {problem}; the file is cut short or damaged: copy it again")
