@@ -21,7 +21,7 @@ from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.progress import epoch_ends
-from utils.training.resume import ResumePoint, earlier_files, resolve_resume
+from utils.training.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.task import Task
 
 
@@ -106,14 +106,14 @@ def resume(plan: Run) -> Iterator[Check]:
 
 
 def _begins_anew(folder: Path, plan: Run) -> Check:
-    earlier = len(earlier_files(folder, ResumePoint(), Task.suffixes))
+    earlier = len(previous_run_files(folder, ResumePoint(), Task.suffixes))
     moved = f"; {earlier} files of the earlier run will be moved to {folder}/old-N" if earlier else ""
     return Check("resume", PASS, f"begins anew{moved}")
 
 
 def _load(plan: Run, resume_point: ResumePoint) -> None:
     """Raises UserError unless what the run goes on from is of its networks."""
-    if not resume_point.state and not resume_point.published:
+    if not resume_point.state and not resume_point.export_folder:
         return
     folder = Path(plan.config.output)
     with torch.device("meta"):  # shapes alone: it may be larger than this machine's memory

@@ -157,7 +157,7 @@ def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
     check = ask_resume(going_on, tiny_data, *[field for field in fields if field != "--kd"], kd=kd)[0]
     assert check.state == FAIL and found in check.found and check.fix
     assert "--resume 0" not in check.fix or "moves the files there" in check.fix
-    assert not kd or check.fix == "go on with ./train.sh, or name another output"
+    assert not kd or check.fix == "resume it with ./train.sh, or name another output"
     assert ("global_step=STEP" in check.fix) == ("header.pth" in found)
 
 
