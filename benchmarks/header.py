@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from utils.distributed.collectives import all_reduce_mean
 from utils.distributed.process_group import LOOPBACK_ENVIRONMENT, World, init_distributed, to_device, wrap_ddp
-from utils.doctor.step_memory import header_bytes
+from utils.doctor.step_memory import header_tensor_bytes
 from utils.errors import EXIT_CODE_FILE, UserError, run_cli
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
@@ -88,7 +88,7 @@ def table() -> str:
         for size in (128, 256):
             for ranks in (1, 4, 8, 64):
                 ways = [("whole", 1.0), ("split", 1.0), ("split", 0.1)]
-                needed = [header_bytes(way, size, classes, ranks, 128, rate) / GIB for way, rate in ways]
+                needed = [header_tensor_bytes(way, size, classes, ranks, 128, rate) / GIB for way, rate in ways]
                 lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>10.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
     return "\n".join(lines)
 
@@ -119,7 +119,7 @@ def main() -> None:
             mp.spawn(measure, (way, args, Path(folder), results), nprocs=args.ranks)
         rate, used = results.get()
         sizes = (args.embedding_size, args.classes, args.ranks, args.batch, args.sample_rate)
-        needed = header_bytes(way, *sizes)
+        needed = header_tensor_bytes(way, *sizes)
         print(f"{way:>8}{rate:>10.1f} img/s{used / GIB:>8.2f} GiB a rank, by formula {needed / GIB:.2f}")
 
 
