@@ -1,8 +1,8 @@
 """Checks in seconds what could end a training hours later: python -m utils.doctor [--kd] [--config FILE] …
 
 It checks knowledge distillation (./train_kd.sh) with --kd or --multi-step, or if config.output has a checkpoint of it;
-otherwise plain training (./train.sh). It calls the code that training calls, so that both report the same problems. Like
-the start of a training it creates the output folders, and changes nothing else. Exit code 1 if a check fails.
+otherwise plain training (./train.sh). It calls the code that training calls, so that both report the same problems.
+Like the start of a training it creates the output folders, and changes nothing else. Exit code 1 if a check fails.
 """
 
 import os
