@@ -1,7 +1,7 @@
 """Measures speed and memory of a step of the header only: forward, backward and SGD; replicated and sharded.
 
     python benchmarks/header.py [--classes 85742] [--ranks 1] [--batch 128] [--embedding-size 128] [--sample-rate 1]
-    python benchmarks/header.py --formula                      (only the table of memory by formula, for docs/scaling.md)
+    python benchmarks/header.py --formula                    (only the table of memory by formula, for docs/scaling.md)
 
 Each variant runs in its own processes, on GPUs if there are any, else with one thread each. Memory is the growth of a
 rank's peak from before the header is built, printed with the value of the formula. Embeddings and labels are random.

@@ -44,7 +44,7 @@ def main() -> None:
             teacher.load(path)
             skip_bad = config.on_bad_image == "skip"
             images = fill(cache, teacher, data, world, config.eval_batch, config.workers, skip_bad, config.timeout)
-            log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
+            log.info(f"{path}: embedded {images} images and their flips{' (by this process)' * (world.size > 1)}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each ev
 FROM_SCRATCH = ResumePoint()
 
 # Sent in place of a signal number, so that all ranks stop at the same step when the loader of one rank has failed:
-# LOADER_FAILED if its workers died or hang, which another attempt may cure, DATA_FAILED if the files are at fault.
+# LOADER_FAILED if its workers died or hang, so that another attempt may succeed, DATA_FAILED if the files are at fault.
 LOADER_FAILED, DATA_FAILED = 254, 255
 
 

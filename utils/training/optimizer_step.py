@@ -48,7 +48,7 @@ class OptimizerStep:
         loss_scale = self.scaler.scale(self._one)
         nonfinite = self.nonfinite.is_nonfinite(step, values, grad_norm, loss_scale, batch.indices)
         if not self.scaler.is_enabled():
-            # The fused optimizer step does nothing where found_inf is 1.
+            # The fused optimizer step does nothing if found_inf is 1.
             self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -27,7 +27,7 @@ class TrainProgress:
         return len(self.epoch_end_steps)
 
     def is_finished(self, config: EasyDict) -> bool:
-        """Whether the run has reached config.max_steps or, where that is 0, config.num_epoch."""
+        """Returns whether the run has reached config.max_steps or, if that is 0, config.num_epoch."""
         return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
 
     def after_step(self, images: int) -> "TrainProgress":
