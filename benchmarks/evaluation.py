@@ -1,10 +1,10 @@
-"""A whole verification run beside PyTorch in batches of ten, as published.
+"""Measures the evaluation of a verification set, and PyTorch in batches of ten as in the published code.
 
     python benchmarks/evaluation.py --bin data/faces_emore/lfw.bin --weights output/PocketNetS128/295672backbone.pth
         --config config/config_PocketNetS128.py
 
-Ours: load the set, embed every image and its mirror image, all measures. Beside it the embeddings alone of --sample
-images by PyTorch: float32, contiguous, ten at a time, half of them before our run and half after it.
+The project's run loads the set, embeds every image and its horizontal flip, and computes all measures. For comparison
+PyTorch embeds --sample images in float32, contiguous, ten at a time: half of them before that run and half after it.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
@@ -31,8 +31,8 @@ from utils.errors import run_cli
 
 
 @torch.no_grad()
-def eager(backbone: nn.Module, images: np.ndarray) -> float:
-    """Seconds for images and mirror images (n, 112, 112, 3)."""
+def eager_seconds(backbone: nn.Module, images: np.ndarray) -> float:
+    """Returns the seconds that PyTorch takes for (n, 112, 112, 3) uint8 images and their horizontal flips."""
     start = time.perf_counter()
     for first in range(0, len(images), 10):
         pixels = normalise(torch.from_numpy(images[first : first + 10])).contiguous()
@@ -42,35 +42,36 @@ def eager(backbone: nn.Module, images: np.ndarray) -> float:
 
 
 def main() -> None:
+    """Runs the benchmark and prints its results."""
     parser = CommandParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--bin", type=Path, required=True, help="a verification set, such as lfw.bin")
     parser.add_argument("--weights", type=Path, required=True, help="a checkpoint")
-    parser.add_argument("--sample", type=int, default=600, help="images of PyTorch's turn (%(default)s)")
+    parser.add_argument("--sample", type=int, default=600, help="images that PyTorch embeds (%(default)s)")
     args = parser.parse()
     config = load_config(args.config, args.overrides)
     with init_distributed(device="cpu") as world:
         plain = build_backbone(config).eval()
         load_weights(plain, args.weights)
         sample = bin_set(args.bin, world).images[: args.sample]
-        eager(plain, sample[:20])
-        by_torch = eager(plain, sample[: len(sample) // 2])
+        eager_seconds(plain, sample[:20])
+        torch_seconds = eager_seconds(plain, sample[: len(sample) // 2])
 
         start = time.perf_counter()
-        held = bin_set(args.bin, world)
+        evaluation_set = bin_set(args.bin, world)
         loaded = time.perf_counter()
-        runtime = make_runtime(to_device(plain, world), config, world, len(held.images))
+        runtime = make_runtime(to_device(plain, world), config, world, len(evaluation_set.images))
         converted = time.perf_counter()
-        direct, flipped = embed(runtime, held.images)
+        direct, flipped = embed(runtime, evaluation_set.images)
         embedded = time.perf_counter()
-        score = measure(direct, flipped, held.pairs, held.issame)
+        score = measure(direct, flipped, evaluation_set.pairs, evaluation_set.issame)
         end = time.perf_counter()
 
         plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        by_torch += eager(plain, sample[len(sample) // 2 :])
-    images = held.pairs.size  # as published each is embedded as often as it is met
+        torch_seconds += eager_seconds(plain, sample[len(sample) // 2 :])
+    images = evaluation_set.pairs.size  # the published code embeds an image once per pair
     print(
-        f"{args.bin.name}: {len(held.pairs)} pairs, {len(held.images)} distinct images, "
+        f"{args.bin.name}: {len(evaluation_set.pairs)} pairs, {len(evaluation_set.images)} distinct images, "
         f"{torch.get_num_threads()} threads"
     )
     print(
@@ -78,10 +79,10 @@ def main() -> None:
         f"embed {embedded - converted:.2f} s, measure {end - embedded:.2f} s: {end - start:.2f} s"
     )
     print(f"accuracy {score.accuracy:.5f} ± {score.std:.5f}")
-    ours, theirs = images / (end - start), len(sample) / by_torch
-    print(f"images of pairs a second, each both ways: {ours:.0f}; PyTorch: {theirs:.0f}; ratio {ours / theirs:.1f}")
-    network = len(held.images) / (embedded - converted)
-    print(f"of the network alone, distinct images: {network:.0f}; ratio {network / theirs:.1f}")
+    project, eager = images / (end - start), len(sample) / torch_seconds
+    print(f"images of pairs a second, with flips: {project:.0f}; PyTorch: {eager:.0f}; ratio {project / eager:.1f}")
+    network = len(evaluation_set.images) / (embedded - converted)
+    print(f"network only, distinct images a second: {network:.0f}; ratio {network / eager:.1f}")
 
 
 if __name__ == "__main__":

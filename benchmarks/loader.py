@@ -1,8 +1,8 @@
-"""Loading speed beside pure JPEG decoding and beside the usual per-image float pipeline, in one run.
+"""Measures the speed of the loader, of plain JPEG decoding, and of the usual per-image float pipeline.
 
     python benchmarks/loader.py [--rec FOLDER] [--workers 0,1,2]
 
-Each figure is the median of several passes taken in turn, in images a second.
+Each figure is the median of several passes, taken in turn, in images per second.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
@@ -27,12 +27,12 @@ from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_loader import Loader
 from utils.errors import run_cli
 
-PUBLISHED = 1840  # img/s a core of the published loader, in batches, on a core of this kind
+PUBLISHED = 1840  # img/s per core of the published loader, in batches, on a core of this kind
 BATCH = 128
 
 
 class PerImageFloat(Dataset):
-    """The usual pipeline: each image decoded, turned, mirrored, scaled to float and laid out (C, H, W) by itself."""
+    """Decodes, flips, scales to float and permutes each image to (C, H, W) on its own, as usual pipelines do."""
 
     def __init__(self, dataset: FaceDataset) -> None:
         self.dataset = dataset
@@ -48,8 +48,8 @@ class PerImageFloat(Dataset):
         return pixels.float().div(255).sub(0.5).div(0.5), label
 
 
-def decoding(dataset: FaceDataset, threads: int) -> Callable[[], int]:
-    """Decoding alone, of payloads in memory, in threads (OpenCV releases Python's lock)."""
+def decode_pass(dataset: FaceDataset, threads: int) -> Callable[[], int]:
+    """Returns a pass that only decodes JPEG payloads in memory, in threads (OpenCV releases the GIL)."""
     payloads = [np.frombuffer(dataset.reader.read_image(int(key))[1], np.uint8) for key in dataset.keys]
 
     def decode(part: list[np.ndarray]) -> None:
@@ -64,55 +64,55 @@ def decoding(dataset: FaceDataset, threads: int) -> Callable[[], int]:
     return measure
 
 
-def loading(dataset: FaceDataset, workers: int) -> Callable[[], int]:
-    """An epoch of our loader; the workers live on from pass to pass, as they do in training."""
+def loader_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
+    """Returns a pass over an epoch of the project's loader; its workers persist between passes, as in training."""
     loader = Loader(dataset, EpochSampler(len(dataset), BATCH), workers)
     epochs = iter(range(1_000_000))
     return lambda: sum(len(batch.images) for batch in loader.epoch(next(epochs)))
 
 
-def per_image(dataset: FaceDataset, workers: int) -> Callable[[], int]:
-    """A pass over a part of the data through PerImageFloat."""
-    part = torch.utils.data.Subset(PerImageFloat(dataset), range(min(len(dataset), 10 * BATCH)))
-    loader = DataLoader(part, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+def per_image_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
+    """Returns a pass over part of the data through PerImageFloat."""
+    subset = torch.utils.data.Subset(PerImageFloat(dataset), range(min(len(dataset), 10 * BATCH)))
+    loader = DataLoader(subset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     return lambda: sum(len(images) for images, _ in loader)
 
 
 def rates(measures: list[Callable[[], int]], passes: int) -> list[float]:
-    """Median img/s of each, the measures taken in turn so that a machine that drifts treats all alike."""
-    taken: list[list[float]] = [[] for _ in measures]
+    """Returns the median img/s of each measure; they take turns, so that drift of the machine affects all alike."""
+    speeds: list[list[float]] = [[] for _ in measures]
     for turn in range(passes + 1):
-        for measure, values in zip(measures, taken, strict=True):
-            started = time.perf_counter()
+        for measure, values in zip(measures, speeds, strict=True):
+            start = time.perf_counter()
             images = measure()
-            if turn:  # the first pass warms up
-                values.append(images / (time.perf_counter() - started))
-    return [median(values) for values in taken]
+            if turn:  # the first pass is warm-up
+                values.append(images / (time.perf_counter() - start))
+    return [median(values) for values in speeds]
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the benchmark and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rec", default="data/faces_demo", help="folder of train.rec (%(default)s)")
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes (%(default)s)")
-    parser.add_argument("--passes", type=int, default=7, help="passes of each (%(default)s)")
+    parser.add_argument("--passes", type=int, default=7, help="measured passes of each (%(default)s)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     dataset = FaceDataset(args.rec)
     print(f"{len(dataset)} images of {args.rec}, {os.cpu_count()} cores, batches of {BATCH}, {args.passes} passes\n")
-    print(" workers  cores  decoding alone    loader  of decoding  per-image float  published")
+    print(" workers  cores   decoding only    loader  of decoding  per-image float  published")
     for workers in map(int, args.workers.split(",")):
         cores = max(1, workers)
         os.sched_setaffinity(0, range(min(cores, os.cpu_count() or 1)))  # the training process shares these cores
         decode, load, usual = rates(
-            [decoding(dataset, cores), loading(dataset, workers), per_image(dataset, workers)], args.passes
+            [decode_pass(dataset, cores), loader_pass(dataset, workers), per_image_pass(dataset, workers)], args.passes
         )
         print(
             f"{workers:>8}{cores:>7}{decode:>16,.0f}{load:>10,.0f}{load / decode:>13.2f}{usual:>17,.0f}"
             f"{load / (PUBLISHED * cores):>10.1f}×"
         )
-    print(f"\npublished: the loader over {PUBLISHED} img/s a core, the published code's on a core of this kind")
+    print(f"\npublished: speed of the loader divided by {PUBLISHED} img/s per core, that of the published code")
 
 
 if __name__ == "__main__":

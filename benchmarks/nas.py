@@ -1,10 +1,10 @@
-"""One step of the search beside a plain training step of the supernet.
+"""Measures one step of the architecture search relative to a plain training step of the supernet.
 
     python benchmarks/nas.py [--config FILE] [--rounds 3] [field=value …]        (default: NAS/config.py)
 
-Second order is four forward-backward passes for the alphas and one for the weights, first order one and one. Beside
-them the second order as the published code does it: a deep copy of the network for the unrolled step, `none` run and
-multiplied, and running statistics kept in every pass. All in one run, turn by turn.
+Second order takes four forward-backward passes for the alphas and one for the weights, first order one of each. For
+comparison it measures second order as in the published code: a deep copy of the network for the unrolled step, `none`
+computed and multiplied, and running statistics updated in every pass. All of them take turns in one run.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -31,10 +31,11 @@ from utils.errors import UserError, run_cli
 Batch = tuple[Tensor, Tensor]
 
 
-class Bench:
-    """A supernet, its optimizer and two batches of noise."""
+class Benchmark:
+    """Supernet, its optimizer, and two batches of noise."""
 
     def __init__(self, world: World, config: dict, classes: int = 100) -> None:
+        """config: fields of NAS/config.py."""
         torch.manual_seed(0)
         sizes = (config["channel"], config["n_layers"], config["n_nodes"], config["stem_multiplier"])
         self.net = Supernet(*sizes, classes, config["embedding_size"])
@@ -54,7 +55,7 @@ class Bench:
         self.config, self.world = config, world
 
     def plain(self) -> None:
-        """A step of the weights."""
+        """Runs one step of the weights."""
         with autocast(self.world, self.config["precision"]):
             loss = F.cross_entropy(self.net(self.train[0]), self.train[1])
         loss.backward()
@@ -62,17 +63,17 @@ class Bench:
         self.optimizer.zero_grad(set_to_none=True)
 
     def search(self, second_order: bool) -> None:
-        """A step of the alphas and one of the weights."""
+        """Runs one step of the alphas and one of the weights."""
         momentum, weight_decay = self.config["momentum"], self.config["weight_decay"]
         architect = Architect(self.net, momentum, weight_decay, self.world, second_order)
         with autocast(self.world, self.config["precision"]):
             architect.gradient(self.train, self.val, 1e-4, self.optimizer)
         self.plain()
 
-    def as_published(self) -> None:
-        """The same as `search(True)`, with what the published code does beside it."""
+    def search_as_published(self) -> None:
+        """Runs the same as `search(True)`, with the extra work of the published code."""
         forward = MixedOp.forward
-        MixedOp.forward = _with_none  # type: ignore[method-assign, assignment]
+        MixedOp.forward = _forward_with_none  # type: ignore[method-assign, assignment]
         alphas = self.net.alphas()
         for alpha in alphas:
             alpha.requires_grad_(True)
@@ -98,46 +99,49 @@ class Bench:
                 alpha.grad = None
 
     def _gradients(self, net: nn.Module, batch: Batch, parameters: list) -> tuple[Tensor, ...]:
+        """Returns the gradients of the loss with respect to the parameters."""
         with autocast(self.world, self.config["precision"]):
             loss = F.cross_entropy(net(batch[0]), batch[1])
         return torch.autograd.grad(loss, parameters)
 
 
-def _with_none(self: MixedOp, x: Tensor, weights: Tensor) -> Tensor:
+def _forward_with_none(self: MixedOp, x: Tensor, weights: Tensor) -> Tensor:
+    """Computes every operation, `none` as well, where MixedOp leaves it out."""
     mixed = [op(x) * weight for op, weight in zip(self._ops, weights, strict=True)]
     return sum(mixed[1:], start=mixed[0])
 
 
 def main() -> None:
+    """Runs the benchmark and prints its table."""
     parser = CommandParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured steps of each (%(default)s)")
     args = parser.parse()
     if args.rounds < 1:
         raise UserError(f"--rounds {args.rounds}: should be at least 1")
     config = load_config(args.config or CONFIG, args.overrides)
     with init_distributed() as world:
-        bench = Bench(world, config)
-        ways: dict[str, Callable[[], None]] = {
-            "plain step": bench.plain,
-            "first order": lambda: bench.search(False),
-            "second order": lambda: bench.search(True),
-            "second order as published": bench.as_published,
+        benchmark = Benchmark(world, config)
+        steps: dict[str, Callable[[], None]] = {
+            "plain step": benchmark.plain,
+            "first order": lambda: benchmark.search(False),
+            "second order": lambda: benchmark.search(True),
+            "second order as published": benchmark.search_as_published,
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
+        times: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(args.rounds + 1):
-            for name, way in ways.items():
+            for name, step in steps.items():
                 start = time.perf_counter()
-                way()
+                step()
                 if world.device.type == "cuda":
                     torch.cuda.synchronize()
-                if turn:  # the first warms up
+                if turn:  # the first round is warm-up
                     times[name].append(time.perf_counter() - start)
-    least = min(times["plain step"])
+    plain = min(times["plain step"])
     sizes = f"{config.channel} channels, {config.n_layers} cells, batch {config.batch_size}"
     print(f"{sizes}, {config.precision}, {world.device.type}")
-    for name, taken in times.items():
-        print(f"{name:>28}{min(taken):>9.3f} s{min(taken) / least:>7.2f} plain steps")
+    for name, seconds in times.items():
+        print(f"{name:>28}{min(seconds):>9.3f} s{min(seconds) / plain:>7.2f} plain steps")
 
 
 if __name__ == "__main__":

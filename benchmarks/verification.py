@@ -1,11 +1,11 @@
-"""Time and memory of verification: loading a .bin, and the measures beside a loop over the thresholds.
+"""Measures time and memory of verification: loading a .bin, and the measures compared with a loop over thresholds.
 
 Run from the root of the project:
 
     python benchmarks/verification.py --bin data/faces_emore/lfw.bin
 
-The measures are taken of made-up embeddings, 512 numbers each, for the pairs of the set: their time does not depend on
-what the numbers are. Both ways are given the same ones, and have to agree.
+The measures are computed on random embeddings of size 512 for the pairs of the set, because their time does not depend
+on the values. Both implementations get the same embeddings and have to agree.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.verification import FAR_TARGET, FINE_THRESHOLDS, THRESHOLDS, evaluate, evaluate_distances, load_bin
@@ -30,13 +30,13 @@ T = TypeVar("T")
 
 
 def loop_distances(embeddings: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Squared distances of the normalised pairs, over whole arrays."""
+    """Returns the squared distances (N,) of normalised embeddings (2N, D)."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return np.sum(np.square(unit[0::2] - unit[1::2]), axis=1)
 
 
 def loop_rates(threshold: float, dist: NDArray[np.floating], same: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """True and false accept rates and accuracy at one threshold."""
+    """Returns true accept rate, false accept rate and accuracy at one threshold."""
     accepted = np.less(dist, threshold)
     true_accepts, false_accepts = int(np.sum(accepted & same)), int(np.sum(accepted & ~same))
     different = int(np.sum(~same))
@@ -45,7 +45,7 @@ def loop_rates(threshold: float, dist: NDArray[np.floating], same: NDArray[np.bo
 
 
 def loop_measures(dist: NDArray[np.floating], same: NDArray[np.bool_]) -> tuple[list[float], list[float]]:
-    """Accuracy and VAL of every fold, threshold by threshold and fold by fold, ROC curves included."""
+    """Returns accuracy and VAL of every fold; loops over folds and thresholds, and computes the ROC curves as well."""
     accuracy, val, curves = [], [], []
     for held_out in np.array_split(np.arange(len(dist)), FOLDS):
         others = np.delete(np.arange(len(dist)), held_out)
@@ -58,17 +58,17 @@ def loop_measures(dist: NDArray[np.floating], same: NDArray[np.bool_]) -> tuple[
     return accuracy, val
 
 
-def made_up_embeddings(same: NDArray[np.bool_], dims: int = 512) -> NDArray[np.float32]:
-    """Embeddings (2N, dims) that lie closer in same pairs than in different ones, with some mistakes among them."""
+def random_embeddings(same: NDArray[np.bool_], dims: int = 512) -> NDArray[np.float32]:
+    """Returns embeddings (2N, dims), closer in most same pairs than in different ones."""
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((2, len(same), dims), dtype=np.float32)
-    likeness = np.where(same, 0.4, 0.0) + 0.08 * rng.standard_normal(len(same))
-    second += (likeness[:, np.newaxis] * 2 * first).astype(np.float32)
+    similarity = np.where(same, 0.4, 0.0) + 0.08 * rng.standard_normal(len(same))
+    second += (similarity[:, np.newaxis] * 2 * first).astype(np.float32)
     return np.stack([first, second], axis=1).reshape(-1, dims)
 
 
 def best_time(function: Callable[[], T], repeats: int) -> tuple[float, T]:
-    """Shortest time in seconds, and the result."""
+    """Returns the shortest time in seconds, and the result."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -78,6 +78,7 @@ def best_time(function: Callable[[], T], repeats: int) -> tuple[float, T]:
 
 
 def main() -> None:
+    """Runs the benchmark and prints its table. Raises SystemExit if the two implementations disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", type=Path, required=True, help="a verification set, such as lfw.bin")
     args = parser.parse_args()
@@ -88,21 +89,21 @@ def main() -> None:
     print(f"peak memory: {peak / 1e9:.3f} GB, of which pixels {images.nbytes / 1e9:.3f} GB")
     del images
 
-    embeddings = made_up_embeddings(same)
+    embeddings = random_embeddings(same)
     dist = loop_distances(embeddings)
     loop_dist_time, _ = best_time(lambda: loop_distances(embeddings), repeats=3)
     loop_time, (accuracy, val) = best_time(lambda: loop_measures(dist, same), repeats=1)
-    ours_dist_time, result = best_time(lambda: evaluate_distances(dist, same, FOLDS), repeats=10)
-    ours_time, _ = best_time(lambda: evaluate(embeddings, same, FOLDS), repeats=10)
+    array_dist_time, result = best_time(lambda: evaluate_distances(dist, same, FOLDS), repeats=10)
+    array_time, _ = best_time(lambda: evaluate(embeddings, same, FOLDS), repeats=10)
     if accuracy != result.accuracy_folds.tolist() or not np.isclose(np.mean(val), result.val):
-        raise SystemExit("the two ways disagree")
+        raise SystemExit("the two implementations disagree")
 
-    print("measures              loop      ours   ratio")
-    for name, loop, ours in (
-        ("of the distances", loop_time, ours_dist_time),
-        ("of the embeddings", loop_time + loop_dist_time, ours_time),
+    print("measures              loop    arrays   ratio")
+    for name, loop, arrays in (
+        ("of the distances", loop_time, array_dist_time),
+        ("of the embeddings", loop_time + loop_dist_time, array_time),
     ):
-        print(f"{name:18}{loop * 1e3:8.1f}  {ours * 1e3:8.2f}  {loop / ours:6.0f}   (ms)")
+        print(f"{name:18}{loop * 1e3:8.1f}  {arrays * 1e3:8.2f}  {loop / arrays:6.0f}   (ms)")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Computes the teacher's embeddings ahead: python -m utils.fill_teacher_cache [--multi-step] [--config FILE] …
+"""Fills the cache of a teacher's embeddings: python -m utils.fill_teacher_cache [--multi-step] [--config FILE] …
 
-Leaves them in config.teacher_cache for ./train_kd.sh of the same config. Interrupted, it goes on where it was.
+Writes them to config.teacher_cache, where ./train_kd.sh with the same config reads them. After an interruption the same
+command computes only those still missing.
 """
 
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
@@ -25,7 +26,7 @@ from utils.training.progress import epoch_ends
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     description = "Compute the teacher's embeddings of all training images."
     config = parse_command(description, switches=["multi_step"], distills=True)
     require_data(config)
@@ -43,7 +44,7 @@ def main() -> None:
             teacher.load(path)
             skip_bad = config.on_bad_image == "skip"
             images = fill(cache, teacher, data, world, config.eval_batch, config.workers, skip_bad, config.timeout)
-            log.info(f"{path}: embedded {images} images{' (by this process)' * (world.size > 1)}, each both ways")
+            log.info(f"{path}: embedded {images} images and their flips{' (by this process)' * (world.size > 1)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Parameters, MFLOPs as the paper counts them, true multiply-adds: python -m utils.flops [--config FILE] [field=value]
+"""Counts parameters, MFLOPs as in the paper, and multiply-adds: python -m utils.flops [--config FILE] [field=value]
 
-Without --config: of every config in config/.
+Without --config it counts every config in config/.
 """
 
 import sys
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -21,15 +21,16 @@ from utils.errors import run_cli
 
 @dataclass
 class Cost:
-    """Of one image."""
+    """Size of a network, and operations of one forward pass on one image."""
 
     parameters: int = 0
-    published_flops: int = 0  # 2 × multiply-adds, 2 a batch-norm input, 1 an activation input, k² a pooling output
+    # As in the paper: 2 per multiply-add, 2 per batch-norm input, 1 per activation input, k² per pooling output.
+    published_flops: int = 0
     multiply_adds: int = 0  # of convolutions and fully connected layers
 
 
 def count(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)) -> Cost:
-    """The cost of a network for an input (C, H, W), by the shapes that one forward pass goes through."""
+    """Returns the cost of a network for one input of shape (C, H, W), counted in hooks during one forward pass."""
     cost = Cost(parameters=sum(p.numel() for p in backbone.parameters()))
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -56,7 +57,7 @@ def count(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)) -> Cost:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command."""
     if len(sys.argv) > 1:
         config = parse_command("Count a backbone's parameters and operations.")
         log_unused(config, "flops")

@@ -1,4 +1,4 @@
-"""Trainings that are compared: each a command of this project, with its log in its folder, several at once."""
+"""Training runs to compare: each runs commands of this project, several at once, with a folder of its own."""
 
 import json
 import os
@@ -19,61 +19,63 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Run:
-    """A training and its evaluation."""
+    """Training run and its evaluation."""
 
     folder: Path
-    training: list[str]  # script and arguments
-    net: list[str]  # arguments by which eval.py knows the network
+    training: list[str]  # training script and its arguments
+    network_arguments: list[str]  # arguments that name the network for eval.py
 
-    def made_of(self) -> str:
-        """What the results depend on: a run of something else is done anew."""
+    def recipe(self) -> str:
+        """Returns all that the results depend on, as text; a run with another recipe is repeated."""
         files = [ROOT / "data/faces_demo/made.json", ROOT / self.training[self.training.index("--config") + 1]]
         return "\n".join([*self.training, *(path.read_text() for path in files)])
 
     def is_done(self) -> bool:
-        """Whether its results stand there."""
+        """Returns whether the folder holds the results of this recipe."""
         path = self.folder / "made_of.txt"
-        return path.is_file() and path.read_text() == self.made_of()
+        return path.is_file() and path.read_text() == self.recipe()
 
     def results(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Step -> set -> score."""
-        found = json.loads((self.folder / "results.json").read_text())
-        # What an earlier run left stays there, marked.
+        """Returns the current scores: step -> evaluation set -> score."""
+        results = json.loads((self.folder / "results.json").read_text())
+        # Scores of an earlier run stay in the file, marked as outdated.
         current = {
-            step: {name: one for name, one in sets.items() if "outdated" not in one} for step, sets in found.items()
+            step: {name: score for name, score in sets.items() if "outdated" not in score}
+            for step, sets in results.items()
         }
         return {step: sets for step, sets in current.items() if sets}
 
     def accuracy(self) -> float:
-        """Of the last checkpoint, in %."""
+        """Returns the accuracy of the last checkpoint in %."""
         results = self.results()
         (score,) = results[max(results, key=int)].values()
         return 100 * score["accuracy"]
 
 
 def finish(runs: Sequence[Run], out: Path) -> None:
-    """Does those that are not done, several at once."""
+    """Trains and evaluates the runs that are not done, several at once; the cores are divided among them."""
     cores = os.cpu_count() or 1
     missing = [run for run in runs if not run.is_done()]
     with ThreadPoolExecutor(max(1, min(cores, len(missing)))) as pool:
         threads = max(1, cores // max(1, min(cores, len(missing))))
-        for done in [pool.submit(_finish, run, out, threads) for run in missing]:
-            done.result()
+        for future in [pool.submit(_train_and_evaluate, run, out, threads) for run in missing]:
+            future.result()
 
 
-def _finish(run: Run, out: Path, threads: int) -> None:
-    started = time.perf_counter()
+def _train_and_evaluate(run: Run, out: Path, threads: int) -> None:
+    """Replaces the run's folder by a new training and its evaluation. Raises UserError if a command fails."""
+    start = time.perf_counter()
     shutil.rmtree(run.folder, ignore_errors=True)
-    places = [f"output={run.folder}", f"log_dir={out / 'logs'}"]
+    folders = [f"output={run.folder}", f"log_dir={out / 'logs'}"]
     print(f"{run.folder.name}: training", flush=True)
-    command([*run.training, *places, "workers=1"], threads)
-    command(["eval/eval.py", *run.net, *places], threads)
-    (run.folder / "made_of.txt").write_text(run.made_of())
-    print(f"{run.folder.name}: {run.accuracy():.2f} % in {time.perf_counter() - started:.0f} s", flush=True)
+    command([*run.training, *folders, "workers=1"], threads)
+    command(["eval/eval.py", *run.network_arguments, *folders], threads)
+    (run.folder / "made_of.txt").write_text(run.recipe())
+    print(f"{run.folder.name}: {run.accuracy():.2f} % in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def command(arguments: Sequence[str], threads: int) -> None:
-    """Runs a script of the project. Raises UserError with its last line where it fails."""
+    """Runs a script of the project. Raises UserError with the last line of its errors if it fails."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -1,9 +1,9 @@
-"""Does the search pay for multiply-adds as it is told to? The same search with one cost_weight after another.
+"""Measures how cost_weight trades accuracy for multiply-adds: the same search with several values of it.
 
     python benchmarks/experiments/search_cost.py [--weights 0,0.1,0.3,1] [--out output/search_cost] [--seed 0] …
 
-The search of benchmarks/experiments/demo_search.py with smaller cells and more steps, several at once; what changes is
-cost_weight alone. Interrupted, it goes on with the searches that are missing. Leaves results.txt in --out.
+It runs the search of benchmarks/experiments/demo_search.py with smaller cells and more steps, several at once; only
+cost_weight differs. After an interruption the same command does only the missing ones. Writes results.txt to --out.
 """
 
 import json
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from backbones.genotypes import parse
@@ -24,12 +24,12 @@ from benchmarks.experiments.runs import command
 from config import CommandParser
 from utils.errors import UserError, run_cli
 
-# First order and two nodes a cell, or four searches would take half an hour; a rate at which 75 steps learn.
+# First order and two nodes per cell, or four searches would take half an hour; lr is high, for 75 steps.
 CHANGES = ["n_nodes=2", "second_order=False", "num_epoch=5", "lr=1.6"]
 
 
 def table(epochs: dict[float, dict[str, Any]]) -> str:
-    """Of each cost_weight, the last line of its search's genotypes.jsonl."""
+    """Returns a row for each cost_weight, from the last line of its search's genotypes.jsonl."""
     lines = [
         f"{'':>11}{'relaxed cells':>15}{'derived network':>17}{'supernet':>12}{'skip_connect':>14}",
         f"{'cost_weight':>11}{'M mult.-adds':>15}{'M mult.-adds':>17}{'val top-1 %':>12}{'normal cell':>14}",
@@ -42,39 +42,39 @@ def table(epochs: dict[float, dict[str, Any]]) -> str:
 
 
 def weights_of(text: str) -> list[float]:
-    """Different numbers with commas between them. Raises UserError."""
+    """Parses distinct non-negative numbers separated by commas. Raises UserError."""
     try:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
         weights = [-1.0]
     if not all(0 <= weight < math.inf for weight in weights) or len(set(weights)) < len(weights):
-        raise UserError(f"--weights {text}: should be different numbers from 0, with commas between them")
+        raise UserError(f"--weights {text}: should be distinct numbers from 0, separated by commas")
     return weights
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the experiment and prints its table."""
     parser = CommandParser(__doc__.split("\n")[0])
-    parser.add_argument("--weights", default="0,0.1,0.3,1", help="the values of cost_weight (%(default)s)")
+    parser.add_argument("--weights", default="0,0.1,0.3,1", help="values of cost_weight (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("output/search_cost"), help="folder of all runs (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every search (%(default)s)")
-    parser.add_argument("changes", nargs="*", metavar="field=value", help="a change of every search's config")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of every search (%(default)s)")
+    parser.add_argument("changes", nargs="*", metavar="field=value", help="config field of every search")
     args = parser.parse()
     weights = weights_of(args.weights)
-    started = time.perf_counter()
+    start = time.perf_counter()
     out, cores = args.out.absolute(), os.cpu_count() or 1
     command(["data/make_demo_faces.py", "--out", FACES, *PEOPLE], cores)
-    at_once = min(cores, len(weights))
+    parallel = min(cores, len(weights))
 
-    def last_epoch(weight: float) -> dict[str, Any]:
+    def search_and_read_last_epoch(weight: float) -> dict[str, Any]:
         folder = out / f"{weight:g}"
-        search(folder, [*CHANGES, *args.changes, f"cost_weight={weight}"], args.seed, cores // at_once)
+        search(folder, [*CHANGES, *args.changes, f"cost_weight={weight}"], args.seed, cores // parallel)
         return json.loads((folder / "search/genotypes.jsonl").read_text().splitlines()[-1])
 
-    with ThreadPoolExecutor(at_once) as pool:
-        epochs = dict(zip(weights, pool.map(last_epoch, weights), strict=True))
+    with ThreadPoolExecutor(parallel) as pool:
+        epochs = dict(zip(weights, pool.map(search_and_read_last_epoch, weights), strict=True))
     (out / "results.txt").write_text(table(epochs) + "\n")
-    minutes = (time.perf_counter() - started) / 60
+    minutes = (time.perf_counter() - start) / 60
     print(f"\n{table(epochs)}\n\nDerived networks of {CELLS} cells, {CHANNEL} channels")
     print(f"{minutes:.1f} minutes, {cores} cores; all in {out}")
 

@@ -563,8 +563,8 @@ def runs(folder: Path) -> Iterator[Target]:
         state.load_state_dict(resume_point)
         zero = torch.zeros(())
         means.add({"Loss": zero, **dict.fromkeys(means.sums, zero)}, zero.bool())
-        assert all(type(mean) is float for mean in means.take().values())
-        again = state.take(resume_point.progress)
+        assert all(type(mean) is float for mean in means.compute_and_reset().values())
+        again = state.state_dict(resume_point.progress)
         assert again and again["position"]["step"] == resume_point.progress.step and again["bad_steps"] >= 0
 
     inner = pickle_of(sound)

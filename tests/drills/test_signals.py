@@ -19,7 +19,7 @@ from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals, is_ignored
 
 LONG = ["num_epoch=60", "save_step=1000"]
-SAVED = r"Asked for a checkpoint after step (\d+): it is written, and the run goes on"
+SAVED = r"Checkpoint requested after step (\d+): it is being written, training continues"
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_a_request_for_a_checkpoint_leaves_one_and_the_run_goes_on(tiny_data, tm
     assert run.until(SAVED), run.said
     step = int(re.findall(SAVED, run.said)[0])
     assert run.end() == 0, run.said
-    assert run.said.count("Asked for a checkpoint") == 1
+    assert run.said.count("Checkpoint requested") == 1
     assert (tmp_path / f"checkpoint.{step}.pth").is_file()
 
 

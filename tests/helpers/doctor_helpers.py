@@ -9,8 +9,8 @@ import torch
 from tests.helpers.training import small_config, small_task
 from utils.checkpoints.weights import save_weights
 from utils.doctor import command as doctor
-from utils.doctor.plan import Run
-from utils.doctor.table import PASS, Check, heard
+from utils.doctor.plan import RunPlan
+from utils.doctor.table import PASS, Check, collect_checks
 
 Usage = namedtuple("Usage", "total used free")  # as shutil.disk_usage gives it
 
@@ -31,11 +31,11 @@ def ask(config, *subjects: str, kd: bool = False) -> list[Check]:
     plan = doctor.plan_run(config, kd)
     told: list[Check] = []
     for subject in subjects:
-        told = list(heard(subject, doctor.SUBJECTS[subject](plan)))
+        told = list(collect_checks(subject, doctor.SUBJECTS[subject](plan)))
     return told
 
 
-def known(config, kd: bool = False) -> Run:
+def known(config, kd: bool = False) -> RunPlan:
     """The doctor's plan once the data and the steps are known. kd: of a distillation."""
     plan = doctor.plan_run(config, kd)
     assert all(check.state == PASS for subject in ("data", "steps") for check in doctor.SUBJECTS[subject](plan))

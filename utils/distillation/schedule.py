@@ -1,4 +1,4 @@
-"""Which of the teacher's checkpoints teaches in which epoch of the student."""
+"""Schedule of a teacher: the checkpoint that each epoch of the student uses."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -16,45 +16,46 @@ from utils.filesystem import is_no_folder
 from utils.logs.progress_bar import Progress
 from utils.logs.run_log import log
 
-_MOST_EPOCHS = 1_000_000  # of a distillation: each has its teacher in a list
+_MAX_EPOCHS = 1_000_000  # the schedule is a list with an entry per epoch
 
 
 def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path]:
-    """The teacher's file for each of the student's epochs. Raises UserError where there is none.
+    """Returns the teacher file of each of the student's epochs.
 
-    Template: one file for all. Multi-step: the teacher's own checkpoint of the epoch (paper, Section III-C), or, of
-    another number of epochs, the first at which the teacher had done the fraction of its training that the student
-    has at the end of this epoch. An untrained checkpoint (step 0) is none.
+    Single-step distillation uses one file for all epochs. Multi-step distillation (paper, Section III-C) uses the
+    teacher's checkpoint of the same epoch. If the teacher trained for another number of epochs, it uses the first
+    checkpoint whose fraction of the teacher's training is at least that of the student at the end of the epoch. The
+    untrained checkpoint of step 0 is never used. Raises UserError if there is no such file.
 
     Args:
-        config: of the student.
-        ends: the student's global step at the end of each of its epochs.
+        config: config of the student.
+        epoch_end_steps: global step of the student at the end of each epoch.
     """
     check_folders(config)
-    if len(epoch_end_steps) > _MOST_EPOCHS:
+    if len(epoch_end_steps) > _MAX_EPOCHS:
         raise UserError(
             f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
         )
-    place = Path(config.teacher_pth)
-    if is_onnx(config) or is_no_folder(place):
+    path = Path(config.teacher_pth)
+    if is_onnx(config) or is_no_folder(path):
         if config.multi_step:
-            raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {place}")
-        return [place] * len(epoch_end_steps)
-    trained = {step: path for step, path in list_backbones(place, "teacher_pth").items() if step}
+            raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {path}")
+        return [path] * len(epoch_end_steps)
+    trained = {step: file for step, file in list_backbones(path, "teacher_pth").items() if step}
     if not trained:
-        raise UserError(f"config teacher_pth: {place} holds an untrained checkpoint alone (0backbone.pth); train it")
+        raise UserError(f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth); train it")
     if config.multi_step:
         return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
-            f"config teacher_global_step: no trained {place / f'{config.teacher_global_step}backbone.pth'}; there are "
+            f"config teacher_global_step: no trained {path / f'{config.teacher_global_step}backbone.pth'}; there are "
             f"the steps {', '.join(map(str, trained))}"
         )
     return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
 
 def check_folders(config: EasyDict) -> None:
-    """Raises UserError unless a teacher is named, and another folder for the student."""
+    """Raises UserError if teacher_pth is empty or in config.output, the student's own folder."""
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
     path = Path(config.teacher_pth)
@@ -64,14 +65,18 @@ def check_folders(config: EasyDict) -> None:
 
 
 def align_teacher_steps(epoch_end_steps: Sequence[int], steps: list[int]) -> list[int]:
-    """Which of the teacher's steps (ascending) is as far in its training as the student is at each of its ends."""
+    """Returns, for each epoch end of the student, the teacher step at the same fraction of its own training.
+
+    steps: the teacher's steps, ascending. An equal number of epochs maps one to one; otherwise the first teacher step
+    whose fraction is not smaller is taken.
+    """
     if len(epoch_end_steps) == len(steps):
         return list(steps)
     return [next(step for step in steps if step * epoch_end_steps[-1] >= end * steps[-1]) for end in epoch_end_steps]
 
 
 def log_plan(files: list[Path]) -> None:
-    """Says which file serves in which epochs."""
+    """Logs the teacher file of each range of epochs."""
     epoch = 0
     for path, group in groupby(files):
         last = epoch + len(list(group)) - 1
@@ -80,12 +85,15 @@ def log_plan(files: list[Path]) -> None:
 
 
 def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
-    """Loads every file once, so that one that will not serve is known, and told once, before the first step."""
+    """Loads every file once, so that an unusable one is reported before the first step. Collective: call on all ranks.
+
+    Raises UserError.
+    """
 
     def load_all() -> None:
-        different = list(dict.fromkeys(files))
-        with Progress(len(different), "Checking", "teachers", world.is_main) as progress:
-            for path in different:
+        unique_files = list(dict.fromkeys(files))
+        with Progress(len(unique_files), "Checking", "teachers", world.is_main) as progress:
+            for path in unique_files:
                 teacher.load(path)
                 progress.update()
 
@@ -95,7 +103,10 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
 def prepare_teacher(
     config: EasyDict, world: World, epoch_end_steps: Sequence[int], build_backbone: Callable[[EasyDict], nn.Module]
 ) -> tuple[Teacher, list[Path]]:
-    """The config's teacher and its file for each epoch, every one tried, and said. `ends` as in teacher_files."""
+    """Returns the teacher and its file for each epoch, after it has tried every file and logged the schedule.
+
+    Collective: call on all ranks. epoch_end_steps: as for `teacher_files`. Raises UserError.
+    """
     files = run_on_main(world, lambda: teacher_files(config, epoch_end_steps))
     teacher = make_teacher(config, world, build_backbone)
     check_files(teacher, files, world)

@@ -1,4 +1,4 @@
-"""Knowledge distillation: the task that adds a teacher's embeddings to ArcFace (paper, Section III-C)."""
+"""Knowledge distillation task: ArcFace plus the distance to a teacher's embeddings (paper, Section III-C)."""
 
 from typing import Any
 
@@ -11,23 +11,24 @@ from utils.training.task import Batch, Task
 
 
 class DistillTask(Task):
-    """ArcFace plus w times the distillation loss, both of the student's embedding of the same batch."""
+    """Minimises the ArcFace loss plus w times the distillation loss of the student's embeddings."""
 
     def __init__(self, backbone: nn.Module, header: nn.Module, targets: TeacherTargets, w: float) -> None:
+        """targets: source of the teacher's embeddings. w: weight of the distillation loss."""
         super().__init__(backbone, header)
         self.targets = targets
         self.w = w
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Takes the teacher of the epoch."""
+        """Loads the teacher checkpoint of the epoch."""
         self.targets.on_epoch_start(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which teacher serves: for people, the epoch decides on it."""
+        """Returns the path of the active teacher, for information; the epoch decides which one is loaded."""
         return {"teacher": str(self.targets.active_checkpoint)}
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{"Loss": ArcLoss + w · MSE, "ArcLoss", "MSE"}."""
+        """Returns {"Loss": ArcLoss + w · MSE, "ArcLoss", "MSE"}, each a scalar."""
         embeddings = self.backbone(batch.images)  # (B, D)
         arc_loss = header_loss(self.header, embeddings, batch.labels)
         mse = distillation_loss(embeddings, self.targets(batch))

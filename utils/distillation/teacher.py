@@ -1,4 +1,4 @@
-"""Teachers: networks whose embeddings a student learns. They are run, never trained."""
+"""Teachers: networks whose embeddings a student learns to reproduce. They are evaluated, never trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,40 +16,40 @@ from utils.distributed.process_group import World, autocast, to_device
 
 
 class Teacher(Protocol):
-    """Gives the embeddings of images."""
+    """Interface of a teacher network."""
 
     def load(self, path: Path) -> None:
-        """Takes the weights of a file. Raises UserError where they are not those of this network, whole."""
+        """Loads weights from a file. Raises UserError unless they fit this network completely."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+        """Maps (B, 3, 112, 112) float32 in [-1, 1] to embeddings (B, embedding_size) float32 of length 1."""
 
 
 class NetworkTeacher:
-    """A backbone of the project, with the weights of a checkpoint."""
+    """Backbone of this project as a teacher, with the weights of a checkpoint."""
 
     def __init__(self, network: nn.Module, world: World, precision: str = "fp32") -> None:
-        """precision: fp32, bf16 or fp16, whatever the student's."""
+        """Puts the network in eval mode on the device. precision: fp32, bf16 or fp16, independent of the student's."""
         self.network = to_device(network, world).eval().requires_grad_(False)
         self.world = world
         self.precision = precision
 
     def load(self, path: Path) -> None:
-        """Takes the weights of a file into the memory that is there, so that a change of teacher costs none."""
+        """Loads weights into the existing parameters, so that a change of teacher needs no further memory."""
         load_weights(self.network, path, "teacher_network, teacher_channel, teacher_n_layers, teacher_genotype")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, 112, 112) float32 in [-1, 1] -> (B, embedding_size) float32 of length 1."""
+        """Maps (B, 3, 112, 112) float32 in [-1, 1] to embeddings (B, embedding_size) float32 of length 1."""
         with torch.inference_mode(), autocast(self.world, self.precision):
             embeddings = F.normalize(self.network(images).float(), dim=1)
-        return embeddings.clone()  # a copy made outside: what inference mode made cannot meet a gradient
+        return embeddings.clone()  # a copy outside inference mode, because autograd refuses inference tensors
 
 
 def teacher_network(config: EasyDict) -> EasyDict:
-    """The fields that build the teacher's network.
+    """Returns the config fields from which the teacher's network is built.
 
-    A PocketNetS or PocketNetM has the sizes of that name; a PocketNet of no size has the student's, unless the fields
-    teacher_channel, teacher_n_layers and teacher_genotype say otherwise.
+    PocketNetS and PocketNetM have the channel and n_layers of their name; a PocketNet without a size has the student's.
+    The fields teacher_channel, teacher_n_layers and teacher_genotype override them.
     """
     size = parse_name(config.teacher_network).size
     channel, n_layers = SIZES.get(size, (config.channel, config.n_layers))
@@ -66,12 +66,12 @@ def teacher_network(config: EasyDict) -> EasyDict:
 
 
 def is_onnx(config: EasyDict) -> bool:
-    """Whether the teacher is an ONNX file."""
+    """Returns whether teacher_pth names an ONNX file."""
     return config.teacher_pth.lower().endswith(".onnx")
 
 
 def teacher_description(config: EasyDict) -> str:
-    """All of the teacher, but its weights, that its embeddings depend on: the network and the precision."""
+    """Returns the network and precision as text: all that the embeddings depend on except the weights."""
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
     net = teacher_network(config)
@@ -84,7 +84,7 @@ def teacher_description(config: EasyDict) -> str:
 
 
 def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:
-    """The config's teacher, without weights as yet."""
+    """Builds the teacher of the config; its `load` has to be called before it is used."""
     if is_onnx(config):
         return OnnxTeacher(config.embedding_size, world)
     network = build_backbone(teacher_network(config))

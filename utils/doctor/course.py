@@ -1,4 +1,4 @@
-"""The course of the run: its network, learning rate and steps, how its head is split, where it begins."""
+"""Checks of the schedule: network, learning rate, steps, sharding of the header, and the resume point."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -14,27 +14,30 @@ from utils.datasets.sampler import EpochSampler, check_batch_size
 from utils.datasets.shared_loader import Loader
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
-from utils.doctor.plan import Run
-from utils.doctor.table import PASS, WARN, Check, format_processes, unknown
+from utils.doctor.plan import RunPlan
+from utils.doctor.table import PASS, WARN, Check, format_processes, not_checked
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.progress import epoch_ends
-from utils.training.resume import ResumePoint, earlier_files, resolve_resume
+from utils.training.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.task import Task
 
 
-def settings(log_unused: Callable[[EasyDict, str, str], None], plan: Run) -> Iterator[Check]:
-    """The network, the schedule, and as warnings the settings that have no effect."""
+def check_config(log_unused: Callable[[EasyDict, str, str], None], plan: RunPlan) -> Iterator[Check]:
+    """Reports the network and the learning rate by epoch; settings without effect are warnings.
+
+    log_unused: config.log_unused.
+    """
     config = plan.config
     size = "" if parse_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
-    rate = config.lr * config.batch_size * plan.processes / 512
-    rates = [(rate * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
-    parts = [f"{lr:.3g} from {next(group)[1]}" for lr, group in itertools.groupby(rates, lambda pair: pair[0])]
-    told = ", ".join(parts) if len(parts) <= 8 else f"{rates[0][0]:.3g} to {rates[-1][0]:.3g}"
-    yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {told}")
+    lr = config.lr * config.batch_size * plan.processes / 512
+    rates = [(lr * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
+    parts = [f"{rate:.3g} from {next(group)[1]}" for rate, group in itertools.groupby(rates, lambda pair: pair[0])]
+    summary = ", ".join(parts) if len(parts) <= 8 else f"{rates[0][0]:.3g} to {rates[-1][0]:.3g}"
+    yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {summary}")
     kind = "distillation (./train_kd.sh)" if plan.distils else "plain training (./train.sh; --kd: for ./train_kd.sh)"
     yield Check("config", PASS, f"checked for {kind}")
     if plan.distils:
@@ -43,11 +46,11 @@ def settings(log_unused: Callable[[EasyDict, str, str], None], plan: Run) -> Ite
         log_unused(config, "train", "./train.sh")
 
 
-def steps(plan: Run) -> Iterator[Check]:
-    """Epochs and batches."""
+def check_steps(plan: RunPlan) -> Iterator[Check]:
+    """Checks the batch size against the number of images, and computes the steps of the run."""
     config = plan.config
     if not plan.n_images:
-        yield unknown("steps")
+        yield not_checked("steps")
         return
     check_batch_size(config)
     plan.sampler = EpochSampler(plan.n_images, config.batch_size, 0, plan.processes, config.seed)
@@ -56,68 +59,68 @@ def steps(plan: Run) -> Iterator[Check]:
     yield Check("steps", PASS, f"{plan.epoch_end_steps[-1]:,}, {len(plan.sampler):,} an epoch; {batch}")
 
 
-def head(plan: Run) -> Iterator[Check]:
-    """Whether a sharded head has a class for every process."""
+def check_head(plan: RunPlan) -> Iterator[Check]:
+    """Checks that a sharded header has a class for every process."""
     config, classes = plan.config, plan.num_classes
     if config.head != "sharded":
         return
     if not classes:
-        yield unknown("head")
+        yield not_checked("head")
         return
-    first = World(0, plan.processes, torch.device("cpu"))
-    try:  # of embeddings of one number, for they may be too many for this machine
-        ShardedArcFace(1, classes, config.s, config.m, first, config.sample_rate)
+    rank_0 = World(0, plan.processes, torch.device("cpu"))
+    try:  # with embedding size 1, because this machine's memory may be too small for the real one
+        ShardedArcFace(1, classes, config.s, config.m, rank_0, config.sample_rate)
     except UserError as error:
         found = str(error).partition("; ")[0]
         raise UserError(f"{found}; {format_processes(classes)} at most, or head=whole") from None
-    most = -(-classes // plan.processes)
-    part = f", {config.sample_rate:.3g} of them a step" if config.sample_rate < 1 else ""
-    found = f"sharded over {format_processes(plan.processes)}: at most {most:,} of {classes:,} classes each{part}"
+    shard = -(-classes // plan.processes)
+    sampled = f", {config.sample_rate:.3g} of them a step" if config.sample_rate < 1 else ""
+    found = f"sharded over {format_processes(plan.processes)}: at most {shard:,} of {classes:,} classes each{sampled}"
     yield Check("head", PASS, found)
 
 
-def resume(plan: Run) -> Iterator[Check]:
-    """Where the run begins, and whether what is there fits the network."""
+def check_resume(plan: RunPlan) -> Iterator[Check]:
+    """Finds the resume point of the run, and checks that its files fit the network."""
     config, folder = plan.config, Path(plan.config.output)
     if config.resume == "0":
-        yield _begins_anew(folder, plan)
+        yield _starts_from_scratch(folder, plan)
         return
     if plan.dataset is None or plan.sampler is None:
-        yield unknown("resume")
+        yield not_checked("resume")
         return
-    # As one process that has the batches of all, for more would ask each other.
-    joint = EasyDict({**config, "batch_size": config.batch_size * plan.processes})
+    # As a single process with the global batch, because resolve_resume is collective.
+    single_process = EasyDict({**config, "batch_size": config.batch_size * plan.processes})
     task_type = DistillTask if plan.distils else ArcFaceTask
-    resume_point = resolve_resume(joint, task_type, Loader(plan.dataset, plan.sampler), plan.world)
-    _load(plan, resume_point)
+    resume_point = resolve_resume(single_process, task_type, Loader(plan.dataset, plan.sampler), plan.world)
+    _check_weights(plan, resume_point)
     plan.progress, plan.epoch_end_steps = resume_point.progress, epoch_ends(config, plan.sampler, resume_point.progress)
-    if resume_point.state:  # else those that are there are put aside
+    if resume_point.state:  # otherwise existing checkpoints are archived
         plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
     if not resume_point.progress.step:
-        yield _begins_anew(folder, plan)
+        yield _starts_from_scratch(folder, plan)
     elif not resume_point.progress.is_finished(config):
         yield Check(
-            "resume", PASS, f"goes on from step {resume_point.progress.step:,}, in epoch {resume_point.progress.epoch}"
+            "resume", PASS, f"resumes from step {resume_point.progress.step:,}, in epoch {resume_point.progress.epoch}"
         )
     else:
-        yield Check(
-            "resume", WARN, f"{folder} holds the whole run: nothing to do", f"name another output, or {START_OVER_HINT}"
-        )
+        found = f"the run in {folder} is finished: nothing to do"
+        yield Check("resume", WARN, found, f"name another output, or {START_OVER_HINT}")
 
 
-def _begins_anew(folder: Path, plan: Run) -> Check:
-    earlier = len(earlier_files(folder, ResumePoint(), Task.suffixes))
-    moved = f"; {earlier} files of the earlier run will be moved to {folder}/old-N" if earlier else ""
-    return Check("resume", PASS, f"begins anew{moved}")
+def _starts_from_scratch(folder: Path, plan: RunPlan) -> Check:
+    """Returns the check of a run from scratch, with the number of files that it will archive."""
+    n_files = len(previous_run_files(folder, ResumePoint(), Task.suffixes))
+    moved = f"; {n_files} files of the earlier run will be moved to {folder}/old-N" if n_files else ""
+    return Check("resume", PASS, f"starts from scratch{moved}")
 
 
-def _load(plan: Run, resume_point: ResumePoint) -> None:
-    """Raises UserError unless what the run goes on from is of its networks."""
-    if not resume_point.state and not resume_point.published:
+def _check_weights(plan: RunPlan, resume_point: ResumePoint) -> None:
+    """Raises UserError unless the weights of the resume point fit the backbone and the header of the run."""
+    if not resume_point.state and not resume_point.export_folder:
         return
     folder = Path(plan.config.output)
-    with torch.device("meta"):  # shapes alone: it may be larger than this machine's memory
-        header = ArcFace(plan.config.embedding_size, plan.num_classes)  # sharded, it has the same files
+    with torch.device("meta"):  # only shapes: it may be larger than this machine's memory
+        header = ArcFace(plan.config.embedding_size, plan.num_classes)  # a sharded header has the same files
     for name, module in (("header", header), ("backbone", plan.backbone)):
         if resume_point.state:
             check_state(module.state_dict(), resume_point.state[name], f"{folder / CHECKPOINT_FILE} ({name})")

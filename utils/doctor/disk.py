@@ -1,4 +1,4 @@
-"""What is written: the folders, and room for all checkpoints."""
+"""Checks of the output: folders that can be written, and disk space for all files."""
 
 import io
 import shutil
@@ -8,61 +8,66 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from utils.doctor.plan import Run
-from utils.doctor.table import PASS, Check, format_bytes, heard, unknown, weighed
+from utils.doctor.plan import RunPlan
+from utils.doctor.table import PASS, Check, collect_checks, compare_with_free, format_bytes, not_checked
 
 MakeFolder = Callable[[EasyDict, str], Path]  # config.make_folder
 
 
-def output(make: MakeFolder, plan: Run) -> Iterator[Check]:
-    """The folders that are written."""
+def check_output(make: MakeFolder, plan: RunPlan) -> Iterator[Check]:
+    """Creates the folders that the run writes to. make: config.make_folder."""
     cached = plan.distils and plan.config.teacher_cache
     for name in ("output", "log_dir", *(["teacher_cache"] if cached else [])):
-        yield from heard("output", _folder(make, plan.config, name))
+        yield from collect_checks("output", _check_folder(make, plan.config, name))
 
 
-def _folder(make: MakeFolder, config: EasyDict, name: str) -> Iterator[Check]:
+def _check_folder(make: MakeFolder, config: EasyDict, name: str) -> Iterator[Check]:
+    """Creates the folder of a config field and yields a check that passes. Raises UserError if it cannot be written."""
     yield Check("output", PASS, f"{name}: {make(config, name)} can be written")
 
 
-def disk(plan: Run) -> Iterator[Check]:
-    """Room for all that the run will write."""
+def check_disk(plan: RunPlan) -> Iterator[Check]:
+    """Compares the size of all files that the run will write with the free space of each disk."""
     config = plan.config
     if not plan.n_images or not plan.num_classes:
-        yield unknown("disk")
+        yield not_checked("disk")
         return
     needs = {"output": output_bytes(plan)}
     if plan.teacher_files and config.teacher_cache:
         needs["teacher_cache"] = sum(_cache_bytes(plan, path) for path in set(plan.teacher_files))
     disks: dict[int, list[str]] = {}
     for name in needs:
-        disks.setdefault(_existing(config[name]).stat().st_dev, []).append(name)
+        disks.setdefault(_existing_parent(config[name]).stat().st_dev, []).append(name)
     for names in disks.values():
-        need, free = sum(needs[name] for name in names), shutil.disk_usage(_existing(config[names[0]])).free
-        told = " and ".join(f"{format_bytes(needs[name])} in {config[name]}" for name in names)
+        need = sum(needs[name] for name in names)
+        free = shutil.disk_usage(_existing_parent(config[names[0]])).free
+        sizes = " and ".join(f"{format_bytes(needs[name])} in {config[name]}" for name in names)
         fix = f"make room, or name a folder on a larger disk: {names[-1]}=FOLDER"
-        yield weighed("disk", need, free, f"{told} to be written, {format_bytes(free)} free", fix)
+        yield compare_with_free("disk", need, free, f"{sizes} to be written, {format_bytes(free)} free", fix)
 
 
-def output_bytes(plan: Run) -> int:
-    """Of the published files of every epoch to come, and of config.keep checkpoints and one that is being written."""
+def output_bytes(plan: RunPlan) -> int:
+    """Returns the bytes that the run will add to its output folder.
+
+    These are the exported weights of every epoch left, config.keep checkpoints, and one more that is being written.
+    """
     config, file = plan.config, io.BytesIO()
     torch.save(dict(plan.backbone.state_dict()), file)
-    published = len(file.getbuffer()) + plan.header_bytes
+    exported = len(file.getbuffer()) + plan.header_bytes
     buffers = sum(buffer.nbytes for buffer in plan.backbone.buffers())  # of each process
-    checkpoint = 2 * published + plan.processes * buffers  # weights and momentum
+    checkpoint = 2 * exported + plan.processes * buffers  # weights and momentum
     epochs = len(plan.epoch_end_steps) - plan.progress.epoch + (config.save_initial and not plan.progress.step)
-    return epochs * published + max(1, config.keep + 1 - plan.replaced) * checkpoint
+    return epochs * exported + max(1, config.keep + 1 - plan.replaced) * checkpoint
 
 
-def _cache_bytes(plan: Run, path: Path) -> int:
-    """Of the embeddings of a teacher's file; 0 where there are such of a teacher of this name, as many and as long."""
+def _cache_bytes(plan: RunPlan, path: Path) -> int:
+    """Returns the bytes of the cache of a teacher file; 0 if a cache file of this name and size exists already."""
     size = 4 * plan.config.embedding_size * plan.n_images
-    there = Path(plan.config.teacher_cache).glob(f"{path.stem}-*.f16")
-    return 0 if any(file.stat().st_size == size for file in there) else size + 8 * plan.n_images
+    files = Path(plan.config.teacher_cache).glob(f"{path.stem}-*.f16")
+    return 0 if any(file.stat().st_size == size for file in files) else size + 8 * plan.n_images
 
 
-def _existing(folder: str) -> Path:
-    """The folder, or the first above it that is there."""
+def _existing_parent(folder: str) -> Path:
+    """Returns the folder itself or its nearest parent that exists."""
     path = Path(folder).absolute()
-    return next(there for there in (path, *path.parents) if there.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())

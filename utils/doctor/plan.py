@@ -1,4 +1,4 @@
-"""The run that the doctor checks."""
+"""Description of the run that the doctor checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,32 +17,32 @@ from utils.training.progress import TrainProgress
 
 
 @dataclass
-class Run:
-    """The run that is checked, and what the checks so far have found out about it."""
+class RunPlan:
+    """Run that is checked, and what the checks so far have found out about it."""
 
     config: EasyDict
-    local: int  # processes on this machine
-    processes: int  # on all machines
-    world: World  # the doctor's own: one process
+    local_processes: int  # processes on this machine
+    processes: int  # processes on all machines
+    world: World  # of the doctor itself: one process
     backbone: nn.Module
-    n_images: int  # 0: not known
-    num_classes: int  # 0: not known
-    epoch_end_steps: Sequence[int]  # see epoch_ends
-    distils: bool  # whether it has a teacher: ./train_kd.sh
+    n_images: int  # 0: unknown
+    num_classes: int  # 0: unknown
+    epoch_end_steps: Sequence[int]  # global step at the end of each epoch
+    distils: bool  # whether it trains with a teacher (./train_kd.sh)
     dataset: FaceDataset | None = None
     sampler: EpochSampler | None = None
-    progress: TrainProgress = field(default_factory=TrainProgress)  # where it begins
-    replaced: int = 0  # checkpoints of it that give way to new ones
+    progress: TrainProgress = field(default_factory=TrainProgress)  # at the start of the run
+    replaced: int = 0  # checkpoints of this run that newer ones will replace
     teacher: Teacher | None = None
-    teacher_files: list[Path] = field(default_factory=list)  # of each epoch
-    set_bytes: int = 0  # of the verification sets, decoded
+    teacher_files: list[Path] = field(default_factory=list)  # one per epoch
+    set_bytes: int = 0  # decoded images of the evaluation sets
 
     @property
     def header_bytes(self) -> int:
-        """Of the header's weights, all classes together."""
+        """Bytes of the header's float32 weights for all classes."""
         return 4 * self.config.embedding_size * self.num_classes
 
     @property
     def slot_bytes(self) -> int:
-        """Of the images that a loader worker holds."""
+        """Bytes of the shared memory that one loader worker writes images to."""
         return SLOTS * self.config.batch_size * SIZE * SIZE * 3

@@ -1,4 +1,4 @@
-"""The lines of the doctor's table, made of what the code itself says in errors and warnings."""
+"""Lines of the doctor's table, built from results, errors and logged warnings of the checks."""
 
 import logging
 import re
@@ -11,21 +11,22 @@ from utils.errors import UserError, out_of_memory
 from utils.logs.run_log import log
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
-CLOSE = 0.85  # of what is free: a need beyond it is told as a warning, for needs are estimates
-# By subject, for messages that name no mend themselves.
-_MENDS = {
+CLOSE = 0.85  # fraction of what is free above which a need becomes a warning, because needs are estimates
+# Fix by subject, for messages that name none themselves.
+_DEFAULT_FIXES = {
     "config": "remove them from the config",
-    "data": "copy the files again, or make them anew (data/README.md)",
-    "images": "copy the files again, or make them anew (data/README.md); on_bad_image=skip trains without such images",
+    "data": "copy the files again, or create them again (data/README.md)",
+    "images": "copy the files again, or create them again (data/README.md); on_bad_image=skip trains without such "
+    "images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
-    "resume": f"name another output, or {START_OVER_HINT}; see to the disk where a file is damaged",
+    "resume": f"name another output, or {START_OVER_HINT}; check the disk if a file is damaged",
     "student": "name other weights with student_pth and student_global_step",
     "teacher": "copy it again, or name another",
 }
 
 
 class Check(NamedTuple):
-    """One line of the table."""
+    """Result of a check, one line of the table."""
 
     subject: str
     state: str  # pass, warn or fail
@@ -33,13 +34,16 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def heard(subject: str, checks: Iterable[Check], wrong: str = FAIL) -> Iterator[Check]:
-    """The checks; then, as checks, an error that ended them (`wrong`) and the warnings that were logged meanwhile."""
-    with _listening() as messages:
+def collect_checks(subject: str, checks: Iterable[Check], state_of_error: str = FAIL) -> Iterator[Check]:
+    """Yields the checks, then one for an error that ended them and one for each warning logged meanwhile.
+
+    state_of_error: state of a check made from a UserError or OSError; running out of memory is always FAIL.
+    """
+    with _captured_warnings() as messages:
         try:
             yield from checks
         except (UserError, OSError) as error:
-            yield Check(subject, wrong, *split_message(subject, str(error)))
+            yield Check(subject, state_of_error, *split_message(subject, str(error)))
         except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             if (problem := out_of_memory(error)) is None:
                 raise
@@ -48,43 +52,43 @@ def heard(subject: str, checks: Iterable[Check], wrong: str = FAIL) -> Iterator[
 
 
 @contextmanager
-def _listening() -> Iterator[list[str]]:
-    """Collects the warnings of the project's log, which says nothing elsewhere meanwhile."""
+def _captured_warnings() -> Iterator[list[str]]:
+    """Collects the warnings of the project's log, which prints nothing inside the block."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    before = log.handlers, log.propagate
+    handlers, propagate = log.handlers, log.propagate
     log.handlers, log.propagate = [handler], False
     try:
         yield messages
     finally:
-        log.handlers, log.propagate = before
+        log.handlers, log.propagate = handlers, propagate
 
 
 def split_message(subject: str, message: str) -> tuple[str, str]:
-    """What was found, and the mend: the message's own, or else the subject's."""
+    """Splits a message at its first "; " into problem and fix; without a fix, takes the default of the subject."""
     found, _, fix = message.partition("; ")
     if not fix and (match := re.match(r"config (\w+):", found)):
         fix = f"change {match[1]} in the config, or for one run with {match[1]}=…"
-    return found, fix or _MENDS.get(subject, "see to the file or folder that it names")
+    return found, fix or _DEFAULT_FIXES.get(subject, "check the file or folder that it names")
 
 
-def weighed(subject: str, need: float, free: float, found: str, fix: str) -> Check:
-    """Whether what is needed fits into what is free, both in bytes."""
+def compare_with_free(subject: str, need: float, free: float, found: str, fix: str) -> Check:
+    """Returns a check of whether the bytes needed fit into the bytes free; a close fit is a warning."""
     state = FAIL if need > free else WARN if need > CLOSE * free else PASS
     return Check(subject, state, found, "" if state == PASS else fix)
 
 
-def unknown(subject: str) -> Check:
-    """Of a subject that needs what the data would have told."""
-    return Check(subject, WARN, "not checked, for it takes the data", "mend those, then ask again")
+def not_checked(subject: str) -> Check:
+    """Returns the warning of a check that was skipped because the data check failed."""
+    return Check(subject, WARN, "not checked, because it needs the data", "fix the data, then run the doctor again")
 
 
 def format_processes(count: int) -> str:
-    """So many, in words."""
+    """Returns the count with its noun, such as "2 processes"."""
     return f"{count} process{'es' * (count > 1)}"
 
 
 def format_bytes(size: float) -> str:
-    """Bytes, in words."""
+    """Returns a size in GiB, or in MiB below 1 GiB."""
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Plain training with the ArcFace header."""
+"""Training with the ArcFace loss, without a teacher."""
 
 from torch import Tensor
 
@@ -7,8 +7,8 @@ from utils.training.task import Batch, Task
 
 
 class ArcFaceTask(Task):
-    """Plain training: the cross-entropy of the header's logits."""
+    """Minimises the cross-entropy of the header's logits."""
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """{"Loss": scalar}."""
+        """Returns {"Loss": scalar}."""
         return {"Loss": header_loss(self.header, self.backbone(batch.images), batch.labels)}

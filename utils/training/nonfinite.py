@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they are left out, counted, and, too many in a row, the end of a run."""
+"""Non-finite steps: a step whose loss or gradient is not finite is skipped and counted; too many in a row end a run."""
 
 import json
 from pathlib import Path
@@ -19,74 +19,78 @@ REPORT_FILE = "bad_steps.json"
 
 
 def require_finite(name: str | None, step: int, output: str) -> None:
-    """Raises UserError where a tensor that is to be written is not finite. name: the first such tensor's, or None."""
+    """Raises UserError unless `name` is None. name: the first tensor to be written that is not finite."""
     if name:
         raise UserError(
-            f"{name} is not finite after step {step}: it is not written, what {output} holds stays as it is; lower lr, "
-            "or try precision=fp32"
+            f"{name} is not finite after step {step}: it is not written, the files in {output} stay as they are; "
+            "lower lr, or try precision=fp32"
         )
 
 
 class NonFiniteGuard:
-    """Leaves bad steps out without the host waiting for the device: it judges there, and reads the verdicts when the
-    log is written.
+    """Detects and skips non-finite steps without making the host wait for the device.
 
-    A bad step changes nothing: no weight, no momentum, no running statistics; nor is a checkpoint written while the
-    last step was bad, for the weights may be what made it so. All processes judge the same.
+    Each step is checked on the device; the host reads the results only when a log line is written. A non-finite step
+    changes neither weights nor momentum nor running statistics. No checkpoint is written while the last step was
+    non-finite, because the weights themselves may be the cause. All ranks reach the same result.
     """
 
     def __init__(
         self, backbone: nn.Module, optimizer: torch.optim.Optimizer, keys: np.ndarray, config: EasyDict, world: World
     ) -> None:
-        """keys: of the data set's images, by index."""
+        """keys: record keys of the training images, by dataset index."""
         self.optimizer = optimizer
         self.world = world
         self.config = config
         self.keys = keys
-        self.total = 0
-        self.in_a_row: dict[int, list[int]] = {}  # the last steps, all bad, and the keys of all processes' images
-        self._since: list[tuple[int, Tensor, Tensor]] = []  # since the last line: step, indices, whether it was bad
+        self.total = 0  # non-finite steps of the whole run
+        self.in_a_row: dict[int, list[int]] = {}  # the latest non-finite steps, with the image keys of all ranks
+        self._pending: list[tuple[int, Tensor, Tensor]] = []  # since the last flush: step, indices, non-finite flag
         self._buffers = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
-        self._kept = torch.empty(0)
+        self._saved_buffers = torch.empty(0)
 
     def save_buffers(self) -> None:
-        """Keeps the running statistics, which the forward pass changes."""
-        self._kept = self._flat()
+        """Saves a copy of the running statistics, which the forward pass changes."""
+        self._saved_buffers = self._flat_buffers()
 
     def is_nonfinite(self, step: int, losses: Tensor, norm: Tensor, scale: Tensor, indices: Tensor) -> Tensor:
-        """Whether the step is bad for any process: (), bool, on the device. Puts the running statistics back if it is.
+        """Returns whether the step is non-finite on any rank, a () bool tensor on the device.
 
-        losses: (n,). norm: of the gradients. scale: of the loss, 1 but under fp16, whose gradients overflow now and
-        then, as its scaler means them to: while there is a smaller scale, that alone makes no bad step.
+        Restores the running statistics if it is. Collective: call on all ranks.
+
+        losses: (n,). norm: of the gradient. scale: of the loss, 1 except in fp16, where the scaler lets the gradient
+        overflow now and then by design. While the scale can still be lowered, an overflow alone does not count.
         """
-        bad = ~torch.isfinite(losses).all() | (~torch.isfinite(norm) & (scale <= 1))
+        nonfinite = ~torch.isfinite(losses).all() | (~torch.isfinite(norm) & (scale <= 1))
         if self.world.size > 1:
-            worst = bad.int()
-            dist.all_reduce(worst, dist.ReduceOp.MAX)
-            bad = worst.bool()
+            on_any_rank = nonfinite.int()
+            dist.all_reduce(on_any_rank, dist.ReduceOp.MAX)
+            nonfinite = on_any_rank.bool()
         if self._buffers:
-            whole = torch.where(bad, self._kept, self._flat())
-            parts = whole.split([buffer.numel() for buffer in self._buffers])
+            flat = torch.where(nonfinite, self._saved_buffers, self._flat_buffers())
+            parts = flat.split([buffer.numel() for buffer in self._buffers])
             torch._foreach_copy_(self._buffers, [p.view_as(b) for p, b in zip(parts, self._buffers, strict=True)])
-        self._since.append((step, indices.clone(), bad))  # a copy: the loader uses the memory again
-        return bad
+        self._pending.append((step, indices.clone(), nonfinite))  # a clone, because the loader reuses the memory
+        return nonfinite
 
     def flush(self) -> None:
-        """Counts and tells the bad steps since the last call; every process takes part. Raises UserError after
-        config.max_bad_steps in a row."""
-        if not self._since:
+        """Counts and logs the non-finite steps since the last call. Collective: call on all ranks.
+
+        Raises UserError after config.max_bad_steps of them in a row.
+        """
+        if not self._pending:
             return
-        verdicts = torch.stack([verdict for _, _, verdict in self._since])  # (steps,)
-        since, self._since = self._since, []
+        flags = torch.stack([nonfinite for _, _, nonfinite in self._pending])  # (steps,)
+        pending, self._pending = self._pending, []
         found = []
-        for (step, indices, _), bad in zip(since, verdicts.tolist(), strict=True):
-            if not bad:
+        for (step, indices, _), nonfinite in zip(pending, flags.tolist(), strict=True):
+            if not nonfinite:
                 self.in_a_row = {}
                 continue
             found.append(step)
             self.in_a_row[step] = all_gather_rows(self.keys[indices.numpy()], self.world).tolist()
             if len(self.in_a_row) == self.config.max_bad_steps:
-                run_on_main(self.world, self._end)
+                run_on_main(self.world, self._raise_with_report)
         if found:
             self.total += len(found)
             log.warning(
@@ -95,30 +99,31 @@ class NonFiniteGuard:
             )
 
     def last_step_was_nonfinite(self) -> bool:
-        """Whether the last step was bad, the same on every process."""
+        """Returns whether the last step was non-finite, the same on all ranks. Collective: call on all ranks."""
         self.flush()
         return bool(self.in_a_row)
 
     def raise_if_last_step_was_nonfinite(self) -> None:
-        """Raises UserError if the last step of a run was bad; every process takes part."""
+        """Raises UserError if the last step of the run was non-finite. Collective: call on all ranks."""
         if self.last_step_was_nonfinite():
-            run_on_main(self.world, self._end)
+            run_on_main(self.world, self._raise_with_report)
 
     @torch.no_grad()
-    def _flat(self) -> Tensor:
-        return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else self._kept
+    def _flat_buffers(self) -> Tensor:
+        """Returns the running statistics as one flat copy."""
+        return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else self._saved_buffers
 
-    def _end(self) -> None:
-        """Writes down the images of the bad steps, and raises UserError."""
+    def _raise_with_report(self) -> None:
+        """Writes the image keys of the latest non-finite steps to bad_steps.json, then raises UserError."""
         lr = self.optimizer.param_groups[0]["lr"]
         path = Path(self.config.output) / REPORT_FILE
-        kept = f"the keys of their images are in {path}"
+        report = f"the keys of their images are in {path}"
         try:
             write_text_atomic(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
         except OSError as error:
-            kept = f"the keys of their images could not be written to {path} ({error.strerror})"
+            report = f"the keys of their images could not be written to {path} ({error.strerror})"
         steps = list(self.in_a_row)
         raise UserError(
             f"loss or gradient is not finite in {len(steps)} steps in a row, {steps[0]} to {steps[-1]} (learning rate "
-            f"{lr:g}); {kept}; lower lr, or try precision=fp32"
+            f"{lr:g}); {report}; lower lr, or try precision=fp32"
         )

@@ -1,4 +1,4 @@
-"""A step of the networks' weights: forward, backward, and the optimizer's."""
+"""One optimizer step on backbone and header: forward pass, backward pass and weight update."""
 
 import numpy as np
 import torch
@@ -11,71 +11,74 @@ from utils.training.task import Batch, Task
 
 
 class OptimizerStep:
-    """Moves the parameters of both networks that learn; calling it is a step."""
+    """Updates the trainable parameters of backbone and header; each call is one step."""
 
     def __init__(self, task: Task, keys: np.ndarray, config: EasyDict, world: World) -> None:
-        """keys: of the training images, by index."""
+        """keys: record keys of the training images, by dataset index."""
         self.task = task
         self.config = config
         self.world = world
         self.optimizer = make_optimizer(task, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.nonfinite = NonFiniteGuard(task.backbone, self.optimizer, keys, config, world)
-        self._one = torch.ones((), device=world.device)
+        self._one = torch.ones((), device=world.device)  # scaled to read the loss scale on the device
 
     def set_learning_rate(self, epoch: int) -> float:
-        """The epoch's: config.lr is for 512 images a step and scales with the images there really are."""
+        """Sets and returns the learning rate of an epoch: config.lr is for a global batch of 512 and scales with it."""
         lr = self.config.lr * self.config.batch_size * self.world.size / 512 * self.config.lr_func(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
     def __call__(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Does the global step of that number, or leaves it out where it is bad; the host never waits for the device.
+        """Runs global step `step`; skips its update if it is non-finite on any rank. Collective: call on all ranks.
 
-        Returns the task's named losses, and whether the step is bad: (), bool.
+        Returns the task's named losses and whether the step is non-finite, a () bool tensor on the device. The host
+        does not wait for the device.
         """
         self.nonfinite.save_buffers()
         with autocast(self.world, self.config.precision):
-            named = self.task(batch)
-        losses = torch.stack([value.detach().float() for value in named.values()])
-        # A loss that is not finite makes its gradient so, by which alone the scaler leaves a step out.
-        weight = torch.where(torch.isfinite(losses).all(), 1.0, torch.nan)
-        self.scaler.scale(named["Loss"] * weight).backward()
+            losses = self.task(batch)
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        # The scaler skips a step only for a non-finite gradient, so a non-finite loss has to make the gradient NaN.
+        weight = torch.where(torch.isfinite(values).all(), 1.0, torch.nan)
+        self.scaler.scale(losses["Loss"] * weight).backward()
         self.scaler.unscale_(self.optimizer)
-        norm = _clip(self.task.backbone, self.config.clip_norm) + _norm(self.task.header)
-        bad = self.nonfinite.is_nonfinite(step, losses, norm, self.scaler.scale(self._one), batch.indices)
+        grad_norm = _clip_gradient(self.task.backbone, self.config.clip_norm) + _gradient_norm(self.task.header)
+        loss_scale = self.scaler.scale(self._one)
+        nonfinite = self.nonfinite.is_nonfinite(step, values, grad_norm, loss_scale, batch.indices)
         if not self.scaler.is_enabled():
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # then the fused step does nothing
+            # The fused optimizer step does nothing if found_inf is 1.
+            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return named, bad
+        return losses, nonfinite
 
 
 def make_optimizer(task: Task, config: EasyDict) -> torch.optim.SGD:
-    """Of both networks' parameters that learn."""
+    """Returns SGD over the trainable parameters of backbone and header, with zeroed momentum buffers."""
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters,
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=True,  # takes the fp16 scaler's verdict on the device, without waiting for it
+        fused=True,  # reads found_inf on the device, so that the host does not wait for it
     )
-    # The fused update leaves the momentum uninitialised where fp16 overflows in the very first step (torch 2.13).
+    # The fused update leaves the momentum uninitialised if fp16 overflows in the first step (torch 2.13).
     for parameter in parameters:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def _clip(backbone: nn.Module, largest: float) -> Tensor:
-    """Scales the gradient down to the largest norm, if that is not 0; returns the norm it had: ()."""
-    if largest:
-        return nn.utils.clip_grad_norm_(backbone.parameters(), largest)
-    return _norm(backbone)
+def _clip_gradient(backbone: nn.Module, max_norm: float) -> Tensor:
+    """Clips the gradient to max_norm, unless that is 0. Returns the norm before clipping, a () tensor."""
+    if max_norm:
+        return nn.utils.clip_grad_norm_(backbone.parameters(), max_norm)
+    return _gradient_norm(backbone)
 
 
-def _norm(module: nn.Module) -> Tensor:
-    """Of its gradient: ()."""
+def _gradient_norm(module: nn.Module) -> Tensor:
+    """Returns the total gradient norm over the parameters that have a gradient, a () tensor."""
     return nn.utils.get_total_norm([parameter.grad for parameter in module.parameters() if parameter.grad is not None])

@@ -1,4 +1,7 @@
-"""The global step at which each epoch of a run ends, by arithmetic: a run may have any number of epochs."""
+"""Progress of a run: its global step, the steps at which its epochs end, and the images seen of the current epoch.
+
+Epoch ends are computed as ranges, so that a run may have any number of epochs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,27 +15,27 @@ from utils.training.step_ranges import StepRanges
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How far a run is."""
+    """Position of a run in its training schedule. Immutable: `after_step` and `after_epoch` return a new value."""
 
     step: int = 0  # global steps done
-    epoch_end_steps: StepRanges = field(default_factory=StepRanges)  # the step at the end of each epoch that is done
-    samples_seen: int = 0  # images that all processes together have taken of the epoch now under way
+    epoch_end_steps: StepRanges = field(default_factory=StepRanges)  # last global step of each finished epoch
+    samples_seen: int = 0  # images of the current epoch that all ranks together have trained on
 
     @property
     def epoch(self) -> int:
-        """The one now under way."""
+        """Index of the current epoch, counted from 0."""
         return len(self.epoch_end_steps)
 
     def is_finished(self, config: EasyDict) -> bool:
-        """Whether a run by the config has nothing more to do."""
+        """Returns whether the run has reached config.max_steps or, if that is 0, config.num_epoch."""
         return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
 
     def after_step(self, images: int) -> "TrainProgress":
-        """One step further; images: of all processes."""
+        """Returns the progress after one more step on so many images of all ranks together."""
         return TrainProgress(self.step + 1, self.epoch_end_steps, self.samples_seen + images)
 
     def after_epoch(self) -> "TrainProgress":
-        """At the start of the next epoch."""
+        """Returns the progress at the start of the next epoch."""
         return TrainProgress(self.step, self.epoch_end_steps.append(self.step))
 
 
@@ -40,22 +43,27 @@ INITIAL_PROGRESS = TrainProgress()
 
 
 def epoch_ends(config: EasyDict, sampler: BatchSampler, progress: TrainProgress = INITIAL_PROGRESS) -> Sequence[int]:
-    """Returns the global step at the end of each epoch that a run by the config has; the last may be a partial one.
+    """Returns the global step at the end of each epoch of the whole run, finished and future; the last may be partial.
 
-    position: where the run is. The steps of an epoch depend on the number of processes, which may have been another.
+    progress: current progress of the run. Finished epochs keep their recorded ends, because the number of ranks,
+    and so the number of steps per epoch, may have been different.
     """
-    steps, first = sampler.steps(), progress.step + sampler.steps(progress.samples_seen)
-    left = config.num_epoch - progress.epoch  # epochs, with the one under way
-    total = config.max_steps or (first + (left - 1) * steps if left > 0 else progress.step)
+    steps_per_epoch = sampler.steps()
+    current_end = progress.step + sampler.steps(progress.samples_seen)
+    epochs_left = config.num_epoch - progress.epoch  # including the current one
+    last_end = current_end + (epochs_left - 1) * steps_per_epoch if epochs_left > 0 else progress.step
+    total = config.max_steps or last_end
     if progress.is_finished(config):
         return progress.epoch_end_steps or (progress.step,)
-    return StepRanges(*progress.epoch_end_steps.ranges, range(first, total, steps), range(total, total + 1))
+    return StepRanges(
+        *progress.epoch_end_steps.ranges, range(current_end, total, steps_per_epoch), range(total, total + 1)
+    )
 
 
 def progress_from_checkpoint(state: dict[str, Any]) -> TrainProgress:
-    """Where it is. Raises ValueError where it holds something else than whole numbers."""
-    progress = state["position"]
-    found = TrainProgress(progress["step"], StepRanges.load(progress["ends"]), progress["seen"])
-    if not all(type(number) is int and number >= 0 for number in (found.step, found.samples_seen)):
-        raise ValueError("a position is of whole numbers")
-    return found
+    """Returns the progress stored in a checkpoint. Raises ValueError for anything but non-negative integers."""
+    position = state["position"]
+    progress = TrainProgress(position["step"], StepRanges.load(position["ends"]), position["seen"])
+    if not all(type(number) is int and number >= 0 for number in (progress.step, progress.samples_seen)):
+        raise ValueError("step and samples seen should be non-negative integers")
+    return progress

@@ -1,4 +1,4 @@
-"""Where a run begins: with its checkpoint.pth, with published files, or anew."""
+"""Start of a run: resumed from checkpoint.pth, resumed from the exported weights of a step, or from scratch."""
 
 import json
 import re
@@ -22,66 +22,79 @@ from utils.training.progress import INITIAL_PROGRESS, TrainProgress, progress_fr
 from utils.training.step_ranges import StepRanges
 from utils.training.task import Task
 
+# Command that starts each kind of run, by the task name in its checkpoint.
+_COMMANDS = {"ArcFaceTask": "./train.sh", "DistillTask": "./train_kd.sh", "SearchTask": "NAS/search.sh"}
+# Other files that a run and its evaluation write for the same checkpoints.
+_COMPANION_FILES = ("config.json", "results.json", "results.txt", "thresholds.json", "roc.png")
+
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run begins: anew, with the state of a checkpoint.pth, or with a step's published files."""
+    """Start of a run: from scratch, from the content of a checkpoint.pth, or from the exported weights of a step."""
 
     progress: TrainProgress = INITIAL_PROGRESS
-    state: dict[str, Any] | None = None
-    published: Path | None = None  # the folder
+    state: dict[str, Any] | None = None  # content of checkpoint.pth
+    export_folder: Path | None = None  # folder with the exported weights of progress.step
 
 
 def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, world: World) -> ResumePoint:
-    """Where the run of config.output begins, the same on every process, and said.
+    """Decides how the run of config.output starts, the same on all ranks, and logs it. Collective: call on all ranks.
 
-    That is with its checkpoint.pth; but with the published files of config.global_step where resume=1 asks for them and
-    the checkpoint is not of a run that began so; else anew. Raises UserError where there is something to go on from
-    that does not fit.
+    It resumes from checkpoint.pth if there is one. With resume=1 and a global_step it resumes from the exported weights
+    of that step instead, unless the checkpoint belongs to a run that started that way. Otherwise, and with resume=0, it
+    starts from scratch. Raises UserError if the files do not fit this run.
     """
-    names, again = run_ids(world), was_restarted(world)
-    kept: dict[str, Any] = {}
+    names, restarted = run_ids(world), was_restarted(world)
+    header: dict[str, Any] = {}
 
-    def choose() -> dict[str, Any] | None:
-        state = _choose(config, task_type, loader, world, names if again else [])
-        if state is not None and config.head == "sharded":  # may be too large for the others, who get their share
+    def select() -> dict[str, Any] | None:
+        state = _select_checkpoint(config, task_type, loader, world, names if restarted else [])
+        if state is not None and config.head == "sharded":  # may be too large for other ranks, which get their shard
             with as_checkpoint_error(Path(config.output, CHECKPOINT_FILE)):
-                kept.update(header=state.pop("header"), momentum=state["momentum"].pop("header"))
+                header.update(weights=state.pop("header"), momentum=state["momentum"].pop("header"))
         return state
 
-    state = run_on_main(world, choose)
-    if kept and state is not None:
-        state["header"], state["momentum"]["header"] = kept["header"], kept["momentum"]
+    state = run_on_main(world, select)
+    if header and state is not None:
+        state["header"], state["momentum"]["header"] = header["weights"], header["momentum"]
     if state is not None:
         return ResumePoint(progress_from_checkpoint(state), state)
     if config.resume != "1":
-        if world.is_main and (again or config.resume == "auto"):
+        if world.is_main and (restarted or config.resume == "auto"):
             log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from the beginning")
         return ResumePoint()
-    run_on_main(world, lambda: _require_published(config, task_type.suffixes))
-    steps = len(loader)
-    whole, rest = divmod(config.global_step, steps)
-    epoch_end_steps = StepRanges(range(steps, config.global_step + 1, steps))
-    progress = TrainProgress(config.global_step, epoch_end_steps, rest * config.batch_size * world.size)
+    run_on_main(world, lambda: _require_exported_files(config, task_type.suffixes))
+    return ResumePoint(_progress_of_global_step(config, len(loader), world), export_folder=Path(config.output))
+
+
+def _progress_of_global_step(config: EasyDict, steps_per_epoch: int, world: World) -> TrainProgress:
+    """Returns the progress at config.global_step, computed from the number of steps per epoch; logs it on rank 0."""
+    epoch, step = divmod(config.global_step, steps_per_epoch)
+    epoch_end_steps = StepRanges(range(steps_per_epoch, config.global_step + 1, steps_per_epoch))
+    progress = TrainProgress(config.global_step, epoch_end_steps, step * config.batch_size * world.size)
     if world.is_main:
         log.info(
-            f"Resumes from the files of step {config.global_step}: epoch {whole}, step {rest} of its {steps}; they "
-            "hold no momentum, which starts anew"
+            f"Resumes from the files of step {config.global_step}: epoch {epoch}, step {step} of its {steps_per_epoch}"
+            "; they hold no momentum, which starts at zero"
         )
-        if rest:
+        if step:
             log.warning(
-                f"Step {config.global_step} ends no epoch of {steps} steps: if it did, batch_size or the number of "
-                "processes was another, and so is the learning rate"
+                f"Step {config.global_step} ends no epoch of {steps_per_epoch} steps: if it was the end of an epoch, "
+                "batch_size or the number of processes has changed, and the learning rate with it"
             )
-    return ResumePoint(progress, published=Path(config.output))
+    return progress
 
 
-def _choose(
-    config: EasyDict, task_type: type[Task], loader: Loader, world: World, run_ids: list[str]
+def _select_checkpoint(
+    config: EasyDict, task_type: type[Task], loader: Loader, world: World, restarted_run_ids: list[str]
 ) -> dict[str, Any] | None:
-    """The state to go on from, if any; on the main process. launchers: of a run that was started again."""
+    """Returns the content of the checkpoint to resume from, or None. Called on rank 0 only.
+
+    restarted_run_ids: ids of this run if its launcher has restarted it, else empty. A restarted run resumes from its
+    own checkpoint even with resume=0.
+    """
     folder = Path(config.output)
-    if config.resume == "0" and not run_ids:
+    if config.resume == "0" and not restarted_run_ids:
         return None
     state = read_checkpoint(folder)
     if config.resume == "1" and not config.global_step and state is None:
@@ -90,123 +103,125 @@ def _choose(
             "global_step=STEP"
         )
     if config.resume != "1" and config.global_step and state is None:
-        log.warning(f"config global_step: {config.global_step} is not used: --resume 1 goes on from its files")
+        log.warning(
+            f"config global_step: {config.global_step} is not used; to resume from the files of that step, add "
+            "--resume 1"
+        )
     if state is None:
         return None
     with as_checkpoint_error(folder / CHECKPOINT_FILE):
-        if config.resume == "0" and not set(state["run"]) & set(run_ids):
-            return None  # of before; what a run that trains anew has done itself, it goes on from when started again
-        begun = [state["config"].get(field) for field in ("resume", "global_step")]
-        if config.resume == "1" and config.global_step and begun != ["1", config.global_step]:
+        if config.resume == "0" and not set(state["run"]) & set(restarted_run_ids):
+            return None  # an earlier run's
+        started_with = [state["config"].get(field) for field in ("resume", "global_step")]
+        if config.resume == "1" and config.global_step and started_with != ["1", config.global_step]:
             return None
-        _check(state, config, task_type, loader)
-        _log_resume_point(state, config, loader, world)
+        _check_compatible(state, config, task_type, loader)
+        _log_resume(state, config, loader, world)
     return state
 
 
 def already_finished_message(config: EasyDict) -> str:
-    """Of a run that has done its last step."""
-    return f"Nothing to do: {config.output} holds the whole run; take another output, or {START_OVER_HINT}"
-
-
-# By the task that a checkpoint names.
-_COMMANDS = {"ArcFaceTask": "./train.sh", "DistillTask": "./train_kd.sh", "SearchTask": "NAS/search.sh"}
-# What else a run and its evaluation leave, of the same checkpoints.
-_BESIDE = ("config.json", "results.json", "results.txt", "thresholds.json", "roc.png")
+    """Returns the log line for a run that has no steps left."""
+    return f"Nothing to do: the run in {config.output} is finished; name another output, or {START_OVER_HINT}"
 
 
 def archive_previous_checkpoints(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> None:
-    """Moves the files of an earlier run to a folder old-N of their own, so that none is taken for this run's: all where
-    it trains anew, those of later steps where it begins with published files. Removes the remains of killed processes.
+    """Moves the files of an earlier run to a new folder old-N, so that none is mistaken for a file of this run.
 
-    suffixes: of the published files' names, behind the step.
+    A run from scratch moves all of them, a run from exported weights only those of later steps, a run from a checkpoint
+    none. Also removes temporary files of killed processes. Call on rank 0 only.
+
+    suffixes: of the exported file names, after the step.
     """
     remove_stale_tempfiles(folder)
-    files = earlier_files(folder, resume_point, suffixes)
+    files = previous_run_files(folder, resume_point, suffixes)
     if not files:
         return
-    log.info(f"Set aside: {len(files)} files of an earlier run are now in {archive(folder, files)}")
+    log.info(f"Archived: {len(files)} files of an earlier run are now in {archive(folder, files)}")
 
 
-def earlier_files(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> list[Path]:
-    """Returns the files of an earlier run that a run which begins at `start` would set aside."""
+def previous_run_files(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> list[Path]:
+    """Returns the files of an earlier run that a run from this resume point would archive."""
     if resume_point.state is not None:
         return []
-    last = resume_point.progress.step if resume_point.published else -1
-    files = [folder / CHECKPOINT_FILE, *kept_checkpoints(folder), *published_files(folder, suffixes, last)]
+    last = resume_point.progress.step if resume_point.export_folder else -1
+    files = [folder / CHECKPOINT_FILE, *kept_checkpoints(folder), *exported_files(folder, suffixes, last)]
     files = [path for path in files if path.is_file()]
-    if not files or resume_point.published:
+    if not files or resume_point.export_folder:
         return files
-    return files + [path for path in (folder / name for name in _BESIDE) if path.is_file()]
+    return files + [path for path in (folder / name for name in _COMPANION_FILES) if path.is_file()]
 
 
-def published_files(folder: Path, suffixes: Sequence[str], after: int = -1) -> list[Path]:
-    """Returns the published files of the folder that are of a later step than `after`."""
+def exported_files(folder: Path, suffixes: Sequence[str], after: int = -1) -> list[Path]:
+    """Returns the exported weights {step}{suffix} in the folder whose step is greater than `after`."""
     name = re.compile(rf"(\d+)({'|'.join(map(re.escape, suffixes))})")
     matches = ((name.fullmatch(path.name), path) for path in folder.glob("*.pth"))
     return sorted(path for match, path in matches if match and int(match[1]) > after)
 
 
-def _require_published(config: EasyDict, suffixes: Sequence[str]) -> None:
-    """Raises UserError unless the files of config.global_step are there."""
+def _require_exported_files(config: EasyDict, suffixes: Sequence[str]) -> None:
+    """Raises UserError unless all files of config.global_step exist in config.output."""
     folder = Path(config.output)
     for suffix in suffixes:
         path = folder / f"{config.global_step}{suffix}"
         if not path_exists(path.exists):
-            steps = {int(re.match(r"\d+", file.name)[0]) for file in published_files(folder, suffixes)}  # type: ignore[index]
+            steps = {int(re.match(r"\d+", file.name)[0]) for file in exported_files(folder, suffixes)}  # type: ignore[index]
             known = ", ".join(map(str, sorted(steps))) or "there is none"
             raise UserError(
                 f"config global_step: {path}: no such checkpoint; name another step with global_step=STEP ({known})"
             )
 
 
-def _check(state: dict[str, Any], config: EasyDict, task_type: type[Task], loader: Loader) -> None:
-    """Raises UserError unless the state is of this kind of run, on these data."""
+def _check_compatible(state: dict[str, Any], config: EasyDict, task_type: type[Task], loader: Loader) -> None:
+    """Raises UserError unless the checkpoint has this kind of task, this number of images and this seed."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
-        of = state["way"] if str(state["way"]).isidentifier() else "unknown"
+        saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
         fix = (
-            f"go on with {_COMMANDS[of]}, or name another output"
-            if of in _COMMANDS
+            f"resume it with {_COMMANDS[saved_type]}, or name another output"
+            if saved_type in _COMMANDS
             else f"name another, or {START_OVER_HINT}"
         )
-        raise UserError(f"config output: {where} is of another kind of run ({of:.40}); {fix}")
+        raise UserError(f"config output: {where} is of another kind of run ({saved_type:.40}); {fix}")
     if state["images"] != loader.sampler.n_images:
         raise UserError(
-            f"config rec: the run in {config.output} was on {state['images']!r:.20} images, here are "
-            f"{loader.sampler.n_images}; name those data, or another output; {START_OVER_HINT}"
+            f"config rec: the run in {config.output} was on {state['images']!r:.20} images, but here are "
+            f"{loader.sampler.n_images}; name its data, or another output; {START_OVER_HINT}"
         )
     if state["config"]["seed"] != config.seed:
         raise UserError(
-            f"config seed: {config.seed}, but the run in {config.output} has {state['config']['seed']!r:.20}, by which "
-            f"its epoch is dealt; take that; {START_OVER_HINT}"
+            f"config seed: {config.seed}, but the run in {config.output} shuffles its images with "
+            f"{state['config']['seed']!r:.20}; use that seed; {START_OVER_HINT}"
         )
 
 
-def _log_resume_point(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
-    """Says where the run goes on, and what is not as it was."""
+def _log_resume(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
+    """Logs the step at which the run resumes, and what has changed since: config, data and number of processes."""
     progress = progress_from_checkpoint(state)
     log.info(
         f"Resumes at step {progress.step}: epoch {progress.epoch}, of which {progress.samples_seen} images are done "
         f"({START_OVER_HINT})"
     )
-    now = config_values(config)
-    for name in sorted(now.keys() | state["config"].keys()):
-        before, after = state["config"].get(name), now.get(name)
+    current = config_values(config)
+    for name in sorted(current.keys() | state["config"].keys()):
+        before, after = state["config"].get(name), current.get(name)
         if before != after and name not in ("resume", "global_step"):
             log.info(f"Changed: config {name} was {before!r}, is {after!r}")
     if state["data"] != loader.dataset.fingerprint:
-        log.warning(f"Changed: the data in {config.rec} are not those that the run began with, though as many images")
+        log.warning(
+            f"Changed: the data in {config.rec} are not those that the run began with, though the number of images is "
+            "the same"
+        )
     if len(state["ranks"]) != world.size:
         before, after = len(state["ranks"]), world.size
         log.info(
-            f"Changed: {before} processes were, {after} are: {config.batch_size * after} images a step; the learning "
-            f"rate is for as many, the rest of the epoch is dealt to {after}"
+            f"Changed: the number of processes was {before}, is {after}: {config.batch_size * after} images a step; "
+            "the learning rate scales with them, and the rest of the epoch is split over the new number"
         )
 
 
 def config_values(config: EasyDict) -> dict[str, Any]:
-    """The config as JSON would hold it; of lr_func, its values."""
+    """Returns the config as plain JSON values; lr_func becomes the list of its values, one per epoch."""
     fields = {name: value for name, value in config.items() if not callable(value)}
     fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
     return json.loads(json.dumps(fields, default=str))

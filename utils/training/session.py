@@ -1,4 +1,4 @@
-"""What training, distillation and the search open alike before their first step."""
+"""Shared setup of train.py, train_kd.py and NAS/search.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from utils.logs.run_log import init_logging
 
 @contextmanager
 def training_session(config: EasyDict, log_file: str, prefix: str) -> Iterator[World]:
-    """Opens a run in the folder config.output: process group, lock, exit status, log file and random seed.
+    """Sets up a run in the folder config.output: process group, lock, exit status, log file and random seed.
 
-    log_file: a name in that folder. prefix: of each of its lines. Yields the World of this process. Raises UserError
-    where another run holds the folder.
+    Collective: call on all ranks. log_file: file name in that folder. prefix: start of each log line. Yields this
+    rank's World. Raises UserError if another run holds the lock of the folder.
     """
     output = Path(config.output)
     with (

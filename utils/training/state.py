@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains, taken for a checkpoint and put back from it."""
+"""Training state of a run: everything that changes while it trains, copied for a checkpoint and restored from it."""
 
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ from utils.training.task import Task
 
 
 def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
-    """A copy, on the CPU, of a module's tensors by name, for the main process; None for the others, which take part:
-    a sharded header is put together from all."""
+    """Returns a full CPU copy of a module's named tensors on rank 0, None elsewhere; gathers a sharded header.
+
+    Collective: call on all ranks. tensors: the module's state dict, or tensors of the same shapes, as its momentum.
+    """
     if not isinstance(module, ShardedArcFace):
         return snapshot(tensors) if world.is_main else None
     columns = {name: gather_columns(value, module.n_classes, module.world) for name, value in tensors.items()}
@@ -32,7 +34,7 @@ def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world:
 
 
 class Means(Protocol):
-    """The losses summed since the last line of the log."""
+    """Losses summed since the last log line."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -40,33 +42,35 @@ class Means(Protocol):
 
 
 class TrainingState:
-    """Weights, momentum, scaler, the task's own, and of each process: running statistics, random generators, meters."""
+    """Weights, momentum, loss scaler and task state; and of each rank its running statistics, RNGs and loss sums."""
 
     def __init__(
         self, task: Task, optimizer_step: OptimizerStep, means: Means, loader: Loader, config: EasyDict, world: World
     ) -> None:
+        """Holds references to the objects whose state it saves and restores. Collective: call on all ranks."""
         self.task = task
-        self.optimizer, self.scaler, self.nonfinite = (
-            optimizer_step.optimizer,
-            optimizer_step.scaler,
-            optimizer_step.nonfinite,
-        )
+        self.optimizer = optimizer_step.optimizer
+        self.scaler = optimizer_step.scaler
+        self.nonfinite = optimizer_step.nonfinite
         self.means = means
         self.loader = loader
-        self.data = loader.dataset.fingerprint if world.is_main else ""
+        self.fingerprint = loader.dataset.fingerprint if world.is_main else ""
         self.run_ids = run_ids(world)
         self.config = config
         self.world = world
         self.modules = {"backbone": unwrap_ddp(task.backbone), "header": unwrap_ddp(task.header)}
 
     def state_dict(self, progress: TrainProgress) -> dict[str, Any] | None:
-        """A copy of all, on the CPU, for the main process; None for the others, which take part."""
+        """Returns a CPU copy of the state for checkpoint.pth on rank 0, None elsewhere.
+
+        Collective: call on all ranks.
+        """
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
-        mine = snapshot(self._of_this_process())
+        rank_state = snapshot(self._rank_state_dict())
         if self.world.size > 1:
-            dist.gather_object(mine, ranks)
+            dist.gather_object(rank_state, ranks)
         else:
-            ranks = [mine]
+            ranks = [rank_state]
         weights = {
             name: gather_full_state_dict(module, dict(module.state_dict()), self.world)
             for name, module in self.modules.items()
@@ -83,7 +87,7 @@ class TrainingState:
             "run": self.run_ids,
             "position": {"step": progress.step, "ends": progress.epoch_end_steps.save(), "seen": progress.samples_seen},
             "images": self.loader.sampler.n_images,
-            "data": self.data,
+            "data": self.fingerprint,
             "config": config_values(self.config),
             **weights,
             "momentum": momentum,
@@ -94,87 +98,94 @@ class TrainingState:
         }
 
     def load_state_dict(self, resume_point: ResumePoint) -> None:
-        """Goes on from the start, if it has something to go on from. Raises UserError where that does not fit."""
-        if resume_point.published:
-            self._load_published(resume_point)
+        """Restores the state or the exported weights of the resume point, if it has either, and frees its memory.
+
+        Collective: call on all ranks. Raises UserError if they do not fit this run.
+        """
+        if resume_point.export_folder:
+            self._load_exported_weights(resume_point)
         elif resume_point.state:
-            run_on_all(self.world, lambda: self._load(resume_point.state))
+            run_on_all(self.world, lambda: self._load_checkpoint(resume_point.state))
         header = self.modules["header"]
         if isinstance(header, ShardedArcFace):
-            if resume_point.published or resume_point.state:
-                self._load_shards(header, resume_point)
-            header.set_step(resume_point.progress.step)  # by which it draws the classes that take part
+            if resume_point.export_folder or resume_point.state:
+                self._scatter_header(header, resume_point)
+            header.set_step(resume_point.progress.step)  # seeds its class sampling
         if resume_point.state:
-            resume_point.state.clear()  # as large as all weights and momentum
+            resume_point.state.clear()  # as large as all weights and momentum together
 
-    def _load_published(self, resume_point: ResumePoint) -> None:
-        """The main process reads the files, which other machines need not have."""
+    def _load_exported_weights(self, resume_point: ResumePoint) -> None:
+        """Reads the exported weights on rank 0 and broadcasts them; other machines need not have the files."""
         for name, module in self.task.exported_modules(resume_point.progress.step).items():
             if not isinstance(module, ShardedArcFace):
-                path = Path(resume_point.published or "", name)
+                path = Path(resume_point.export_folder or "", name)
                 run_on_main(self.world, partial(load_weights, module, path))
                 broadcast_(module.state_dict().values(), self.world)
 
-    def _load(self, state: Any) -> None:
+    def _load_checkpoint(self, state: Any) -> None:
+        """Restores everything but a sharded header from the content of checkpoint.pth. Not collective."""
         where = f"{self.config.output}/{CHECKPOINT_FILE}"
         with as_checkpoint_error(where):
-            self._load_parts(state, where)
+            self._load_entries(state, where)
 
-    def _load_parts(self, state: Any, where: str) -> None:
+    def _load_entries(self, state: Any, where: str) -> None:
+        """Restores the entries one after another. where: path of the file, for error messages."""
         for name, module in self.modules.items():
             if not isinstance(module, ShardedArcFace):
                 load_state(module, state[name], f"{where} ({name})")
-                moments = self._momentum(module)
-                check_state(moments, state["momentum"][name], f"{where} (momentum)")
-                for parameter, momentum in moments.items():
-                    momentum.copy_(state["momentum"][name][parameter])
-        if state["scaler"]:  # else it ran without one
+                buffers = self._momentum(module)
+                check_state(buffers, state["momentum"][name], f"{where} (momentum)")
+                for parameter, buffer in buffers.items():
+                    buffer.copy_(state["momentum"][name][parameter])
+        if state["scaler"]:  # empty if the run did not train in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.nonfinite.total = int(state["bad_steps"])
         self.task.load_state_dict(state["task"])
         if self.world.rank < len(state["ranks"]):
-            self._load_of_this_process(state["ranks"][self.world.rank])
+            self._load_rank_state_dict(state["ranks"][self.world.rank])
 
-    def _load_shards(self, header: ShardedArcFace, resume_point: ResumePoint) -> None:
-        """Deals the columns, which the main process has, to all."""
+    def _scatter_header(self, header: ShardedArcFace, resume_point: ResumePoint) -> None:
+        """Scatters the full kernel of rank 0, and its momentum if there is a checkpoint, to the shards of all ranks."""
         expected = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
-        found: list[Tensor] = []  # kernel, momentum: not the result of `read`, which would go to all processes
+        tensors: list[Tensor] = []  # kernel and momentum on rank 0; not returned by `read`, which would broadcast them
 
         def take_kernel(weights: Any, where: str) -> None:
             check_state(expected, weights, where)
-            found.append(weights["kernel"])
+            tensors.append(weights["kernel"])
 
         def read() -> None:
             where = f"{self.config.output}/{CHECKPOINT_FILE}"
-            if resume_point.published:
-                path = resume_point.published / f"{resume_point.progress.step}header.pth"
+            if resume_point.export_folder:
+                path = resume_point.export_folder / f"{resume_point.progress.step}header.pth"
                 take_kernel(read_weights(path), str(path))
             elif resume_point.state:
                 take_kernel(resume_point.state["header"], f"{where} (header)")
                 take_kernel(resume_point.state["momentum"]["header"], f"{where} (momentum)")
 
         run_on_main(self.world, read)
-        kernel, momentum = (*found, None, None)[:2]
+        kernel, momentum = (*tensors, None, None)[:2]
         load_full(header, kernel)
         if resume_point.state:
             scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
 
-    def _of_this_process(self) -> dict[str, Any]:
+    def _rank_state_dict(self) -> dict[str, Any]:
+        """Returns the state that differs between ranks."""
         cuda = self.world.device.type == "cuda"
         return {
-            "buffers": {kind: torch.cat([b.flatten() for b in same]) for kind, same in self._buffers().items()},
+            "buffers": {dtype: torch.cat([b.flatten() for b in bs]) for dtype, bs in self._buffers_by_dtype().items()},
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state(self.world.device) if cuda else None,
             "means": self.means.state_dict(),
             "skipped": self.loader.skipped,
         }
 
-    def _load_of_this_process(self, state: dict[str, Any]) -> None:
-        for kind, same in self._buffers().items():
-            if str(state["buffers"][kind].dtype) != kind:
-                raise ValueError(f"running statistics of {state['buffers'][kind].dtype}, not {kind}")
-            parts = state["buffers"][kind].split([buffer.numel() for buffer in same])
-            for buffer, part in zip(same, parts, strict=True):
+    def _load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state of this rank. Raises ValueError if running statistics have another dtype or size."""
+        for dtype, buffers in self._buffers_by_dtype().items():
+            if str(state["buffers"][dtype].dtype) != dtype:
+                raise ValueError(f"running statistics of {state['buffers'][dtype].dtype}, not {dtype}")
+            parts = state["buffers"][dtype].split([buffer.numel() for buffer in buffers])
+            for buffer, part in zip(buffers, parts, strict=True):
                 buffer.copy_(part.view_as(buffer))
         torch.set_rng_state(state["random"])
         if self.world.device.type == "cuda" and state["cuda_random"] is not None:
@@ -182,15 +193,18 @@ class TrainingState:
         self.means.load_state_dict(state["means"])
         self.loader.skipped = int(state["skipped"])
 
-    def _buffers(self) -> dict[str, list[Tensor]]:
-        """Running statistics by their type: a file holds few large tensors of many processes, not many small ones."""
-        kinds: dict[str, list[Tensor]] = {}
+    def _buffers_by_dtype(self) -> dict[str, list[Tensor]]:
+        """Groups the backbone's buffers by dtype, so that a file holds a few large tensors per rank, not many small."""
+        groups: dict[str, list[Tensor]] = {}
         for buffer in self.modules["backbone"].buffers():
-            kinds.setdefault(str(buffer.dtype), []).append(buffer)
-        return kinds
+            groups.setdefault(str(buffer.dtype), []).append(buffer)
+        return groups
 
     def _momentum(self, module: nn.Module) -> dict[str, Tensor]:
-        """By the parameter's name. Written in place: a loaded tensor would not have the parameter's memory format."""
+        """Returns the optimizer's momentum buffers by parameter name.
+
+        They are restored in place, because a loaded tensor would not have the parameter's memory format.
+        """
         known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         return {
             name: self.optimizer.state[parameter]["momentum_buffer"]

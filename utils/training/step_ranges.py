@@ -1,4 +1,4 @@
-"""Global steps at which epochs end, kept as ranges: those of any number of epochs take no memory."""
+"""Sequence of global steps stored as ranges, so that the ends of any number of epochs take little memory."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,20 +7,23 @@ from typing import Any, Self, overload
 
 
 class StepRanges(Sequence[int]):
-    """A sequence of whole numbers that is read like a tuple. It does not change: `append` returns a longer one."""
+    """Immutable sequence of integers, read like a tuple; `append` returns a longer one."""
 
     def __init__(self, *ranges: range) -> None:
+        """Concatenates the ranges; empty ones are dropped."""
         self.ranges = tuple(part for part in ranges if part)
 
     @classmethod
     def load(cls, saved: Iterable[Any]) -> Self:
-        """Returns the sequence of a list that `save` has made, or of the numbers themselves, which older checkpoints
-        have. Raises ValueError or TypeError where it holds something else than whole numbers."""
+        """Restores a list written by `save`, or the plain list of numbers of older checkpoints.
+
+        Raises ValueError or TypeError for anything but non-negative integers.
+        """
         ranges: list[range] = []
         for part in saved:
             numbers = [part] if isinstance(part, int) else list(part)
             if not all(type(number) is int and 0 <= number <= sys.maxsize for number in numbers):
-                raise ValueError("the end of an epoch is a whole number")
+                raise ValueError("the end of an epoch should be a non-negative integer")
             if len(numbers) == 1:
                 _append(ranges, numbers[0])
             else:
@@ -31,11 +34,11 @@ class StepRanges(Sequence[int]):
         return cls(*ranges)
 
     def save(self) -> list[int | list[int]]:
-        """Returns a list of [start, stop, step] for each range, and the number itself for a range of one."""
+        """Returns [start, stop, step] for each range, or the number itself for a range of length 1."""
         return [part[0] if len(part) == 1 else [part.start, part.stop, part.step] for part in self.ranges]
 
     def append(self, number: int) -> Self:
-        """Returns the sequence with one more number at its end."""
+        """Returns a new sequence with the number added at the end."""
         ranges = list(self.ranges)
         _append(ranges, number)
         return type(self)(*ranges)
@@ -47,22 +50,22 @@ class StepRanges(Sequence[int]):
         return chain.from_iterable(self.ranges)
 
     @overload
-    def __getitem__(self, at: int) -> int: ...
+    def __getitem__(self, index: int) -> int: ...
     @overload
-    def __getitem__(self, at: slice) -> list[int]: ...
-    def __getitem__(self, at: int | slice) -> int | list[int]:
-        if isinstance(at, slice):
-            return [self[place] for place in range(len(self))[at]]
-        place = range(len(self))[at]  # raises IndexError, and counts from the end below zero
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        offset = range(len(self))[index]  # raises IndexError, and resolves negative indices
         for part in self.ranges:
-            if place < len(part):
+            if offset < len(part):
                 break
-            place -= len(part)
-        return part[place]
+            offset -= len(part)
+        return part[offset]
 
 
 def _append(ranges: list[range], number: int) -> None:
-    """Lengthens the last of the ranges where the number follows it, else adds one."""
+    """Extends the last range by the number if it continues that range, else adds a new range."""
     last = ranges[-1] if ranges else range(0)
     if last and number > last[-1] and (len(last) == 1 or number - last[-1] == last.step):
         ranges[-1] = range(last[0], number + 1, number - last[-1])

@@ -1,4 +1,4 @@
-"""Weights that a run starts from: student_pth, student_global_step and student_header of the config."""
+"""Initial weights of a run, named by student_pth, student_global_step and student_header in the config."""
 
 from pathlib import Path
 
@@ -16,26 +16,30 @@ from utils.losses.partial_fc import ShardedArcFace, load_full
 
 
 def check_student(config: EasyDict) -> None:
-    """Raises UserError where the run would set aside, as files of an earlier run, the weights that it starts from."""
+    """Raises UserError if student_pth is in config.output, where the run would archive it as an earlier run's file."""
     path = Path(config.student_pth)
     folder = path.parent if is_no_folder(path) else path
     if config.student_pth and folder.resolve() == Path(config.output).resolve():
         raise UserError(
-            f"config student_pth: {config.student_pth!r} is in the output folder; to go on from a step there use "
-            "--resume 1 global_step=STEP, to train anew from its weights name another output"
+            f"config student_pth: {config.student_pth!r} is in the output folder; to resume from a step there use "
+            "--resume 1 global_step=STEP, to start a new run from its weights name another output"
         )
 
 
 def load_student(config: EasyDict, backbone: nn.Module, header: nn.Module, world: World) -> None:
-    """Loads the weights that the config names, and logs which; see `load_student_files`."""
+    """Loads the initial weights that the config names and logs their path. Collective: call on all ranks.
+
+    The header keeps its random initialisation unless config.student_header is set. Raises UserError as
+    `load_student_files` does.
+    """
     path = load_student_files(config, backbone, header if config.student_header else None, world)
     log.info(f"Starts from the weights in {path}, with {'their' if config.student_header else 'a new'} header")
 
 
 def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module | None, world: World) -> Path:
-    """Loads {student_global_step}backbone.pth into the backbone, and into a header its file; returns the backbone's.
+    """Loads {student_global_step}backbone.pth, and the header's file if a header is given; returns the backbone path.
 
-    Collective: call on all ranks. Raises UserError where a file is missing or of another network, or where the header
+    Collective: call on all ranks. Raises UserError if a file is missing or belongs to another network, or if the header
     has another number of classes.
     """
     folder, step = Path(config.student_pth), config.student_global_step
@@ -47,26 +51,29 @@ def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module 
 
 
 def _load_header(header: nn.Module, path: Path, world: World) -> None:
-    """Loads a header's file, its shape checked first: another number of classes is the likely mistake."""
-    own = header.get_parameter("kernel")
-    rows, classes = own.shape
+    """Loads a header's file into a replicated or sharded header. Collective: call on all ranks.
+
+    Raises UserError if the shape differs, which usually means another number of classes.
+    """
+    kernel = header.get_parameter("kernel")
+    rows, classes = kernel.shape
     if isinstance(header, ShardedArcFace):
         classes = header.n_classes
-    found: list[Tensor] = []  # on the main process; the others may not have the file
+    loaded: list[Tensor] = []  # a sharded header is read on rank 0 only; other machines need not have the file
 
     def read() -> None:
-        kernel = read_weights(path).get("kernel", torch.empty(0))
-        if kernel.shape != (rows, classes):
+        saved = read_weights(path).get("kernel", torch.empty(0))
+        if saved.shape != (rows, classes):
             raise UserError(
-                f"{path}: its header is {tuple(kernel.shape)}, that of this run (embedding_size, classes) = "
+                f"{path}: its header is {tuple(saved.shape)}, that of this run (embedding_size, classes) = "
                 f"{(rows, classes)}; train with a new one: student_header=False, or check rec and num_classes"
             )
-        found.append(kernel)
+        loaded.append(saved)
 
     if isinstance(header, ShardedArcFace):
         run_on_main(world, read)
-        load_full(header, found[0] if found else None)
+        load_full(header, loaded[0] if loaded else None)
     else:
         run_on_all(world, read)
         with torch.no_grad():
-            own.copy_(found[0])
+            kernel.copy_(loaded[0])

@@ -1,4 +1,4 @@
-"""What the training loop and the ways of training agree on: the loop makes batches, a task makes losses of them."""
+"""Interface between the training loop and its tasks: the loop supplies batches, a task computes losses from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,63 +15,70 @@ from utils.distributed.process_group import World, unwrap_ddp
 
 @dataclass(frozen=True)
 class Batch:
-    """Images as the network takes them, and where they come from."""
+    """Network input of one step on this rank, with labels and dataset indices."""
 
-    images: Tensor  # (B, 3, 112, 112) float32 in [-1, 1], some mirrored, on the device
+    images: Tensor  # (B, 3, 112, 112) float32 in [-1, 1], augmented, on the device
     labels: Tensor  # (B,) int64, on the device
-    indices: Tensor  # (B,) int64, places in the data set, on the CPU
-    flipped: Tensor  # (B,) bool, whether the image is its mirror image, on the CPU
+    indices: Tensor  # (B,) int64, dataset indices, on the CPU
+    flipped: Tensor  # (B,) bool, whether the image is flipped horizontally, on the CPU
 
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What the task of a run is made from."""
+    """Arguments of a task factory."""
 
     config: EasyDict
     world: World
     dataset: FaceDataset
-    backbone: nn.Module  # on the device, not yet wrapped for several processes
-    header: nn.Module  # on the device, wrapped
-    epoch_end_steps: Sequence[int]  # the global step at the end of each epoch
+    backbone: nn.Module  # on the device, not wrapped in DDP
+    header: nn.Module  # on the device, wrapped in DDP unless sharded
+    epoch_end_steps: Sequence[int]  # global step at the end of each epoch
 
 
 class Task:
-    """Turns a batch into named losses; the one named "Loss" is minimised. Whatever else is called may do nothing."""
+    """Computes named losses from a batch; the loss named "Loss" is minimised.
 
-    suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")  # of the published files' names, behind the step
+    Subclasses implement `__call__`. The hooks do nothing by default.
+    """
 
-    loaders: tuple[Loader, ...] = ()  # that the task reads itself: a failure of one ends the run as the loop's own does
+    # Suffixes of the exported file names; the global step precedes them, as in 295672backbone.pth.
+    suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
+
+    # Loaders that the task reads itself. The run ends when one of them fails, as it does for the loop's own loader.
+    loaders: tuple[Loader, ...] = ()
 
     def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
-        """Both are trained; the backbone's gradient is clipped."""
+        """Both modules are trained; only the backbone's gradient is clipped."""
         self.backbone = backbone
         self.header = header
 
     def on_train_start(self, optimizer: torch.optim.Optimizer) -> None:
-        """Called once, before the first epoch, with the optimizer of both networks."""
+        """Called once, before the first epoch, with the optimizer of both modules."""
 
     def on_epoch_start(self, epoch: int) -> None:
         """Called before the first batch of each epoch."""
 
     def on_epoch_end(self, epoch: int, step: int) -> None:
-        """Called after the last batch of each epoch, on every process, when the networks are saved."""
+        """Called on all ranks after the last batch of each epoch, when the weights are saved."""
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """What is done to (B, 112, 112, 3) uint8 images, on their device, beside mirroring them."""
+        """Augments (B, 112, 112, 3) uint8 images on their device, before the horizontal flip."""
         return images
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalar losses, on the device."""
+        """Returns scalar losses by name, on the device."""
         raise NotImplementedError
 
     def exported_modules(self, step: int) -> dict[str, nn.Module]:
-        """What has been learned, by the names of its files: the backbone last, so that where it stands the header
-        stands too."""
+        """Returns the trained modules by file name, in the order in which they are written.
+
+        The backbone comes last, so that a header file exists wherever its backbone file does.
+        """
         return {f"{step}header.pth": unwrap_ddp(self.header), f"{step}backbone.pth": unwrap_ddp(self.backbone)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes while training, beside both networks and their optimizer; called on the main process."""
+        """Returns the task's training state other than both modules and their optimizer. Called on rank 0 only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`."""
+        """Restores what `state_dict` returned. Called on all ranks."""

@@ -216,10 +216,10 @@ def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatc
         ([], ["teacher_pth="], "config teacher_pth: is empty; name the folder"),
         ([], [], r"config teacher_pth: no \{global_step\}backbone\.pth in '.*'; train one or name another"),
         ([], ["multi_step=1"], r"config teacher_pth: no \{global_step\}backbone\.pth in"),
-        (["0backbone.pth"], ["multi_step=1"], "config teacher_pth: .* an untrained checkpoint alone"),
+        (["0backbone.pth"], ["multi_step=1"], "config teacher_pth: .* only an untrained checkpoint"),
         (["5backbone.pth", "9backbone.pth"], [], r"teacher_global_step: no trained .*/7backbone\.pth; .* steps 5, 9"),
         (["0backbone.pth", "9backbone.pth"], ["teacher_global_step=0"], r"no trained .*/0backbone\.pth; .* steps 9"),
-        (["0backbone.pth"], ["teacher_global_step=0"], "config teacher_pth: .* an untrained checkpoint alone"),
+        (["0backbone.pth"], ["teacher_global_step=0"], "config teacher_pth: .* only an untrained checkpoint"),
         ([], ["multi_step=1", "teacher_pth=a.onnx"], "needs the folder of a teacher's checkpoints, not a.onnx"),
     ],
 )  # fmt: skip

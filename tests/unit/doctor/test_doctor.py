@@ -26,7 +26,7 @@ from utils.datasets.face_dataset import FaceDataset
 from utils.doctor import command as doctor
 from utils.doctor import data as checks_of_data
 from utils.doctor.command import SUBJECTS
-from utils.doctor.table import FAIL, PASS, WARN, Check, heard
+from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks
 from utils.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_a_healthy_run_passes(demo):
     lines = done.stdout.splitlines()
     assert "pass  data       48 images of 6 identities in data/faces_demo" in lines
     assert "pass  steps      12, 6 an epoch; 1 process with 8 images each" in lines
-    assert lines[-1].endswith(" pass, 0 warn, 0 fail") and "mend:" not in done.stdout
+    assert lines[-1].endswith(" pass, 0 warn, 0 fail") and "fix:" not in done.stdout
     assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {
         "precision",
         "head",
@@ -58,10 +58,10 @@ def test_a_healthy_run_passes(demo):
 def test_a_warning_is_no_failure_and_a_failure_is_exit_code_1(demo):
     warned = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, "num_epoch=2")
     assert warned.returncode == 0
-    assert "warn  resume     output/demo holds the whole run" in warned.stdout
+    assert "warn  resume     the run in output/demo is finished" in warned.stdout
     failed = run_command(demo, sys.executable, "utils/doctor", *DEMO, "output=output/ill", "--multi-step")
     assert failed.returncode == 1
-    assert "\nfail  teacher    config teacher_pth: is empty\n                 mend: name the folder" in failed.stdout
+    assert "\nfail  teacher    config teacher_pth: is empty\n                 fix: name the folder" in failed.stdout
     assert "\npass  memory " in failed.stdout and failed.stdout.endswith(", 1 fail\n")
 
 
@@ -84,7 +84,7 @@ def test_the_kind_of_run_that_is_checked(demo, tmp_path):
     trained = run_command(demo, sys.executable, "train_kd.py", *DEMO, *teacher, "max_steps=2", f"log_dir={tmp_path}")
     assert trained.returncode == 0, trained.stderr
     code, kind, stdout = ask_doctor(f"output={tmp_path}", "max_steps=3")  # by the config.json of the run
-    assert (code, kind) == (0, "distillation") and "goes on from step 2" in stdout
+    assert (code, kind) == (0, "distillation") and "resumes from step 2" in stdout
     assert ask_doctor(f"output={demo / 'output' / 'demo'}", "num_epoch=3")[:2] == (0, "plain training")
 
 
@@ -105,9 +105,9 @@ def test_one_failure_hides_no_other(tmp_path, data):
     (data / "train.rec").unlink()
     (data / "tiny.bin").write_bytes(b"no pickle")
     config = config_of(tmp_path, data, "eval_step=1", "teacher_pth=nowhere")
-    told = list(doctor.examine(doctor.plan_run(config, distils=True)))
+    told = list(doctor.run_checks(doctor.plan_run(config, distils=True)))
     assert {check.subject for check in told if check.state == FAIL} == {"data", "sets", "teacher"}
-    unknown = [check.subject for check in told if "takes the data" in check.found]
+    unknown = [check.subject for check in told if "needs the data" in check.found]
     assert unknown == ["steps", "resume", "disk", "memory"]
     assert all(check.fix for check in told if check.state != PASS)
 
@@ -115,7 +115,7 @@ def test_one_failure_hides_no_other(tmp_path, data):
 def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
     config = config_of(tmp_path, tmp_path, "num_classes=7", "num_image=100")
     config.rec = str(tmp_path / "none")  # as a config file may say
-    told = list(doctor.examine(doctor.plan_run(config)))
+    told = list(doctor.run_checks(doctor.plan_run(config)))
     assert ill([check for check in told if check.subject == "data"]).found.startswith("config rec: no folder")
     assert [check.found for check in told if check.subject == "steps"] == [
         "36, 12 an epoch; 1 process with 8 images each"
@@ -239,7 +239,7 @@ def test_processes_are_counted_as_they_are_started(tmp_path, tiny_data, monkeypa
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         plan = doctor.plan_run(config)
-        return plan.local, plan.processes
+        return plan.local_processes, plan.processes
 
     assert counted() == (4, 4)
     assert counted(NPROC="2", NNODES="3") == (2, 6)
@@ -289,5 +289,5 @@ def test_an_error_that_names_no_mend_is_given_one(tmp_path):
     def read():
         yield Check("disk", PASS, (tmp_path / "none").read_text())
 
-    check = ill(heard("disk", read()))
+    check = ill(collect_checks("disk", read()))
     assert check.state == FAIL and str(tmp_path / "none") in check.found

@@ -96,19 +96,19 @@ def ask_resume(folder, data, *fields, kd=False):
 
 
 def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
-    assert only(ask_resume(going_on, tiny_data)) == Check("resume", PASS, "goes on from step 10, in epoch 2")
+    assert only(ask_resume(going_on, tiny_data)) == Check("resume", PASS, "resumes from step 10, in epoch 2")
     monkeypatch.setenv("NPROC", "2")
     published = ["resume=1", "global_step=5"]
-    assert only(ask_resume(going_on, tiny_data)).found == "goes on from step 10, in epoch 2"
+    assert only(ask_resume(going_on, tiny_data)).found == "resumes from step 10, in epoch 2"
     for path in (going_on / "out").glob("checkpoint*"):
         path.unlink()
     # 40 images are two steps of two processes
     told = ask_resume(going_on, tiny_data, *published)
-    assert told[0].found == "goes on from step 5, in epoch 2" and all(check.fix for check in told[1:])
+    assert told[0].found == "resumes from step 5, in epoch 2" and all(check.fix for check in told[1:])
     out = going_on / "out"
     assert (
         only(ask_resume(going_on, tiny_data)).found
-        == f"begins anew; 4 files of the earlier run will be moved to {out}/old-N"
+        == f"starts from scratch; 4 files of the earlier run will be moved to {out}/old-N"
     )
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
     for name in ("checkpoint.pth", "checkpoint.10.pth"):
         (going_on / "out" / name).write_bytes(content)
     told = ask_resume(going_on, tiny_data)
-    assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "goes on from step 5, in epoch 1"
+    assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "resumes from step 5, in epoch 1"
     assert all("damaged" in check.found and check.fix for check in told[1:])
     (going_on / "out" / "checkpoint.5.pth").unlink()
     assert states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
@@ -157,18 +157,18 @@ def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
     check = ask_resume(going_on, tiny_data, *[field for field in fields if field != "--kd"], kd=kd)[0]
     assert check.state == FAIL and found in check.found and check.fix
     assert "--resume 0" not in check.fix or "moves the files there" in check.fix
-    assert not kd or check.fix == "go on with ./train.sh, or name another output"
+    assert not kd or check.fix == "resume it with ./train.sh, or name another output"
     assert ("global_step=STEP" in check.fix) == ("header.pth" in found)
 
 
 def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
     before = sorted((going_on / "out").iterdir())
     check = ill(ask_resume(going_on, tiny_data, "num_epoch=2"))
-    assert check.state == WARN and "the whole run" in check.found
+    assert check.state == WARN and "is finished" in check.found
     check = only(ask_resume(going_on, tiny_data, "resume=0"))
-    moved = f"begins anew; 7 files of the earlier run will be moved to {going_on / 'out'}/old-N"
+    moved = f"starts from scratch; 7 files of the earlier run will be moved to {going_on / 'out'}/old-N"
     assert check == Check("resume", PASS, moved)
-    assert ask_resume(going_on / "none", tiny_data, "resume=0")[0].found == "begins anew"
+    assert ask_resume(going_on / "none", tiny_data, "resume=0")[0].found == "starts from scratch"
     assert sorted((going_on / "out").iterdir()) == before
 
 
@@ -182,7 +182,7 @@ def ask_teacher(folder, data, *fields):
 
 def test_a_teacher_that_serves(tmp_path, tiny_data):
     teachers = teachers_of(tmp_path, tiny_data, 3)
-    found = f"files in {teachers} whole"
+    found = f"files in {teachers} valid"
     assert only(ask_teacher(tmp_path, tiny_data, "multi_step=1")) == Check("teacher", PASS, f"3 of 3 {found}")
     assert only(ask_teacher(tmp_path, tiny_data, "teacher_global_step=10")) == Check("teacher", PASS, f"1 of 1 {found}")
 

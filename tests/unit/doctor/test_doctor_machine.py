@@ -26,7 +26,7 @@ from utils.distributed.process_group import World
 from utils.doctor import command as doctor
 from utils.doctor import memory, step_memory
 from utils.doctor.command import SUBJECTS
-from utils.doctor.table import FAIL, PASS, WARN, Check, heard
+from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks
 from utils.losses.arcface import header_loss
 
 # ------------------------------------------------------------------------------------------------- device and precision
@@ -84,7 +84,9 @@ def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
     fixed, by_image = memory.backbone_bytes(plan)
 
     def needed(batch):
-        return memory.rest_bytes(plan) + fixed + memory.HEAP * (by_image * batch + memory.head(plan, batch))
+        return (
+            memory.rest_bytes(plan) + fixed + memory.HEAP * (by_image * batch + memory.plan_header_bytes(plan, batch))
+        )
 
     need = int(needed(20))
     for free, state in ((need - 2, FAIL), (need + 2, WARN), (2 * need, PASS)):
@@ -100,11 +102,11 @@ def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
 
 def test_memory_that_no_batch_fits(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
-    free_some = "free some; fewer processes, workers or classes take less"
+    free_some = "free some; fewer processes, workers or classes need less"
     config = config_of(tmp_path, tiny_data)
     for processes, head, fix in (
         ("1", "whole", free_some),
-        ("2", "whole", f"{free_some}, and head=sharded splits the head"),
+        ("2", "whole", f"{free_some}, and head=sharded splits the header"),
         ("2", "sharded", free_some),
     ):
         monkeypatch.setenv("NPROC", processes)
@@ -130,13 +132,13 @@ def test_what_is_free_of_memory(tmp_path, monkeypatch):
 def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
     config = config_of(tmp_path, tiny_data, "batch_size=10")
     plan = known(config)
-    plan.world, plan.local = World(0, 1, torch.device("cuda", 0)), 2
+    plan.world, plan.local_processes = World(0, 1, torch.device("cuda", 0)), 2
     free = {0: 5 << 30, 1: 3 << 30, 2: 0}  # the third is another's
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 8 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(memory, "backbone_bytes", lambda plan: (1 << 30, 3 << 28))
-    told = list(memory.memory(plan))
+    told = list(memory.check_memory(plan))
     assert states(told) == [FAIL, PASS] and told[0].fix == "batch_size=2 fits"
     assert told[0].found.startswith("8.50 GiB needed of 3.00 GiB free on each Some GPU")
 
@@ -144,7 +146,7 @@ def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(memory, "backbone_bytes", fails)
-    check = only(heard("memory", memory.memory(plan)))
+    check = only(collect_checks("memory", memory.check_memory(plan)))
     assert check.state == FAIL and check.found == "a step of three images fails on cuda:0: CUDA out of memory."
 
 
@@ -232,4 +234,7 @@ def test_the_head_takes_what_is_reckoned(tmp_path, tiny_data, monkeypatch):
         for file in files:
             for way, peak in zip(WAYS, json.loads((tmp_path / file).read_text()), strict=True):
                 plan = doctor.plan_run(config_of(tmp_path, tiny_data, f"num_classes={CLASSES}", *way))
-                assert memory.head(plan, plan.config.batch_size) == pytest.approx(peak, rel=0.05), (processes, way)
+                assert memory.plan_header_bytes(plan, plan.config.batch_size) == pytest.approx(peak, rel=0.05), (
+                    processes,
+                    way,
+                )

@@ -200,7 +200,7 @@ def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(
 def test_a_change_of_processes_is_said(tmp_path, tiny_data, said):
     spawn(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
     run(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
-    assert "Changed: 2 processes were, 1 are: 4 images a step" in said.text
+    assert "Changed: the number of processes was 2, is 1: 4 images a step" in said.text
     assert "Changed: config max_steps was 2, is 0" in said.text
 
 
@@ -364,7 +364,7 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
     with pytest.raises(UserError, match=r"config output: .* is of another kind of run \(ArcFaceTask\)"):
         resolve_resume(config, DistillTask, load_training_data(config, CPU)[0], CPU)
     other = small_config(tmp_path, write_data(tmp_path / "more", shots=12), "max_steps=4")
-    with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, here are 48"):
+    with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, but here are 48"):
         run(other)
 
 
