@@ -1,4 +1,4 @@
-"""What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
+"""Fixtures and helpers for several test files: golden vectors, a tiny dataset, a copy of the project for commands."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import fork_server as forked
+from tests.helpers import fork_server
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
 from utils.logs.run_log import log
@@ -30,7 +30,7 @@ SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "worker
 DEMO = ["--config", "config/config_demo.py", *SMALL]
 SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
-# Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
+# Published style: fields set one by one on an EasyDict, genotypes as strings, a branch on the dataset, lr_func.
 PUBLISHED_CONFIG = """
 from easydict import EasyDict as edict
 
@@ -81,12 +81,12 @@ _LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no processor waits for the last of them alone."""
+    """Runs the longest files first, so that parallel workers finish at about the same time."""
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
 
 
 def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torch.Tensor]:
-    """The state dict that the golden vectors were made with: values drawn by key, in float32."""
+    """Returns the state dict of the golden vectors: float32 values drawn from an RNG seeded by the key."""
     state = {}
     for key, shape in shapes.items():
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
@@ -105,24 +105,24 @@ def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torc
 
 
 def golden_images(seed: int, n: int) -> torch.Tensor:
-    """The inputs of the golden vectors: (n, 3, 112, 112)."""
+    """Returns the inputs (n, 3, 112, 112) of the golden vectors."""
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (n, 3, 112, 112)).astype(np.float32))
 
 
 def face(identity: int, rng: np.random.Generator) -> np.ndarray:
-    """A 112×112 RGB image that a network can tell by its identity: coarse blocks of the identity, plus noise."""
+    """Draws a 112×112 RGB image whose identity a network can learn: coarse blocks by identity, plus noise."""
     blocks = np.random.default_rng([7, identity]).integers(40, 216, (7, 7, 3))
     image = np.kron(blocks, np.ones((16, 16, 1))) + rng.normal(0, 20, (112, 112, 3))
     return image.clip(0, 255).astype(np.uint8)
 
 
 def encode(image: np.ndarray, kind: str = ".jpg") -> bytes:
-    """An RGB image as the bytes of a file."""
+    """Encodes an RGB image as the bytes of an image file."""
     return cv2.imencode(kind, image[:, :, ::-1])[1].tobytes()
 
 
 def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20, seed: int = 3) -> Path:
-    """A data set in the MS1MV2 layout (train.rec, train.idx, property) with a verification set `tiny.bin`."""
+    """Writes a dataset in the MS1MV2 layout (train.rec, train.idx, property) and a verification set `tiny.bin`."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     n = identities * shots
@@ -144,13 +144,13 @@ def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny data set; not to be changed."""
+    """Folder of a tiny dataset, shared by all tests: do not change it."""
     return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
 def damaged_data(tiny_data, tmp_path):
-    """The tiny data, with two images that are none."""
+    """Copy of the tiny dataset in which two records are not readable images."""
     data = Path(shutil.copytree(tiny_data, tmp_path / "damaged"))
     reader = IndexedRecordReader(data / "train.rec", data / "train.idx")
     offsets = dict(map(int, line.split("\t")) for line in (data / "train.idx").read_text().splitlines())
@@ -164,11 +164,11 @@ def damaged_data(tiny_data, tmp_path):
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project as it comes, without config/config.py, at a path with a space."""
+    """Copy of the project without config/config.py, at a path with a space."""
     folder = tmp_path_factory.mktemp("a copy") / "Pocket Net"
     for name in SOURCES:
-        made = ("__pycache__", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
-        ignored = shutil.ignore_patterns(*made, *(["config.py"] if name == "config" else []))
+        generated = ("__pycache__", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
+        ignored = shutil.ignore_patterns(*generated, *(["config.py"] if name == "config" else []))
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:
@@ -177,16 +177,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_command(folder: Path, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the folder as a person would, with this interpreter; two minutes at most."""
-    plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
-    everything = plain | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
+    """Runs a command in the folder as a user would, with this interpreter, for at most two minutes."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
+    full_environment = inherited | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
     parts = [str(part) for part in command]
     if parts[0] == sys.executable and (parts[1] == "-m" or parts[1].endswith(".py")) and not environment:
-        return forked.run(parts[1:], folder, everything)
+        return fork_server.run(parts[1:], folder, full_environment)
     return subprocess.run(
         parts,
         cwd=folder,
-        env=everything,
+        env=full_environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -196,7 +196,7 @@ def run_command(folder: Path, *command: object, **environment: str) -> subproces
 
 @pytest.fixture(scope="session")
 def demo(project) -> Path:
-    """The project with a few demo faces, trained for two epochs by train.sh."""
+    """The project with a few synthetic faces, trained for two epochs by train.sh."""
     made = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
     assert made.returncode == 0, made.stderr
     trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
@@ -206,15 +206,15 @@ def demo(project) -> Path:
 
 
 def copy_run(folder: Path, to: Path) -> Path:
-    """A copy of a run's folder as if the run had been there: its config.json names another."""
+    """Copies a run's folder, and changes the output of its config.json to the copy."""
     shutil.copytree(folder, to)
-    kept = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps(kept | {"output": str(to)}))
+    saved = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(saved | {"output": str(to)}))
     return to
 
 
 def write_overflowing(path: Path, to: Path) -> None:
-    """Weights whose embeddings are not finite, though each weight is."""
+    """Writes finite weights whose embeddings are not finite."""
     weights = torch.load(path, weights_only=True)
     for value in weights.values():
         if value.is_floating_point():
@@ -223,7 +223,7 @@ def write_overflowing(path: Path, to: Path) -> None:
 
 
 def add_bad_checkpoints(folder: Path) -> Path:
-    """A cut, a foreign and an overflowing checkpoint (steps 3, 4 and 5) beside the sound one of step 6."""
+    """Adds a truncated checkpoint, one of another network and an overflowing one (steps 3, 4, 5) to that of step 6."""
     (folder / "3backbone.pth").write_bytes((folder / "6backbone.pth").read_bytes()[:5000])
     torch.save({"other.weight": torch.zeros(3)}, folder / "4backbone.pth")
     write_overflowing(folder / "6backbone.pth", folder / "5backbone.pth")
@@ -231,7 +231,7 @@ def add_bad_checkpoints(folder: Path) -> Path:
 
 
 def bad_checkpoints_error(total: int) -> str:
-    """A pattern of the one line that names them."""
+    """Returns a pattern for the one-line error that names them."""
     return (
         rf"error: 3 of {total} checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
         r"\S*4backbone\.pth: is of another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"
@@ -240,14 +240,14 @@ def bad_checkpoints_error(total: int) -> str:
 
 @pytest.fixture
 def slow_clock(monkeypatch):
-    """Between any two looks at the clock of a progress, 25 seconds pass."""
+    """Makes the clock of the progress bar advance by 25 seconds on every reading."""
     seconds = itertools.count(0, 25)
     monkeypatch.setattr("utils.logs.progress_bar.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """What is logged."""
+    """Captures the log: caplog with the project's logger at level INFO."""
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.INFO, "pocketnet")
     return caplog
