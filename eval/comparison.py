@@ -1,4 +1,4 @@
-"""Statistics of a comparison of two checkpoints, A and B, on the same pairs, and a figure of the pairs they dispute."""
+"""Compares two checkpoints, A and B, on the same pairs: statistics, a table, and a figure of the disputed pairs."""
 
 from dataclasses import dataclass
 

@@ -87,26 +87,26 @@ def _step_width(entries: Entries) -> int:
 def _accuracy_table(entries: Entries, names: list[str], config: EasyDict | None) -> str:
     """Formats accuracies in percent, mean ± standard deviation over folds, with a row per step and a column per set."""
     width = max([18, *(len(name) + 2 for name in names)])
-    first = _step_width(entries)
-    lines = ["".join([f"{'step':>{first}}", *(f"{name:>{width}}" for name in names)])]
+    step_width = _step_width(entries)
+    lines = ["".join([f"{'step':>{step_width}}", *(f"{name:>{width}}" for name in names)])]
     for step, scores in entries.items():
         cells = (
             f"{100 * scores[name]['accuracy']:.2f} ± {100 * scores[name]['std']:.2f}" if name in scores else "-"
             for name in names
         )  # fmt: skip
-        lines.append("".join([f"{_step_label(step):>{first}}", *(f"{cell:>{width}}" for cell in cells)]))
+        lines.append("".join([f"{_step_label(step):>{step_width}}", *(f"{cell:>{width}}" for cell in cells)]))
     reference = {name: value for name in names if config and (value := published_result(config, name)) is not None}
     if reference:
         cells = (f"{reference[name]:.2f}       " if name in reference else "" for name in names)  # below the mean
-        lines.append("".join([f"{'published':>{first}}", *(f"{cell:>{width}}" for cell in cells)]).rstrip())
+        lines.append("".join([f"{'published':>{step_width}}", *(f"{cell:>{width}}" for cell in cells)]).rstrip())
     return "\n".join(lines)
 
 
 def _detail_table(entries: Entries, names: list[str]) -> str:
     """Formats the other metrics, in percent except for AUC, the threshold's squared distance and XNorm."""
-    first = _step_width(entries)
+    step_width = _step_width(entries)
     lines = [
-        f"{'set':>12}{'step':>{first}}{'95 % interval':>18}{'AUC':>9}{'EER':>8}"
+        f"{'set':>12}{'step':>{step_width}}{'95 % interval':>18}{'AUC':>9}{'EER':>8}"
         f"{'TAR@1e-3':>10}{'TAR@1e-4':>10}{'sq. distance':>14}{'XNorm':>9}"
     ]
     for name in names:
@@ -119,8 +119,8 @@ def _detail_table(entries: Entries, names: list[str]) -> str:
                 f"{'-' if tar is None else f'{100 * tar:.2f}':>10}" for tar in (row["tar"][far] for far in _FARS[1:])
             )
             lines.append(
-                f"{name:>12}{_step_label(step):>{first}}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{row['auc']:>9.5f}"
-                f"{100 * row['eer']:>8.2f}{tars}{row['squared_distance']:>14.3f}{row['xnorm']:>9.3f}"
+                f"{name:>12}{_step_label(step):>{step_width}}{f'{100 * low:.2f} to {100 * high:.2f}':>18}"
+                f"{row['auc']:>9.5f}{100 * row['eer']:>8.2f}{tars}{row['squared_distance']:>14.3f}{row['xnorm']:>9.3f}"
             )
     return "\n".join(lines)
 
@@ -170,19 +170,19 @@ def format_thresholds(results: Results, warnings: Mapping[str, str] | None = Non
 
     Empty if there are too few pairs for any FAR. warnings: by set, shown below the table.
     """
-    first = max([10, *(len(_step_label(step)) + 2 for step in results)])
+    step_width = max([10, *(len(_step_label(step)) + 2 for step in results)])
     lines = []
     for name in next(iter(results.values())):
         for step, sets in results.items():
             for far, point in sets[name].operating_points.items():
                 if point is not None:
                     lines.append(
-                        f"{name:>12}{_step_label(step):>{first}}{far:>8.0e}{point.threshold:>10.4f}"
+                        f"{name:>12}{_step_label(step):>{step_width}}{far:>8.0e}{point.threshold:>10.4f}"
                         f"{2 - 2 * point.threshold:>14.4f}{100 * point.frr:>11.2f}"
                     )
     if not lines:
         return ""
-    heading = f"{'set':>12}{'step':>{first}}{'FAR':>8}{'cosine':>10}{'sq. distance':>14}{'FRR in %':>11}"
+    heading = f"{'set':>12}{'step':>{step_width}}{'FAR':>8}{'cosine':>10}{'sq. distance':>14}{'FRR in %':>11}"
     return "\n".join([heading, *lines, *(f"{name}: {text}" for name, text in (warnings or {}).items() if text)])
 
 

@@ -57,8 +57,10 @@ def roc(scores: ArrayLike, same: ArrayLike, corners_only: bool = True) -> Roc:
 
 
 def auc(curve: Roc) -> float:
-    """Returns the area under the curve: the probability that a same pair scores above
-    a different pair. Ties count half."""
+    """Returns the area under the curve: the probability that a same pair scores above a different pair.
+
+    Ties count half.
+    """
     return float(np.trapezoid(curve.tpr, curve.fpr))
 
 
@@ -98,10 +100,10 @@ def operating_point_at_far(curve: Roc, far: float, different: int) -> OperatingP
         return None
     at = int(np.searchsorted(curve.fpr, far * (1 + 1e-12), side="right")) - 1
     # Computed in the dtype of the scores, because they are compared in it.
-    at_point, below = curve.thresholds[at], curve.thresholds[min(at + 1, len(curve.thresholds) - 1)]
-    if np.isinf(at_point):  # too many different pairs have the highest score: accept nothing
-        at_point = np.nextafter(below, at_point)
-    threshold = below + (at_point - below) / 2
-    if threshold <= below:  # adjacent floats, with no number between them
-        threshold = at_point
+    upper, lower = curve.thresholds[at], curve.thresholds[min(at + 1, len(curve.thresholds) - 1)]
+    if np.isinf(upper):  # too many different pairs have the highest score: accept nothing
+        upper = np.nextafter(lower, upper)
+    threshold = lower + (upper - lower) / 2
+    if threshold <= lower:  # adjacent floats, with no number between them
+        threshold = upper
     return OperatingPoint(float(threshold), float(curve.fpr[at]), float(1 - curve.tpr[at]))

@@ -197,8 +197,8 @@ def run_command(folder: Path, *command: object, **environment: str) -> subproces
 @pytest.fixture(scope="session")
 def demo(project) -> Path:
     """The project with a few synthetic faces, trained for two epochs by train.sh."""
-    made = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
-    assert made.returncode == 0, made.stderr
+    generated = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
+    assert generated.returncode == 0, generated.stderr
     trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)

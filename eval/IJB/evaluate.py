@@ -203,15 +203,15 @@ def score_checkpoint(
     Raises CheckpointError if an embedding is not finite.
     """
     images = protocol.images
-    kept = features.done == 1
-    bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.flipped).all(axis=1)) & kept
+    done = features.done == 1
+    bad = ~(np.isfinite(features.direct).all(axis=1) & np.isfinite(features.flipped).all(axis=1)) & done
     if bad.any():
         raise CheckpointError(
             f"the embeddings of {int(bad.sum())} of {len(bad)} images are not finite: the weights are damaged or the "
             "training diverged; take another checkpoint"
         )
     embeddings = Embeddings(features.direct, features.flipped, images.det_scores)
-    templates = pool(embeddings, images.templates, images.media, switches, kept)
+    templates = pool(embeddings, images.templates, images.media, switches, done)
     first, second, same = protocol.pairs
     scores = score_pairs(templates.features, first, second)
     valid = templates.present[first] & templates.present[second]
@@ -221,8 +221,8 @@ def score_checkpoint(
         checkpoint=str(path.parent.resolve() / path.name),
         tpr=dict(zip(FPRS, tpr_nearest(curve, FPRS).tolist(), strict=True)),
         auc=auc(curve),
-        images=int(kept.sum()),
-        missing_images=int(len(kept) - kept.sum()),
+        images=int(done.sum()),
+        missing_images=int(len(done) - done.sum()),
         pairs=int(valid.sum()),
         different=int(np.sum(~same[valid])),
         skipped_pairs=protocol.skipped_pairs + int(len(valid) - valid.sum()),

@@ -132,20 +132,20 @@ def read_template_pairs(path: Path, ids: np.ndarray, skip_missing: bool = False)
     table = _load_table(path, np.int32, line_format, is_valid)
     if table.shape[1] != 3:
         raise UserError(_find_malformed(path, line_format, is_valid))
-    wrong = (table[:, 2] != 0) & (table[:, 2] != 1)
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    invalid = (table[:, 2] != 0) & (table[:, 2] != 1)
+    if invalid.any():
+        row = int(np.argmax(invalid))
         location = f"{path} line {line_number(path, row)}"
         raise UserError(f"{location}: label {table[row, 2]}, should be 1 (the same person) or 0")
     indices = np.searchsorted(ids, table[:, :2]).astype(np.int32)
     np.minimum(indices, len(ids) - 1, out=indices)
-    known = (ids[indices] == table[:, :2]).all(axis=1)
-    if not known.all() and not skip_missing:
-        row = int(np.argmin(known))
+    has_images = (ids[indices] == table[:, :2]).all(axis=1)
+    if not has_images.all() and not skip_missing:
+        row = int(np.argmin(has_images))
         template = table[row, int(ids[indices[row, 0]] == table[row, 0])]
         raise UserError(f"{path} line {line_number(path, row)}: template {template} has no image; {SKIP_HINT}")
     same = table[:, 2] == 1
-    pairs = Pairs(indices[known, 0], indices[known, 1], same[known])
+    pairs = Pairs(indices[has_images, 0], indices[has_images, 1], same[has_images])
     if not pairs.same.any() or pairs.same.all():
         raise UserError(f"{path}: all {len(pairs.same)} pairs are of one kind; a ROC curve needs same and different")
     return pairs, int(len(table) - len(pairs.same))

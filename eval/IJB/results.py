@@ -96,14 +96,14 @@ def merge_target(content: dict[str, Any], target: str, results: Results, digest:
     New results replace those of the same key. Old results of the target are marked as outdated if their checkpoint's
     file or the digest of the lists has changed. Other targets stay as they are.
     """
-    kept = {
+    old = {
         name: mark_outdated(entry, _existing_file(entry.get("checkpoint")), digest)
         if isinstance(entry, dict)
         else entry
         for name, entry in content.get(target, {}).items()
     }
     new = {name: result.asdict() for name, result in results.items()}
-    return content | {target: dict(sorted((kept | new).items(), key=lambda item: checkpoint_sort_key(item[0])))}
+    return content | {target: dict(sorted((old | new).items(), key=lambda item: checkpoint_sort_key(item[0])))}
 
 
 def _existing_file(path: object) -> Path | None:

@@ -49,8 +49,8 @@ class OpenVinoRuntime:
         return direct.copy(), flipped.copy()
 
     def _store(self, request: Any, start: int) -> None:
-        both = request.get_output_tensor().data.reshape(2, self._images_per_request, self._embedding_size)
-        self._embeddings[start : start + self._images_per_request] = both.swapaxes(0, 1)
+        embeddings = request.get_output_tensor().data.reshape(2, self._images_per_request, self._embedding_size)
+        self._embeddings[start : start + self._images_per_request] = embeddings.swapaxes(0, 1)
 
 
 class _WithFlip(nn.Module):

@@ -172,8 +172,8 @@ def decode(
     """
     indices = range(len(encoded))[part]
 
-    def image_error(index: int, what: object) -> UserError:
-        return UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} {what}")
+    def image_error(index: int, reason: object) -> UserError:
+        return UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} {reason}")
 
     def decode_chunk(start: int) -> None:
         for row, index in enumerate(indices[start : start + _CHUNK], start):

@@ -40,7 +40,8 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     people = [people[i] for i in rng.permutation(len(people))]
     same = _same_pairs(people, n_pairs // 2, rng)
     different = _different_pairs(people, n_pairs - n_pairs // 2, rng)
-    alternating = itertools.chain.from_iterable(itertools.zip_longest(same, different))  # for folds with both kinds
+    # Alternates the kinds, so that every fold has both.
+    alternating = itertools.chain.from_iterable(itertools.zip_longest(same, different))
     pairs = [pair for pair in alternating if pair]
     return PhotoPairs.from_pairs(folder.resolve().name, pairs, notes, _count_different(people))
 

@@ -28,12 +28,12 @@ _OPCODES = """
 _NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 _DTYPES = {"b1": "u1", "O": "O", "O4": "O", "O8": "O"} | {code: code for code in _NUMBERS}
 
-# What the other opcodes build, in terms of the Python objects that were pickled.
+# Python objects that the other opcodes build, named for error messages.
 _KINDS = {
     "a dict": "EMPTY_DICT DICT SETITEM SETITEMS",
     "a set": "EMPTY_SET ADDITEMS FROZENSET",
     "an object of a Python class": "OBJ NEWOBJ NEWOBJ_EX BUILD",
-    "an object that is kept elsewhere": "PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER",
+    "an object stored outside the file": "PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER",
 }
 _REFUSED_KINDS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 

@@ -49,10 +49,12 @@ def spawn(function, folder, *args, size=2):
     # DistributedDataParallel imports torch._dynamo.
     context.set_forkserver_preload(["torch._dynamo", "tests.helpers.training"])
     folder.mkdir(exist_ok=True)
-    store_file = str(folder / f"meet-{uuid.uuid4().hex}")
+    rendezvous_file = str(folder / f"meet-{uuid.uuid4().hex}")
     environment = dict(os.environ)  # passed on, because the fork server has the one that it was started with
     ranks = [environment | {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)} for r in range(size)]
-    workers = [context.Process(target=_join_group, args=(function, store_file, rank, folder, *args)) for rank in ranks]
+    workers = [
+        context.Process(target=_join_group, args=(function, rendezvous_file, rank, folder, *args)) for rank in ranks
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -60,12 +62,12 @@ def spawn(function, folder, *args, size=2):
     assert [worker.exitcode for worker in workers] == [0] * size
 
 
-def _join_group(function, store_file, environment, folder, *args):
+def _join_group(function, rendezvous_file, environment, folder, *args):
     os.environ.clear()
     os.environ.update(environment)
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     torch.set_num_threads(1)
-    store = dist.FileStore(store_file, size)
+    store = dist.FileStore(rendezvous_file, size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     function(World(rank, size, torch.device("cpu")), folder, *args)
     dist.destroy_process_group()
