@@ -160,6 +160,7 @@ def embedding_norm(*embeddings: ArrayLike) -> float:
 
 
 def _check_pairs(dist: ArrayLike, issame: ArrayLike, n_folds: int) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Returns the float64 distances (N,) and bool flags (N,). Raises UserError as `evaluate_distances`."""
     distances, same = np.asarray(dist, dtype=np.float64), np.asarray(issame).astype(bool)
     if distances.ndim != 1 or distances.shape != same.shape:
         raise UserError(f"distances of shape {distances.shape} but flags of shape {same.shape}: expected one per pair")
