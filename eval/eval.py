@@ -1,24 +1,24 @@
-"""Scores checkpoints on verification sets, or on your own photos: python eval/eval.py [--config FILE] [field=value …]
+"""Scores checkpoints on verification sets or on your own photos: python eval/eval.py [--config FILE] [field=value …]
 
     python eval/eval.py                                  every checkpoint in config.output on config.val_targets
-    python eval/eval.py output=FOLDER                    those of a run, by the config.json that it left there
-    python eval/eval.py --steps 11372,22744              some of them
+    python eval/eval.py output=FOLDER                    the checkpoints of a run, with the config.json in its folder
+    python eval/eval.py --steps 11372,22744              only these steps
     python eval/eval.py output=DIR/PocketNetS-128.pth    a file of any name
     python eval/eval.py --pairs pairs.txt --images DIR   on your own pairs: LFW style, or a CSV of path,path,same
-    python eval/eval.py --folder DIR                     on a folder of photos, one folder a person
+    python eval/eval.py --folder DIR                     on a folder of photos, one folder per person
 
-Writes test.log, results.json, results.txt and roc.png beside the checkpoints of a run, else in a folder of output/eval,
-or in config.test_output; thresholds.json beside the checkpoints of a run, else with the rest. results.json, results.txt
-and thresholds.json keep what earlier commands found of other checkpoints, also those of another network of equal steps;
-roc.png shows those of this one. On several
-GPUs it uses all; NPROC=1 keeps it to one.
+Writes test.log, results.json, results.txt and roc.png to config.test_output; by default to the checkpoints' folder if a
+run wrote it, else to a folder in output/eval. thresholds.json goes to the checkpoints' folder if a run wrote it, else
+to the results' folder. results.json, results.txt and thresholds.json keep the results of earlier commands for other
+checkpoints, also for another network with the same steps. roc.png shows only the checkpoints of this command. Uses all
+GPUs of the machine; NPROC=1 restricts it to one.
 """
 
 import sys
 from functools import partial
 from pathlib import Path
 
-if not __package__:  # run as a script, this folder stands first on the path and the file shadows its package
+if not __package__:  # run as a script: sys.path starts with this folder, where this file shadows its package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from easydict import EasyDict
@@ -36,7 +36,7 @@ from config import (
 )
 from eval.folders import result_folder, weights_folder
 from eval.inference.embedding import make_runtime
-from eval.inputs.arguments import add_photo_arguments, photo_pairs, readable_again
+from eval.inputs.arguments import add_photo_arguments, keep_pairs_readable, load_photo_pairs
 from eval.inputs.sets import load_sets
 from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
@@ -49,19 +49,19 @@ from utils.logs.run_log import init_logging, log
 
 
 def main() -> None:
-    """The command line."""
+    """Parses the command line, scores every checkpoint and writes the results."""
     parser = CommandParser("Score checkpoints on verification sets, or on your own photos.")
     add_config_arguments(parser)
-    parser.add_argument("--steps", help="global steps of the checkpoints, with commas between (default: all)")
+    parser.add_argument("--steps", help="global steps of the checkpoints to score, separated by commas (default: all)")
     add_photo_arguments(parser)
     args = parser.parse()
     config = load_config(args.config, overrides_of(args), saved_in=typed_output(args.overrides))
-    photos = photo_pairs(args)
+    photos = load_photo_pairs(args)
     if photos is None:
         require_data(config)
-    checkpoints = choose(find_backbones(config.output, "config output"), args.steps, config.output)
+    checkpoints = select_steps(find_backbones(config.output, "config output"), args.steps, config.output)
     folder = result_folder(config)
-    with readable_again(args, photos):
+    with keep_pairs_readable(args, photos):
         launch_on_all_gpus()
 
     failed: dict[Path, UserError] = {}
@@ -71,28 +71,28 @@ def main() -> None:
         sets = load_sets(config, photos, world)
         scorer = Scorer(config, world, sets)
         backbone = to_device(build_backbone(config), world)
-        # A person's own photos are no published set, though the folder be called lfw.
+        # The user's own photos have no published results, even if their folder is called lfw.
         report = Report(folder, weights_folder(config.output), sets, None if photos else config, photos)
-        for done, (step, path) in enumerate(checkpoints.items(), start=1):
-            log.info(f"Checkpoint {done} of {len(checkpoints)}: {path}")
-            scores = score(scorer, backbone, config, step, path, world)
+        for number, (step, path) in enumerate(checkpoints.items(), start=1):
+            log.info(f"Checkpoint {number} of {len(checkpoints)}: {path}")
+            scores = score_checkpoint(scorer, backbone, config, step, path, world)
             if isinstance(scores, UserError):
                 failed[path] = scores
                 log.warning(f"{scores}: left out")
             elif world.is_main:
                 report.add(path, scores)
                 try:
-                    report.write()  # each time: what follows cannot lose it
+                    report.write()  # after every checkpoint, so that a later failure loses no result
                 except UserError as error:
                     log.warning(f"{error}")
         if world.is_main:
             finish(report, failed)
 
 
-def score(
+def score_checkpoint(
     scorer: Scorer, backbone: nn.Module, config: EasyDict, step: str, path: Path, world: World
 ) -> dict[str, Score] | UserError:
-    """A checkpoint's scores by set, or on every process the error that names its file."""
+    """Returns the checkpoint's scores by set name, or on all ranks the error that names its file. Collective."""
     loaded = try_on_all(world, partial(load_weights, backbone, path))
     if isinstance(loaded, UserError):
         return loaded
@@ -102,23 +102,24 @@ def score(
 
 
 def finish(report: Report, failed: dict[Path, UserError]) -> None:
-    """Print the tables, then write the files. Raises UserError where a file or a checkpoint failed."""
+    """Prints the tables, then writes the files. Raises UserError if a file or a checkpoint failed."""
     if report.scores:
         print(f"\n{report.format_tables()}")
         if thresholds := report.format_thresholds():
-            print(f"\nWhich threshold:\n{thresholds}")
+            print(f"\nThresholds:\n{thresholds}")
         try:
             report.write()
         except UserError as error:
             unscored = f"; not scored: {', '.join(path.name for path in failed)}" if failed else ""
             raise UserError(f"{error}{unscored}") from None
-        names = [path.name for path in (report.json, report.txt, report.png, report.csv) if path]
-        print(f"\nIn {report.folder}: test.log, {', '.join(names)}; {report.thresholds}", flush=True)
+        paths = (report.json_path, report.txt_path, report.png_path, report.csv_path)
+        names = [path.name for path in paths if path]
+        print(f"\nIn {report.folder}: test.log, {', '.join(names)}; {report.thresholds_path}", flush=True)
     raise_failed(failed, len(failed) + len(report.scores))
 
 
-def choose(checkpoints: dict[str, Path], steps: str | None, output: str) -> dict[str, Path]:
-    """The checkpoints of these steps. Raises CheckpointError where one is not there."""
+def select_steps(checkpoints: dict[str, Path], steps: str | None, output: str) -> dict[str, Path]:
+    """Returns the checkpoints of the given steps (None: all). Raises CheckpointError if one does not exist."""
     if steps is None:
         return checkpoints
     wanted = [

@@ -1,4 +1,4 @@
-"""Which folder holds checkpoints, whether a run wrote it, and where results come."""
+"""Finds the folder of checkpoints, whether a run wrote it, and the folder for results."""
 
 import hashlib
 from pathlib import Path
@@ -9,18 +9,20 @@ from config import FOLDER, ConfigError, from_project, make_folder
 from config.saved import read_saved, saved_config
 from utils.errors import one_line
 
-_RUN_FILES = ("checkpoint.pth", "training.log", "search.log", "config.json")  # what a run of this project leaves
+_RUN_FILES = ("checkpoint.pth", "training.log", "search.log", "config.json")  # files that a run of this project writes
 
 
 def weights_folder(output: str) -> Path:
-    """The folder of checkpoints that config.output names, or that the file it names lies in."""
+    """Returns the folder of checkpoints: config.output itself, or the parent if it names a file."""
     path = Path(output)
     return path if path.is_dir() else path.parent
 
 
-def is_run(folder: Path) -> bool:
-    """Whether the folder is the output of a run here, so that results may come there, too. A folder that was copied or
-    downloaded is not: its config.json names another."""
+def is_run_folder(folder: Path) -> bool:
+    """Returns whether a run of this project wrote the folder, so that results may be written to it as well.
+
+    False for a copied or downloaded folder: its config.json names another output folder.
+    """
     saved = saved_config(folder)
     try:
         output = read_saved(saved).get("output") if saved else None
@@ -31,18 +33,20 @@ def is_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _RUN_FILES)
 
 
-def run_name(folder: Path) -> str:
-    """The folder's name, and what tells it apart from others of the same name."""
-    whole = folder.resolve()
-    return f"{one_line(whole.name)}-{hashlib.sha256(bytes(whole)).hexdigest()[:6]}"
+def unique_folder_name(folder: Path) -> str:
+    """Returns the folder's name and a six-digit hash of its path, which separates folders of the same name."""
+    resolved = folder.resolve()
+    return f"{one_line(resolved.name)}-{hashlib.sha256(bytes(resolved)).hexdigest()[:6]}"
 
 
 def result_folder(config: EasyDict) -> Path:
-    """config.test_output, else the checkpoints' folder if a run of this project wrote it, else one in output/eval.
+    """Makes and returns the folder for results, and sets config.test_output to it.
 
-    Raises ConfigError where it cannot be written.
+    It is config.test_output if set, else the checkpoints' folder if a run of this project wrote it, else a folder in
+    output/eval. Raises ConfigError if it cannot be written.
     """
     if not config.test_output:
         weights = weights_folder(config.output)
-        config.test_output = str(weights if is_run(weights) else FOLDER.parent / "output" / "eval" / run_name(weights))
+        default = FOLDER.parent / "output" / "eval" / unique_folder_name(weights)
+        config.test_output = str(weights if is_run_folder(weights) else default)
     return make_folder(config, "test_output")

@@ -1,6 +1,7 @@
-"""Accuracies in % as published for PocketNets trained on MS1MV2 with multi-step distillation.
+"""Published results in % of PocketNets trained on MS1MV2 with multi-step knowledge distillation.
 
-Boutros et al., IEEE Access 2022 (arXiv 2108.10710), comparison with compact models; IJB as TAR at FAR 1e-4.
+Source: Boutros et al., IEEE Access 2022 (arXiv 2108.10710), comparison with compact models. Verification accuracy; for
+IJB, TAR at FAR 1e-4.
 CFP-FP of PocketNetM-256 is that of the authors' figure; later papers that cite it have 95.66.
 """
 
@@ -10,7 +11,7 @@ from backbones.genotypes import SOFTMAX_CASIA, parse
 from backbones.names import parse_name
 
 _SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "IJBB", "IJBC")
-_RESULTS = {  # by channel, n_layers, embedding_size
+_RESULTS = {  # keys: (channel, n_layers, embedding_size); values in the order of _SETS
     (16, 18, 128): (99.58, 94.21, 96.10, 95.48, 89.63, 89.44, 91.62),
     (16, 18, 256): (99.66, 93.34, 96.35, 95.50, 88.93, 89.31, 91.33),
     (32, 9, 128): (99.65, 95.07, 96.78, 95.67, 90.00, 90.63, 92.63),
@@ -18,8 +19,8 @@ _RESULTS = {  # by channel, n_layers, embedding_size
 }
 
 
-def published(config: EasyDict, name: str) -> float | None:
-    """Returns the published value of the config's network on a set, in %; None where there is none.
+def published_result(config: EasyDict, name: str) -> float | None:
+    """Returns the published result in % of the config's network on the named set, or None if there is none.
 
     A published network is recognised by its cells and sizes, not by its name.
     """

@@ -1,4 +1,4 @@
-"""What several test files need: golden vectors, a tiny data set, a copy of the project to run as a person does."""
+"""Fixtures and helpers for several test files: golden vectors, a tiny dataset, a copy of the project for commands."""
 
 import itertools
 import logging
@@ -23,19 +23,19 @@ _LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no processor waits for the last of them alone."""
+    """Runs the longest files first, so that parallel workers finish at about the same time."""
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny data set; not to be changed."""
+    """Folder of a tiny dataset, shared by all tests: do not change it."""
     return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
 def damaged_data(tiny_data, tmp_path):
-    """The tiny data, with two images that are none."""
+    """Copy of the tiny dataset in which two records are not readable images."""
     data = Path(shutil.copytree(tiny_data, tmp_path / "damaged"))
     reader = IndexedRecordReader(data / "train.rec", data / "train.idx")
     offsets = dict(map(int, line.split("\t")) for line in (data / "train.idx").read_text().splitlines())
@@ -49,11 +49,11 @@ def damaged_data(tiny_data, tmp_path):
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project as it comes, without config/config.py, at a path with a space."""
+    """Copy of the project without config/config.py, at a path with a space."""
     folder = tmp_path_factory.mktemp("a copy") / "Pocket Net"
     for name in SOURCES:
-        made = ("__pycache__", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
-        ignored = shutil.ignore_patterns(*made, *(["config.py"] if name == "config" else []))
+        generated = ("__pycache__", "faces_demo*", "faces_emore*", "ijb_demo*", "*.bin", "*.rec")
+        ignored = shutil.ignore_patterns(*generated, *(["config.py"] if name == "config" else []))
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         else:
@@ -63,9 +63,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(project) -> Path:
-    """The project with a few demo faces, trained for two epochs by train.sh."""
-    made = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
-    assert made.returncode == 0, made.stderr
+    """The project with a few synthetic faces, trained for two epochs by train.sh."""
+    generated = run_command(project, sys.executable, "data/make_demo_faces.py", *_DEMO_DATA)
+    assert generated.returncode == 0, generated.stderr
     trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
@@ -74,14 +74,14 @@ def demo(project) -> Path:
 
 @pytest.fixture
 def slow_clock(monkeypatch):
-    """Between any two looks at the clock of a progress, 25 seconds pass."""
+    """Makes the clock of the progress bar advance by 25 seconds on every reading."""
     seconds = itertools.count(0, 25)
     monkeypatch.setattr("utils.logs.progress_bar.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    """What is logged."""
+    """Captures the log: caplog with the project's logger at level INFO."""
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.INFO, "pocketnet")
     return caplog

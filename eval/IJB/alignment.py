@@ -1,7 +1,7 @@
-"""Faces brought to the 112×112 template by their five landmarks, to the bit as in the published evaluation.
+"""Aligns faces to the 112×112 template by five landmarks, bit-exact with the published evaluation.
 
-Not by a library: scikit-image's estimate rounds otherwise since numpy 2, and OpenCV 5 interpolates otherwise than
-OpenCV 4. Either changes grey levels of the crops.
+Uses its own implementation, because library versions differ: scikit-image's estimate rounds differently since numpy 2,
+and OpenCV 5 interpolates differently from OpenCV 4. Both change pixel values of the crops.
 """
 
 import cv2
@@ -10,36 +10,36 @@ from numpy.typing import NDArray
 
 from utils.datasets.transforms import SIZE
 
-# Where ArcFace's alignment puts eyes, nose and mouth corners; float32, and 8 added in it, as published.
+# Positions of eyes, nose and mouth corners in ArcFace's alignment. The 8 pixels are added in float32, as published.
 TEMPLATE = np.array(
     [(30.2946, 51.6963), (65.5318, 51.5014), (48.0252, 71.7366), (33.5493, 92.3655), (62.7299, 92.2041)], np.float32
 ) + np.array((8, 0), np.float32)
 
 
 def similarity(landmarks: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The matrix (2, 3) of the similarity that brings landmarks (5, 2) closest to the template, by least squares.
+    """Returns the similarity transform (2, 3) that maps landmarks (5, 2) to the template by least squares.
 
-    Umeyama's solution (IEEE PAMI 1991, equations 40 to 43). As published it is computed in float32, which moves it by
-    some 1e-5 pixels; the scale alone is float64. Landmarks in one point, or mirrored, give a matrix that is not finite
-    or not a face: the caller's to see.
+    Umeyama's solution (IEEE PAMI 1991, equations 40 to 43). Computed in float32 as published, which changes it by about
+    1e-5 pixels; only the scale is float64. Landmarks that coincide give a matrix that is not finite, and flipped
+    landmarks one that does not show a face: the caller must check.
     """
     source = np.asarray(landmarks, np.float32)
     source_mean, template_mean = source.mean(axis=0), TEMPLATE.mean(axis=0)
     centred = source - source_mean
-    u, spread, v = np.linalg.svd((TEMPLATE - template_mean).T @ centred / len(source))
+    u, singular_values, v = np.linalg.svd((TEMPLATE - template_mean).T @ centred / len(source))
     signs = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(v))])  # a rotation, not a reflection
     matrix = np.empty((2, 3))
     rotation = u @ np.diag(signs) @ v
-    scale = 1.0 / float(centred.var(axis=0).sum()) * float(spread @ signs)
+    scale = 1.0 / float(centred.var(axis=0).sum()) * float(singular_values @ signs)
     matrix[:, 2] = template_mean - scale * (rotation @ source_mean)
     matrix[:, :2] = scale * rotation
     return matrix
 
 
 def crop(image: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The face (112, 112, C) of an image (H, W, C), black where that has nothing.
+    """Crops the face (112, 112, C) from an image (H, W, C), black outside the image.
 
-    OpenCV 4's warpAffine: positions in the image in steps of 1/32 pixel, from products rounded to 1/1024.
+    Computes OpenCV 4's warpAffine: positions in steps of 1/32 pixel, from products rounded to 1/1024.
     """
     (a, b, x), (c, d, y) = matrix
     determinant = a * d - b * c

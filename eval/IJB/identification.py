@@ -1,4 +1,4 @@
-"""1:N identification: who of a gallery is it, and is it anybody there?"""
+"""1:N identification: searches probes in a gallery, closed-set (rank) and open-set (TPIR at FPIR)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,57 +14,57 @@ Labels = NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Identification:
-    """All but the counts are fractions from 0 to 1."""
+    """Identification rates in one gallery. All but the counts are fractions from 0 to 1."""
 
-    rank1: float  # mated probes whose person is the most similar of the gallery
-    rank5: float  # … among the five most similar
-    tpir: dict[float, float | None]  # by FPIR; None where the probes of strangers are too few to tell
-    mated: int  # probes of people of the gallery
-    strangers: int  # probes of others
+    rank1: float  # fraction of the mated probes whose person is the most similar one in the gallery
+    rank5: float  # fraction of the mated probes whose person is among the five most similar
+    tpir: dict[float, float | None]  # by FPIR; None if there are too few non-mated probes to measure that FPIR
+    mated: int  # number of probes of people in the gallery
+    strangers: int  # number of non-mated probes, of people not in the gallery
 
     asdict = asdict
 
 
 def identify(gallery: Features, people: Labels, probes: Features, subjects: Labels) -> Identification | None:
-    """Search probes (Q, D) of subjects (Q,) in a gallery (G, D) of people (G,), all features normalised.
+    """Searches probes (Q, D) of subjects (Q,) in a gallery (G, D) of people (G,), with normalised features.
 
-    A person's similarity is that of his best template. TPIR: mated probes whose person comes first, above the
-    threshold; FPIR: strangers of whom anybody does (the detection and identification rate at rank 1 of open-set
-    identification; Grother and Phillips, Handbook of Face Recognition, 2011). The threshold is the lowest at which no
-    more than FPIR of the strangers are taken for somebody.
+    The similarity of a person is the highest of their templates. TPIR is the fraction of mated probes whose person
+    ranks first with a similarity above the threshold. FPIR is the fraction of non-mated probes with any similarity
+    above it. This is the detection and identification rate at rank 1 of open-set identification (Grother and Phillips,
+    Handbook of Face Recognition, 2011). The threshold is the lowest with at most the given FPIR.
 
-    None where no probe is of a person of the gallery.
+    Returns None if no probe is of a person in the gallery.
     """
     if not len(people):
         return None
     order = np.argsort(people, kind="stable")
-    names, starts = np.unique(people[order], return_index=True)
+    ids, starts = np.unique(people[order], return_index=True)
     similarities = np.maximum.reduceat(probes @ gallery[order].T, starts, axis=1)  # (Q, people)
     best = similarities.max(axis=1)
-    place = np.minimum(np.searchsorted(names, subjects), len(names) - 1)
-    mated = names[place] == subjects
+    column = np.minimum(np.searchsorted(ids, subjects), len(ids) - 1)
+    mated = ids[column] == subjects
     if not mated.any():
         return None
-    mates = similarities[mated, place[mated]]
-    rank = (similarities[mated] > mates[:, np.newaxis]).sum(axis=1)  # 0: the first
-    strangers = np.sort(best[~mated])[::-1]
+    mate_similarities = similarities[mated, column[mated]]
+    rank = (similarities[mated] > mate_similarities[:, np.newaxis]).sum(axis=1)  # 0: ranks first
+    nonmated = np.sort(best[~mated])[::-1]
     tpir: dict[float, float | None] = dict.fromkeys(FPIRS)
     for fpir in FPIRS:
-        allowed = int(fpir * len(strangers) + 1e-9)
+        allowed = int(fpir * len(nonmated) + 1e-9)
         if allowed:
-            threshold = strangers[allowed] if allowed < len(strangers) else -np.inf
-            tpir[fpir] = float(np.mean((rank == 0) & (mates > threshold)))
-    return Identification(float(np.mean(rank == 0)), float(np.mean(rank < 5)), tpir, int(mated.sum()), len(strangers))
+            threshold = nonmated[allowed] if allowed < len(nonmated) else -np.inf
+            tpir[fpir] = float(np.mean((rank == 0) & (mate_similarities > threshold)))
+    return Identification(float(np.mean(rank == 0)), float(np.mean(rank < 5)), tpir, int(mated.sum()), len(nonmated))
 
 
-def mean_of(results: list[Identification]) -> dict[str, Any]:
-    """The mean over the galleries, as IJB reports it; where one cannot tell a TPIR, none is given."""
+def mean_identification(results: list[Identification]) -> dict[str, Any]:
+    """Returns the mean over the galleries, as IJB reports it. A TPIR is None if any gallery's is None."""
     tpirs = {fpir: [result.tpir[fpir] for result in results] for fpir in FPIRS}
     return {
         "rank1": float(np.mean([result.rank1 for result in results])),
         "rank5": float(np.mean([result.rank5 for result in results])),
         "tpir": {
-            str(fpir): None if None in found else float(np.mean([rate for rate in found if rate is not None]))
-            for fpir, found in tpirs.items()
+            str(fpir): None if None in rates else float(np.mean([rate for rate in rates if rate is not None]))
+            for fpir, rates in tpirs.items()
         },
     }

@@ -1,9 +1,9 @@
-"""The lists of an IJB-B or IJB-C folder: images and their landmarks, templates, pairs, galleries and probes.
+"""Reads the lists of an IJB-B or IJB-C folder: images, landmarks, templates, pairs, galleries and probes.
 
-meta/ijbc_name_5pts_score.txt        file, five landmarks x y, detector score: a line an image
-meta/ijbc_face_tid_mid.txt           file, template, medium: the same images in the same order
-meta/ijbc_template_pair_label.txt    template, template, 1 for the same person
-meta/ijbc_1N_gallery_G1.csv, …       TEMPLATE_ID, SUBJECT_ID, …: optional, for identification
+meta/ijbc_name_5pts_score.txt        file, five landmarks x y, detector score; one line per image
+meta/ijbc_face_tid_mid.txt           file, template, medium; equal images in equal order
+meta/ijbc_template_pair_label.txt    template, template, 1 for the same person, else 0
+meta/ijbc_1N_gallery_G1.csv, …       TEMPLATE_ID, SUBJECT_ID, …; optional, for identification
 """
 
 import csv
@@ -20,24 +20,24 @@ from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists
 
 TARGETS = ("IJBB", "IJBC")
-SKIP = "--skip-missing leaves such out and counts them"
+SKIP_HINT = "--skip-missing leaves such images out and counts them"
 _ENCODING = "utf-8-sig"  # with or without a byte-order mark
 _GALLERIES = {"IJBB": ("gallery_S1", "gallery_S2"), "IJBC": ("gallery_G1", "gallery_G2")}
 
 
 class Images(NamedTuple):
-    """The faces of a set, one a line of its lists."""
+    """The N faces of a set, one per line of its lists."""
 
-    source: Path  # the list of landmarks
-    names: np.ndarray  # (N,) str, files in loose_crop
-    landmarks: np.ndarray  # (N, 5, 2) float32, x and y in pixels of the file
-    det_scores: np.ndarray  # (N,) float32, how sure the detector is
-    templates: np.ndarray  # (N,) int64
-    media: np.ndarray  # (N,) int64
+    source: Path  # file with the list of landmarks
+    names: np.ndarray  # (N,) str, file names in loose_crop
+    landmarks: np.ndarray  # (N, 5, 2) float32, x and y in pixels of the image
+    det_scores: np.ndarray  # (N,) float32, confidence of the face detector
+    templates: np.ndarray  # (N,) int64 template ids
+    media: np.ndarray  # (N,) int64 medium ids
 
 
 class Pairs(NamedTuple):
-    """Templates to compare, by their places in the ascending ids of all templates."""
+    """Pairs of templates to compare, as indices into the ascending ids of all templates."""
 
     first: np.ndarray  # (P,) int32
     second: np.ndarray  # (P,) int32
@@ -45,29 +45,29 @@ class Pairs(NamedTuple):
 
 
 class Subjects(NamedTuple):
-    """The people of some templates: a gallery, or probes."""
+    """Templates and their subjects: a gallery, or the probes."""
 
-    templates: np.ndarray  # (T,) int64 places in the ascending ids of all templates, each once
-    subjects: np.ndarray  # (T,) int64
-    skipped: int  # templates of the list that have no image, left out
+    templates: np.ndarray  # (T,) int64 distinct indices into the ascending ids of all templates
+    subjects: np.ndarray  # (T,) int64 subject ids
+    skipped: int  # number of templates left out, because they have no image
 
 
 @dataclass
 class Protocol:
-    """A whole set's lists, and how much of them is left out."""
+    """All lists of a set, and the number of pairs left out."""
 
     images: Images
     template_ids: np.ndarray  # (T,) int64 ascending
     pairs: Pairs
-    galleries: list[Subjects]  # none where the set comes without lists for identification
+    galleries: list[Subjects]  # empty if the set has no lists for identification
     probes: Subjects | None
-    skipped_pairs: int  # with a template that has no image
+    skipped_pairs: int  # number of pairs left out, because a template has no image
 
 
 def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Protocol:
-    """Reads and checks the lists of IJBB or IJBC. Raises UserError naming file and line.
+    """Reads and checks the lists of IJBB or IJBC. Raises UserError that names file and line.
 
-    skip_missing: leave out what names a template that has no image.
+    skip_missing: leave out pairs and list entries with a template that has no image.
     """
     if not path_exists((folder / "loose_crop").is_dir) or not path_exists((folder / "meta").is_dir):
         raise UserError(
@@ -77,7 +77,7 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
     prefix = folder / "meta" / target.lower()
     images = read_images(Path(f"{prefix}_name_5pts_score.txt"), Path(f"{prefix}_face_tid_mid.txt"))
     ids = np.unique(images.templates)
-    pairs, skipped = read_pairs(Path(f"{prefix}_template_pair_label.txt"), ids, skip_missing)
+    pairs, skipped = read_template_pairs(Path(f"{prefix}_template_pair_label.txt"), ids, skip_missing)
     lists = [Path(f"{prefix}_1N_{name}.csv") for name in (*_GALLERIES[target], "probe_mixed")]
     if not all(path_exists(path.exists) for path in lists):
         return Protocol(images, ids, pairs, [], None, skipped)
@@ -86,97 +86,104 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
 
 
 def read_images(landmark_list: Path, template_list: Path) -> Images:
-    """Both lists of images. Raises UserError where they are not of the same images in the same order."""
-    form = "file x1 y1 x2 y2 x3 y3 x4 y4 x5 y5 score"
-    found = _table(landmark_list, [("name", object), ("numbers", np.float32, (11,))], form, _is_detection)
-    known = _table(
+    """Reads both lists of images. Raises UserError if they do not have equal images in equal order."""
+    line_format = "file x1 y1 x2 y2 x3 y3 x4 y4 x5 y5 score"
+    detections = _load_table(
+        landmark_list, [("name", object), ("numbers", np.float32, (11,))], line_format, _is_detection
+    )
+    memberships = _load_table(
         template_list,
         [("name", object), ("template", np.int64), ("medium", np.int64)],
         "file template medium",
-        lambda fields: len(fields) == 3 and all(_whole(field) is not None for field in fields[1:]),
+        lambda fields: len(fields) == 3 and all(_parse_int(field) is not None for field in fields[1:]),
     )
-    numbers = found["numbers"]
+    numbers = detections["numbers"]
     if not np.isfinite(numbers).all():
-        raise UserError(_malformed(landmark_list, form, _is_detection))
-    differing = found["name"][: len(known)] != known["name"][: len(found)]
-    if len(found) != len(known) or differing.any():
-        row = int(np.argmax(differing)) if differing.any() else min(len(found), len(known))
+        raise UserError(_find_malformed(landmark_list, line_format, _is_detection))
+    differing = detections["name"][: len(memberships)] != memberships["name"][: len(detections)]
+    if len(detections) != len(memberships) or differing.any():
+        row = int(np.argmax(differing)) if differing.any() else min(len(detections), len(memberships))
         raise UserError(
-            f"{template_list} line {line_of(template_list, row)}: {_name(known, row)}, but "
-            f"line {line_of(landmark_list, row)} of {landmark_list.name}: {_name(found, row)}; both lists should have "
-            "the same images in the same order"
+            f"{template_list} line {line_number(template_list, row)}: {_name_at(memberships, row)}, but "
+            f"line {line_number(landmark_list, row)} of {landmark_list.name}: {_name_at(detections, row)}; both lists "
+            "should have the same images in the same order"
         )
     landmarks = numbers[:, :10].reshape(-1, 5, 2)
-    broken = np.ptp(landmarks, axis=1).max(axis=1) <= 0
-    if broken.any():
-        row = int(np.argmax(broken))
-        where = f"{landmark_list} line {line_of(landmark_list, row)}"
-        raise UserError(f"{where}: {found['name'][row]}: its landmarks are all in one point")
-    return Images(landmark_list, found["name"], landmarks, numbers[:, 10], known["template"], known["medium"])
+    degenerate = np.ptp(landmarks, axis=1).max(axis=1) <= 0
+    if degenerate.any():
+        row = int(np.argmax(degenerate))
+        location = f"{landmark_list} line {line_number(landmark_list, row)}"
+        raise UserError(f"{location}: {detections['name'][row]}: its landmarks are all at one point")
+    templates, media = memberships["template"], memberships["medium"]
+    return Images(landmark_list, detections["name"], landmarks, numbers[:, 10], templates, media)
 
 
-def read_pairs(path: Path, ids: np.ndarray, skip_missing: bool = False) -> tuple[Pairs, int]:
-    """The pairs of templates, whose ascending ids are given, and how many were left out.
+def read_template_pairs(path: Path, ids: np.ndarray, skip_missing: bool = False) -> tuple[Pairs, int]:
+    """Reads the pairs of templates. Returns them and the number of pairs left out.
 
-    Raises UserError where a template has no image (unless such pairs are to be skipped), or a kind of pair is lacking.
+    ids: ascending ids of all templates that have images. Raises UserError if a template has no image, unless
+    skip_missing leaves such pairs out, or if all pairs are of one kind.
     """
-    form = "template template label"
+    line_format = "template template label"
 
-    def fits(fields: list[str]) -> bool:
-        return len(fields) == 3 and all(_whole(field, 32) is not None for field in fields)
+    def is_valid(fields: list[str]) -> bool:
+        return len(fields) == 3 and all(_parse_int(field, 32) is not None for field in fields)
 
-    table = _table(path, np.int32, form, fits)
+    table = _load_table(path, np.int32, line_format, is_valid)
     if table.shape[1] != 3:
-        raise UserError(_malformed(path, form, fits))
-    wrong = (table[:, 2] != 0) & (table[:, 2] != 1)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        where = f"{path} line {line_of(path, row)}"
-        raise UserError(f"{where}: label {table[row, 2]}, should be 1 (the same person) or 0")
-    places = np.searchsorted(ids, table[:, :2]).astype(np.int32)
-    np.minimum(places, len(ids) - 1, out=places)
-    known = (ids[places] == table[:, :2]).all(axis=1)
-    if not known.all() and not skip_missing:
-        row = int(np.argmin(known))
-        template = table[row, int(ids[places[row, 0]] == table[row, 0])]
-        raise UserError(f"{path} line {line_of(path, row)}: template {template} has no image; {SKIP}")
+        raise UserError(_find_malformed(path, line_format, is_valid))
+    invalid = (table[:, 2] != 0) & (table[:, 2] != 1)
+    if invalid.any():
+        row = int(np.argmax(invalid))
+        location = f"{path} line {line_number(path, row)}"
+        raise UserError(f"{location}: label {table[row, 2]}, should be 1 (the same person) or 0")
+    indices = np.searchsorted(ids, table[:, :2]).astype(np.int32)
+    np.minimum(indices, len(ids) - 1, out=indices)
+    has_images = (ids[indices] == table[:, :2]).all(axis=1)
+    if not has_images.all() and not skip_missing:
+        row = int(np.argmin(has_images))
+        template = table[row, int(ids[indices[row, 0]] == table[row, 0])]
+        raise UserError(f"{path} line {line_number(path, row)}: template {template} has no image; {SKIP_HINT}")
     same = table[:, 2] == 1
-    pairs = Pairs(places[known, 0], places[known, 1], same[known])
+    pairs = Pairs(indices[has_images, 0], indices[has_images, 1], same[has_images])
     if not pairs.same.any() or pairs.same.all():
         raise UserError(f"{path}: all {len(pairs.same)} pairs are of one kind; a ROC curve needs same and different")
     return pairs, int(len(table) - len(pairs.same))
 
 
 def read_subjects(path: Path, ids: np.ndarray, skip_missing: bool = False) -> Subjects:
-    """A gallery or the probes: a CSV with the columns TEMPLATE_ID and SUBJECT_ID, a line an image."""
-    found: dict[int, int] = {}
+    """Reads a gallery or the probes: a CSV with columns TEMPLATE_ID and SUBJECT_ID, one line per image.
+
+    ids: ascending ids of all templates that have images. Raises UserError that names file and line.
+    """
+    subject_of: dict[int, int] = {}
     skipped: set[int] = set()
-    known = {int(template): place for place, template in enumerate(ids)}
+    index_of = {int(template): index for index, template in enumerate(ids)}
     rows = _csv_rows(path)
-    where, first = next(rows, (f"{path} line 1", []))
+    location, first = next(rows, (f"{path} line 1", []))
     header = [name.strip().upper() for name in first]
     if not {"TEMPLATE_ID", "SUBJECT_ID"} <= set(header):
-        raise UserError(f"{where}: should name the columns TEMPLATE_ID and SUBJECT_ID")
+        raise UserError(f"{location}: should name the columns TEMPLATE_ID and SUBJECT_ID")
     template_column, subject_column = header.index("TEMPLATE_ID"), header.index("SUBJECT_ID")
-    for where, fields in rows:
+    for location, fields in rows:
         try:
-            template, subject = _whole(fields[template_column]), _whole(fields[subject_column])
+            template, subject = _parse_int(fields[template_column]), _parse_int(fields[subject_column])
         except (ValueError, IndexError):
-            raise UserError(f"{where}: no template and subject in it") from None
-        if template not in known:
+            raise UserError(f"{location}: has no template and subject") from None
+        if template not in index_of:
             if not skip_missing:
-                raise UserError(f"{where}: template {template} has no image; {SKIP}")
+                raise UserError(f"{location}: template {template} has no image; {SKIP_HINT}")
             skipped.add(template)
-        elif found.setdefault(template, subject) != subject:
-            raise UserError(f"{where}: template {template} is of subject {found[template]} above")
-    if not found:
+        elif subject_of.setdefault(template, subject) != subject:
+            raise UserError(f"{location}: template {template} is of subject {subject_of[template]} above")
+    if not subject_of:
         raise UserError(f"{path}: holds no templates with images")
-    places = np.array([known[template] for template in found])
-    return Subjects(places, np.array(list(found.values())), len(skipped))
+    templates = np.array([index_of[template] for template in subject_of])
+    return Subjects(templates, np.array(list(subject_of.values())), len(skipped))
 
 
-def line_of(path: Path, row: int) -> int:
-    """The number of the line that a row of a list stands on, blank lines being no rows; after the last, that after."""
+def line_number(path: Path, row: int) -> int:
+    """Returns the line number of a row of a list, where blank lines are not rows. After the last row: the next line."""
     number = 0
     with path.open(encoding=_ENCODING, errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
@@ -187,7 +194,7 @@ def line_of(path: Path, row: int) -> int:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """The rows of a CSV that are not blank, each with where it stands."""
+    """Yields the rows of a CSV that are not blank, each with its file and line for messages."""
     with TextIOWrapper(open_regular_file(path), newline="", encoding=_ENCODING, errors="replace") as stream:
         reader = csv.reader(stream, strict=True)
         while True:
@@ -201,12 +208,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
                 yield f"{path} line {reader.line_num}", fields
 
 
-def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool]) -> np.ndarray:
-    """The rows of a list; where one is malformed, UserError with its line and the form it should have."""
+def _load_table(path: Path, dtype: Any, line_format: str, is_valid: Callable[[list[str]], bool]) -> np.ndarray:
+    """Loads the rows of a list. Raises UserError with the line and the expected format of a malformed row."""
     try:
         open_regular_file(path).close()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that a file is empty
+            warnings.simplefilter("ignore", UserWarning)  # the warning about an empty file
             rows = np.loadtxt(
                 path, dtype=dtype, comments=None, ndmin=1 if isinstance(dtype, list) else 2, encoding=_ENCODING
             )
@@ -215,24 +222,24 @@ def _table(path: Path, dtype: Any, form: str, fits: Callable[[list[str]], bool])
     except UserError:
         raise
     except (ValueError, OverflowError) as error:
-        found = _malformed(path, form, fits) or f"{path}: {error!s:.100}; a line should read '{form}'"
-        raise UserError(found) from None
+        problem = _find_malformed(path, line_format, is_valid)
+        raise UserError(problem or f"{path}: {error!s:.100}; a line should read '{line_format}'") from None
     if not len(rows):
-        raise UserError(f"{path}: is empty; a line should read '{form}'")
+        raise UserError(f"{path}: is empty; a line should read '{line_format}'")
     return rows
 
 
-def _malformed(path: Path, form: str, fits: Callable[[list[str]], bool]) -> str:
-    """Where the first malformed line is, found line by line; empty where none is. fits may raise ValueError."""
+def _find_malformed(path: Path, line_format: str, is_valid: Callable[[list[str]], bool]) -> str:
+    """Returns a message about the first malformed line, or "" if there is none. `is_valid` may raise ValueError."""
     with path.open(encoding=_ENCODING, errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                line.encode()  # fails where a byte was no UTF-8
-                good = not line.strip() or fits(line.split())
+                line.encode()  # fails if a byte is not UTF-8
+                valid = not line.strip() or is_valid(line.split())
             except ValueError:
-                good = False
-            if not good:
-                return f"{path} line {number}: should read '{form}', reads {line.strip()[:80]!r}"
+                valid = False
+            if not valid:
+                return f"{path} line {number}: should read '{line_format}', reads {line.strip()[:80]!r}"
     return ""
 
 
@@ -241,16 +248,17 @@ def _is_detection(fields: list[str]) -> bool:
 
 
 def _is_number(text: str) -> bool:
-    """Whether numpy reads it as a finite float32, which is less than what Python reads as a float."""
+    """Returns whether numpy parses it as a finite float32, a stricter condition than Python's float()."""
     return text.isascii() and "_" not in text and abs(float(text)) <= float(np.finfo(np.float32).max)
 
 
-def _whole(text: str, bits: int = 64) -> int:
-    """The integer of so many bits, of what numpy reads as one. Raises ValueError."""
+def _parse_int(text: str, bits: int = 64) -> int:
+    """Parses what numpy accepts as an integer of that many bits. Raises ValueError otherwise."""
     if not text.isascii() or "_" in text or not -(1 << bits - 1) <= (number := int(text)) < 1 << bits - 1:
         raise ValueError(text)
     return number
 
 
-def _name(rows: np.ndarray, row: int) -> str:
+def _name_at(rows: np.ndarray, row: int) -> str:
+    """Returns the file name in a row for messages, "nothing" after the last row."""
     return str(rows["name"][row]) if row < len(rows) else "nothing"

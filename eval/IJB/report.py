@@ -1,4 +1,4 @@
-"""What is said of checkpoints on an IJB set: the table of TPR at FPR, and the ROC curves as a picture."""
+"""Formats IJB results: the tables of TPR at FPR and of identification, and a figure of the ROC curves."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from easydict import EasyDict
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from eval.published import published
+from eval.published import published_result
 from eval.report import folder_notes, legend_label
 from eval.roc import Roc
 
@@ -18,46 +18,46 @@ FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # as published
 
 @dataclass(frozen=True)
 class IjbScore:
-    """One checkpoint on one set; rates from 0 to 1."""
+    """Result of one checkpoint on one IJB set. Rates are from 0 to 1."""
 
     checkpoint: str
-    tpr: dict[float, float]  # by FPR
+    tpr: dict[float, float]  # TPR by FPR
     auc: float
     images: int
-    missing_images: int  # left out
+    missing_images: int  # number of images left out
     pairs: int
-    different: int  # of the pairs, those of two people
-    skipped_pairs: int  # left out, of templates without an image
+    different: int  # number of pairs of different people
+    skipped_pairs: int  # number of pairs left out, because a template has no image
     switches: dict[str, bool]
     identification: dict[str, Any] | None
-    curve: Roc | None  # None: of an earlier command
-    sha256: str = ""  # of the checkpoint
+    curve: Roc | None  # None for a result of an earlier command
+    sha256: str = ""  # of the checkpoint's file
     pairs_sha256: str = ""  # of the set's lists
 
     def asdict(self) -> dict[str, Any]:
-        """For results.json: all but the curve."""
+        """Returns the entry of results.json: all fields but the curve."""
         numbers = {name: value for name, value in vars(self).items() if name != "curve"}
         return numbers | {"tpr": {f"{fpr:.0e}": rate for fpr, rate in self.tpr.items()}}
 
 
-Results = dict[str, IjbScore]  # by the checkpoint's name
+Results = dict[str, IjbScore]  # by result key
 
 
 def format_table(target: str, results: Results, config: EasyDict) -> str:
-    """TPR in % at each FPR and the AUC; identification; and what has to be known to read them."""
+    """Returns the table of TPR in % at each FPR and AUC, the table of identification, and notes."""
     first = next(iter(results.values()))
-    width = _first_width(results)
+    width = _key_width(results)
     lines = [f"{f'{target}: TPR in % at FPR':>{width}}" + "".join(f"{fpr:>9.0e}" for fpr in FPRS) + f"{'AUC':>10}"]
     for name, result in results.items():
         rates = "".join(f"{100 * rate:>9.2f}" for rate in result.tpr.values())
         lines.append(f"{name:>{width}}{rates}{result.auc:>10.6f}")
-    known = published(config, target)
-    if known is not None:
-        lines.append(f"{'published':>{width}}{known:>{9 * (FPRS.index(1e-4) + 1)}.2f}")
+    reference = published_result(config, target)
+    if reference is not None:
+        lines.append(f"{'published':>{width}}{reference:>{9 * (FPRS.index(1e-4) + 1)}.2f}")
     if any(result.identification for result in results.values()):
         lines += ["", *_identification_table(target, results)]
-    notes = [
-        f"{fpr:.0e} of {first.different} different pairs is less than one of them: TPR without a false accept"
+    coarse = [
+        f"{fpr:.0e} of {first.different} different pairs is less than one pair: its TPR is that without a false accept"
         for fpr in FPRS
         if fpr * first.different < 1
     ]
@@ -66,39 +66,41 @@ def format_table(target: str, results: Results, config: EasyDict) -> str:
         for name, result in results.items()
         if result.missing_images or result.skipped_pairs
     ]
-    off = {
+    disabled = {
         name: ", ".join(switch for switch, on in result.switches.items() if not on) for name, result in results.items()
     }
-    if len(set(off.values())) == 1:
-        switched = [f"without {off[next(iter(off))]}"] if any(off.values()) else []
+    if len(set(disabled.values())) == 1:
+        switch_notes = [f"without {disabled[next(iter(disabled))]}"] if any(disabled.values()) else []
     else:
-        switched = [f"{name}: without {switches}" for name, switches in off.items() if switches]
+        switch_notes = [f"{name}: without {switches}" for name, switches in disabled.items() if switches]
     weights = {name: str(Path(result.checkpoint).parent) for name, result in results.items()}
-    said = [*folder_notes(weights, None if known is None else config), *notes[-1:], *left_out, *switched]
-    return "\n".join([*lines, *([""] if said else []), *said])
+    folders = folder_notes(weights, None if reference is None else config)
+    notes = [*folders, *coarse[-1:], *left_out, *switch_notes]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
-def _first_width(results: Results) -> int:
+def _key_width(results: Results) -> int:
+    """Returns the width of the column of keys."""
     return max(26, *(len(name) + 2 for name in results))
 
 
 def _identification_table(target: str, results: Results) -> list[str]:
-    width = _first_width(results)
+    width = _key_width(results)
     lines = [f"{f'{target}: 1:N in %':>{width}}{'rank 1':>9}{'rank 5':>9}{'TPIR at FPIR 0.01':>19}{'at 0.1':>9}"]
     for name, result in results.items():
-        found = result.identification
-        if found:
-            rates = [found["rank1"], found["rank5"], *found["tpir"].values()]
+        identification = result.identification
+        if identification:
+            rates = [identification["rank1"], identification["rank5"], *identification["tpir"].values()]
             rank1, rank5, low, high = ("-" if rate is None else f"{100 * rate:.2f}" for rate in rates)
             lines.append(f"{name:>{width}}{rank1:>9}{rank5:>9}{low:>19}{high:>9}")
     return lines
 
 
 def roc_figure(target: str, results: Results) -> Figure:
-    """The ROC curves, the FPR on a logarithmic axis."""
+    """Draws the ROC curves of results that have one, with a logarithmic axis of FPR."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    grid = np.logspace(-6, 0, 1201)  # a curve of all pairs has too many corners for a PDF
+    grid = np.logspace(-6, 0, 1201)  # interpolated: a curve of all pairs has too many points for a PDF
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(results)))
     for colour, (name, result) in zip(colours, results.items(), strict=True):
         if result.curve is None:

@@ -4,10 +4,10 @@
 #   eval/IJB/runIJBEval.sh --target IJBC --image-path DIR [--model-prefix FILE_OR_FOLDER] [--config FILE]
 #                          [--result-dir DIR] [--job NAME] [field=value ...]
 #
-# DIR holds loose_crop/ and meta/. What is not given comes from the environment (IJB_TARGET, IJB_IMAGE_PATH,
-# IJB_MODEL_PREFIX, IJB_CONFIG, IJB_RESULT_DIR, IJB_JOB), the network from the config. --help lists the rest.
-# On several GPUs it uses all (NPROC=1 keeps it to one). PYTHON names another Python. Paths that are typed here count
-# from the working folder, those in a config file from the project's.
+# DIR contains loose_crop/ and meta/. Options that are not given default to environment variables (IJB_TARGET,
+# IJB_IMAGE_PATH, IJB_MODEL_PREFIX, IJB_CONFIG, IJB_RESULT_DIR, IJB_JOB); the config defines the network. --help lists
+# all options. Uses all GPUs of the machine; NPROC=1 restricts it to one. PYTHON selects another Python. Paths on the
+# command line are relative to the working folder, paths in a config file to the project's folder.
 set -euo pipefail
 project=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 if [ -z "${PYTHON:-}" ]; then

@@ -1,4 +1,4 @@
-"""From the embeddings of images to templates, and from pairs of templates to scores. Pure functions of arrays."""
+"""Pools embeddings of images into templates and scores pairs of templates. Pure functions of arrays."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -9,33 +9,33 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 _ROWS_AT_ONCE = 4096
-_PAIRS_AT_ONCE = 4096  # their features fit the processor's cache: 30,000 at once take four times as long
+_PAIRS_AT_ONCE = 4096  # their features fit the CPU cache: 30,000 at once take four times as long
 
 FloatArray = NDArray[np.floating]
 IntArray = NDArray[np.integer]
 
 
 class Switches(NamedTuple):
-    """How the embeddings of images become features: the published switches, all on by default."""
+    """Switches of the published evaluation for pooling embeddings, all on by default."""
 
-    flip: bool = True  # image and mirror image added, not the image alone
-    norm: bool = True  # features keep their norm, which tells how good an image is; else each is normalised
-    detector: bool = True  # each is weighted by the detector's score
+    flip: bool = True  # add the embedding of the hflip to that of the image
+    norm: bool = True  # keep the features' norms, a measure of image quality; off: normalise each
+    detector: bool = True  # weight each image by its detector score
 
 
 class Templates(NamedTuple):
-    """What stands for each template."""
+    """Pooled features of T templates."""
 
     ids: IntArray  # (T,) ascending
     features: NDArray[np.float32]  # (T, D), L2-normalised
-    present: NDArray[np.bool_]  # (T,) those of which an image was kept; the others' features are zeros
+    present: NDArray[np.bool_]  # (T,) whether any of its images is kept; otherwise its features are zeros
 
 
 class Embeddings(NamedTuple):
-    """What is known of N images."""
+    """Embeddings and detector scores of N images."""
 
     direct: FloatArray  # (N, D) of the images
-    flipped: FloatArray  # (N, D) of their mirror images
+    flipped: FloatArray  # (N, D) of their hflips
     det_scores: FloatArray  # (N,)
 
 
@@ -44,21 +44,23 @@ def pool(
     templates: IntArray,
     media: IntArray,
     switches: Switches | None = None,
-    kept: NDArray[np.bool_] | None = None,
+    keep: NDArray[np.bool_] | None = None,
 ) -> Templates:
-    """Templates of images: the mean over a medium's images, the sum over media, L2-normalised.
+    """Pools images (N,) into templates: the mean over the images of a medium, the sum over media, L2-normalised.
 
-    A template is a weighted sum of its images, each by its own weight over the number of its medium's images there: a
-    product of a sparse matrix, with no copy of the embeddings. `kept` (N,) leaves images out.
+    templates, media: ids (N,) of each image. keep: mask (N,) of the images to use; default: all.
+
+    A template is a weighted sum of its images: each image's weight divided by the number of images of its medium in the
+    template. It is computed as a product with a sparse matrix, without a copy of the embeddings.
     """
     switches = switches or Switches()
     ids, template_of = np.unique(templates, return_inverse=True)
-    images = np.arange(len(templates)) if kept is None else np.flatnonzero(kept)
+    images = np.arange(len(templates)) if keep is None else np.flatnonzero(keep)
     template_of = template_of[images]
-    names, medium_of = np.unique(media[images], return_inverse=True)
-    _, group, sizes = np.unique(template_of * len(names) + medium_of, return_inverse=True, return_counts=True)
-    share = (image_weights(embeddings, switches)[images] / sizes[group]).astype(np.float32)
-    matrix = sparse.csr_array((share, (template_of, images)), shape=(len(ids), len(templates)))
+    media_ids, medium_of = np.unique(media[images], return_inverse=True)
+    _, group, sizes = np.unique(template_of * len(media_ids) + medium_of, return_inverse=True, return_counts=True)
+    weights = (image_weights(embeddings, switches)[images] / sizes[group]).astype(np.float32)
+    matrix = sparse.csr_array((weights, (template_of, images)), shape=(len(ids), len(templates)))
     sums = matrix @ embeddings.direct
     if switches.flip:
         sums += matrix @ embeddings.flipped
@@ -68,7 +70,7 @@ def pool(
 
 
 def image_weights(embeddings: Embeddings, switches: Switches) -> FloatArray:
-    """The weight (N,) of each image's feature, by the switches for norm and detector."""
+    """Returns the weight (N,) of each image, according to the switches norm and detector."""
     direct, flipped, det_scores = embeddings
     weights = np.array(det_scores, np.float64) if switches.detector else np.ones(len(direct))
     if switches.norm:
@@ -82,15 +84,16 @@ def image_weights(embeddings: Embeddings, switches: Switches) -> FloatArray:
 
 
 def score_pairs(features: NDArray[np.float32], first: IntArray, second: IntArray) -> NDArray[np.float32]:
-    """Cosine similarities (P,) of pairs of templates, given by their rows (P,) and (P,) of the features (T, D)."""
+    """Returns the cosine similarities (P,) of pairs of templates, given as rows first (P,) and second (P,) of features
+    (T, D)."""
     scores = np.empty(len(first), np.float32)
 
-    def score(start: int) -> None:
+    def score_chunk(start: int) -> None:
         part = slice(start, start + _PAIRS_AT_ONCE)
-        one, other = (features.take(rows[part], axis=0, mode="clip") for rows in (first, second))
-        np.einsum("ij,ij->i", one, other, out=scores[part])
+        features1, features2 = (features.take(rows[part], axis=0, mode="clip") for rows in (first, second))
+        np.einsum("ij,ij->i", features1, features2, out=scores[part])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of Python's lock meanwhile
-        for _ in pool.map(score, range(0, len(first), _PAIRS_AT_ONCE)):
+    with ThreadPoolExecutor(os.cpu_count()) as executor:  # numpy releases the GIL meanwhile
+        for _ in executor.map(score_chunk, range(0, len(first), _PAIRS_AT_ONCE)):
             pass
     return scores

@@ -1,4 +1,4 @@
-"""Embeddings of images and of their mirror images."""
+"""Computes embeddings of images and of their hflips, with PyTorch or OpenVINO."""
 
 from typing import Protocol
 
@@ -13,20 +13,20 @@ from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.logs.progress_bar import Progress
 
-_WORTH_CONVERTING = 1000  # images to embed: below, PyTorch is done before OpenVINO has the network (some two seconds)
+_MIN_IMAGES_FOR_OPENVINO = 1000  # below, PyTorch finishes before OpenVINO has converted the network (about 2 s)
 
 
 class Runtime(Protocol):
-    """What runs a backbone: `batch` images or so at a time."""
+    """Runs a backbone on batches of about `batch` images."""
 
     batch: int
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their mirror images, float32."""
+        """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their hflips, float32."""
 
 
 class TorchRuntime:
-    """PyTorch itself, on any device. The backbone is in evaluation mode meanwhile, and then as it was."""
+    """Runs the backbone itself on any device, in evaluation mode; its training mode is restored after each call."""
 
     def __init__(self, backbone: nn.Module, device: torch.device, batch: int) -> None:
         self.backbone = backbone
@@ -45,30 +45,30 @@ class TorchRuntime:
 
 
 def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: int) -> Runtime:
-    """What embeds n_images fastest here, or what config.eval_runtime says: auto, torch or openvino.
+    """Returns the runtime of config.eval_runtime: torch, openvino, or auto, the faster one for n_images on this device.
 
-    Raises UserError where OpenVINO is asked for and cannot serve.
+    Raises UserError if OpenVINO is requested and cannot be used.
     """
     on_cpu = world.device.type == "cpu"
-    wanted = config.eval_runtime
-    if wanted == "openvino" and not on_cpu:
+    name = config.eval_runtime
+    if name == "openvino" and not on_cpu:
         raise UserError("config eval_runtime: openvino runs on CPUs; take auto or torch on a GPU")
-    if wanted == "openvino" and not is_installed():
+    if name == "openvino" and not is_installed():
         raise UserError("config eval_runtime: OpenVINO is not installed: pip install openvino, or take auto or torch")
-    if wanted == "openvino" or (wanted == "auto" and on_cpu and n_images >= _WORTH_CONVERTING and is_installed()):
+    if name == "openvino" or (name == "auto" and on_cpu and n_images >= _MIN_IMAGES_FOR_OPENVINO and is_installed()):
         return OpenVinoRuntime(backbone)
     return TorchRuntime(backbone, world.device, config.eval_batch)
 
 
 def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """(N, 112, 112, 3) uint8 RGB -> embeddings (N, D) of the images and (N, D) of their mirror images, float32.
+    """(N, 112, 112, 3) uint8 RGB -> embeddings (N, D) of the images and (N, D) of their hflips, float32.
 
-    N may be 0: there may be more processes than images. `progress` names a bar on a terminal, or lines of the log.
+    N may be 0 on ranks without images. progress: label of the progress bar or of the log lines; empty: no progress.
     """
     parts = []
-    with Progress(len(images), progress, "images", bool(progress)) as shown:
-        for start in range(0, max(1, len(images)), runtime.batch):  # an empty batch where there is no image
+    with Progress(len(images), progress, "images", bool(progress)) as progress_bar:
+        for start in range(0, max(1, len(images)), runtime.batch):  # one empty batch if N is 0
             parts.append(runtime(images[start : start + runtime.batch]))
-            shown.update(len(parts[-1][0]))
+            progress_bar.update(len(parts[-1][0]))
     direct, flipped = zip(*parts, strict=True)
     return np.concatenate(direct), np.concatenate(flipped)

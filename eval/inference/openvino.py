@@ -1,6 +1,6 @@
-"""OpenVINO as the runtime of evaluation on a CPU: five times as fast as PyTorch there, in float32 as well.
+"""OpenVINO runtime for evaluation on CPUs: five times as fast as PyTorch, also in float32.
 
-Optional: where it is not installed, PyTorch serves.
+Optional: without OpenVINO, PyTorch is used.
 """
 
 import importlib.util
@@ -16,63 +16,63 @@ from utils.datasets.transforms import SIZE, normalise
 
 
 class OpenVinoRuntime:
-    """A copy of a backbone, as it is now."""
+    """Runs a copy of a backbone, converted once with its present weights. See `embedding.Runtime`."""
 
-    batch = 256  # images handed over at a time
-    _at_once = 2  # images of a request: a few fit the processor's cache, and more of them are slower
+    batch = 256  # images per call
+    _images_per_request = 2  # few enough for the CPU cache: more are slower
 
     def __init__(self, backbone: nn.Module) -> None:
         openvino = _import_openvino()
-        # One stream a core. "f32": by default OpenVINO rounds to bfloat16 where the processor has it.
+        # One stream per core. "f32": by default OpenVINO computes in bfloat16 on CPUs that support it.
         threads = torch.get_num_threads()
         options = {
             "INFERENCE_PRECISION_HINT": "f32",
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # or several processes would share the first cores
+            "ENABLE_CPU_PINNING": False,  # with pinning, several processes would share the first cores
         }
-        compiled = openvino.Core().compile_model(_convert(backbone, self._at_once), "CPU", options)
-        self._size = compiled.output(0).shape[1]
+        compiled = openvino.Core().compile_model(_convert(backbone, self._images_per_request), "CPU", options)
+        self._embedding_size = compiled.output(0).shape[1]
         self._queue = openvino.AsyncInferQueue(compiled)
-        self._queue.set_callback(self._take)
+        self._queue.set_callback(self._store)
         self._embeddings = np.empty((0, 2, 0), np.float32)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their mirror images, float32."""
-        step = self._at_once
+        """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their hflips, float32."""
+        step = self._images_per_request
         padded = np.concatenate([images, np.zeros((-len(images) % step, SIZE, SIZE, 3), np.uint8)])
-        self._embeddings = np.empty((len(padded), 2, self._size), np.float32)
+        self._embeddings = np.empty((len(padded), 2, self._embedding_size), np.float32)
         for start in range(0, len(padded), step):
             self._queue.start_async({0: padded[start : start + step]}, start)
         self._queue.wait_all()
         direct, flipped = self._embeddings[: len(images)].swapaxes(0, 1)
         return direct.copy(), flipped.copy()
 
-    def _take(self, request: Any, start: int) -> None:
-        both = request.get_output_tensor().data.reshape(2, self._at_once, self._size)
-        self._embeddings[start : start + self._at_once] = both.swapaxes(0, 1)
+    def _store(self, request: Any, start: int) -> None:
+        embeddings = request.get_output_tensor().data.reshape(2, self._images_per_request, self._embedding_size)
+        self._embeddings[start : start + self._images_per_request] = embeddings.swapaxes(0, 1)
 
 
-class _BothWays(nn.Module):
-    """Pixels in, embeddings of the images and then of their mirror images out."""
+class _WithFlip(nn.Module):
+    """Embeds images and their hflips in one batch."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 112, 112, 3) uint8 -> (2B, D)."""
+        """(B, 112, 112, 3) uint8 RGB -> (2B, D): embeddings of the images, then of their hflips."""
         pixels = normalise(images)  # (B, 3, 112, 112)
         return self.backbone(torch.cat([pixels, pixels.flip(3)]))
 
 
 def is_installed() -> bool:
-    """Whether there is an OpenVINO to import."""
+    """Returns whether OpenVINO can be imported."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def _import_openvino() -> Any:
-    """OpenVINO without its telemetry: else the import alone reports to its makers, and leaves ~/intel behind."""
+    """Imports OpenVINO without its telemetry, which would report the import and create ~/intel."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
     import openvino
 
@@ -80,9 +80,9 @@ def _import_openvino() -> Any:
 
 
 def _convert(backbone: nn.Module, batch: int) -> Any:
-    """The OpenVINO network of a backbone, for batches of that many images.
+    """Converts a backbone to an OpenVINO model for batches of that many images.
 
-    By OpenVINO's front end for PyTorch, not by `openvino.convert_model`, which reports its use to its makers.
+    Uses OpenVINO's PyTorch front end directly, because `openvino.convert_model` sends telemetry.
     """
     openvino = _import_openvino()
     from openvino.frontend import FrontEndManager
@@ -90,14 +90,14 @@ def _convert(backbone: nn.Module, batch: int) -> Any:
 
     shape = (batch, SIZE, SIZE, 3)
     was_training = backbone.training
-    both_ways = _BothWays(backbone).eval()
+    with_flip = _WithFlip(backbone).eval()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which is how OpenVINO reads a network
-        traced = torch.jit.trace(both_ways, torch.zeros(shape, dtype=torch.uint8), check_trace=False)
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript, which OpenVINO reads, is deprecated
+        traced = torch.jit.trace(with_flip, torch.zeros(shape, dtype=torch.uint8), check_trace=False)
         frozen = torch.jit.freeze(traced)
     backbone.train(was_training)
     front_end = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(frozen)  # has to outlive the conversion
+    decoder = TorchScriptPythonDecoder(frozen)  # must stay alive during the conversion
     model = front_end.convert(front_end.load(decoder))
     images = model.inputs[0].get_node()
     images.set_element_type(openvino.Type.u8)

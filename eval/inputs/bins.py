@@ -1,8 +1,8 @@
-"""Verification sets: the `.bin` files of pairs of faces (lfw.bin, cfp_fp.bin, agedb_30.bin, ...).
+"""Reads verification sets: `.bin` files of pairs of faces (lfw.bin, cfp_fp.bin, agedb_30.bin, ...).
 
-A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. It is
-read as Python 2 and Python 3 write it at every protocol, by `eval.inputs.unpickler`, which builds nothing but data:
-images as bytes or uint8 arrays, in a list or in an array of objects; flags as bools or numbers that are 0 or 1.
+A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. Files of
+Python 2 and Python 3 and all pickle protocols are read, with `eval.inputs.unpickler`, which builds only data: images as
+bytes or uint8 arrays, in a list or an object array; flags as bools or numbers that are 0 or 1.
 """
 
 import mmap
@@ -23,17 +23,17 @@ from utils.errors import UserError
 from utils.filesystem import open_regular_file
 from utils.logs.progress_bar import Progress
 
-SIDE = 112  # pixels, of the square faces that the networks take
-MOST_PIXELS = 1 << 25  # of an image: 100 MB once decoded
-_MOST_OBLONG = 64  # times as long as wide: resized, an image one pixel wide would take gigabytes
-_CHUNK = 16  # images a thread decodes at a time: hides the cost of handing over, and large photos take under a minute
+FACE_SIZE = 112  # height and width in pixels of the networks' input
+MAX_PIXELS = 1 << 25  # per image: 100 MB decoded
+_MAX_ASPECT_RATIO = 64  # an image one pixel wide would take gigabytes when resized
+_CHUNK = 16  # images per task of a thread: hides the cost of a task, and a chunk of large photos takes under a minute
 
 
 def _unpickle(path: Path) -> object:
     try:
         with open_regular_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return DataUnpickler(data).load()
-    except UserError:  # a ValueError, as is what the unpickler raises
+    except UserError:  # UserError is a ValueError, which CORRUPT contains
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
@@ -47,15 +47,15 @@ def _unpickle(path: Path) -> object:
         raise UserError(f"{path}: not a verification set, or cut short ({reason[0]})") from error
 
 
-def _listed(stored: object) -> Sequence[Any] | None:
-    """The elements of a list, a tuple or an array; None for anything else."""
+def _as_sequence(stored: object) -> Sequence[Any] | None:
+    """Returns the elements of a list, tuple or array, or None for anything else."""
     if isinstance(stored, StoredArray):
         return stored.values() if stored.dtype.kind == "O" or len(stored.shape) == 1 else None
     return stored if isinstance(stored, list | tuple) else None
 
 
-def _encoded_images(stored: object) -> list[bytes]:
-    items = _listed(stored)
+def _parse_images(stored: object) -> list[bytes]:
+    items = _as_sequence(stored)
     if items is None:
         raise UserError("the images are not a list of the bytes of image files")
     images = []
@@ -74,38 +74,38 @@ def _encoded_images(stored: object) -> list[bytes]:
     return images
 
 
-def _flags(stored: object) -> NDArray[np.bool_]:
-    values = _listed(stored)
+def _parse_flags(stored: object) -> NDArray[np.bool_]:
+    values = _as_sequence(stored)
     if values is None:
-        raise UserError("the flags are not a list; they should be true or false, one a pair")
+        raise UserError("the flags are not a list; they should be true or false, one per pair")
     for index, value in enumerate(values):
         if type(value) not in (bool, int, float) or value not in (0, 1):
-            raise UserError(f"flag {index} is {_shown_flag(value)}; flags should be true or false")
+            raise UserError(f"flag {index} is {_describe_flag(value)}; flags should be true or false")
     return np.array(values, dtype=bool)
 
 
-def _shown_flag(value: object) -> str:
+def _describe_flag(value: object) -> str:
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 64):
         return repr(value)
-    return f"of type {type(value).__name__}"  # a number of a million digits cannot be printed
+    return f"of type {type(value).__name__}"  # an integer of a million digits cannot be printed
 
 
 def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """Read a verification set without decoding its images.
+    """Reads a verification set without decoding its images.
 
-    Returns the 2N encoded images and the flags (N,), true where images 2i and 2i + 1 show the same person.
+    Returns the 2N encoded images and the flags (N,), true if images 2i and 2i + 1 show the same person.
 
-    Raises UserError naming the file where it is missing, cut short, no verification set, empty, or asks for more than
-    data (the message names what).
+    Raises UserError that names the file if it is missing, truncated, not a verification set or empty, or if its pickle
+    asks for anything but data (the message names it).
     """
     path = Path(path)
     data = _unpickle(path)
     try:
         if not isinstance(data, list | tuple) or len(data) != 2:
             raise UserError("not a verification set: it should hold a pair (images, flags)")
-        encoded, issame = _encoded_images(data[0]), _flags(data[1])
+        encoded, issame = _parse_images(data[0]), _parse_flags(data[1])
         if len(encoded) != 2 * len(issame):
-            raise UserError(f"{len(encoded)} images for {len(issame)} pairs, it should be two a pair")
+            raise UserError(f"{len(encoded)} images for {len(issame)} pairs, expected two per pair")
         if not encoded:
             raise UserError("the set is empty")
     except UserError as error:
@@ -114,10 +114,12 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool
 
 
 def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
-    """RGB pixels (H, W, 3), or None where the bytes are no whole JPEG, PNG, BMP or WebP image, or one of more than 2^25
-    pixels."""
+    """Decodes an image to RGB pixels (H, W, 3).
+
+    None if the bytes are not a complete JPEG, PNG, BMP or WebP image, or if it has more than 2^25 pixels.
+    """
     width, height = image_size(encoded) or (0, 0)
-    if not 0 < width * height <= MOST_PIXELS:
+    if not 0 < width * height <= MAX_PIXELS:
         return None
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)  # type: ignore[return-value]
@@ -125,22 +127,22 @@ def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
         return None
 
 
-def _opened(encoded: bytes) -> AbstractContextManager[NDArray[np.uint8] | None]:
+def _open_image(encoded: bytes) -> AbstractContextManager[NDArray[np.uint8] | None]:
     return nullcontext(open_image(encoded))
 
 
 def _to_face(image: Any) -> NDArray[np.uint8]:
-    """The image as a face of (112, 112, 3). Raises UserError for an image much longer than wide, or wider than long."""
-    if image.shape == (SIDE, SIDE, 3):
+    """Resizes and crops an image to (112, 112, 3). Raises UserError if one side is more than 64 times the other."""
+    if image.shape == (FACE_SIZE, FACE_SIZE, 3):
         return image
     height, width = image.shape[:2]
     short = min(height, width)
-    if max(height, width) > _MOST_OBLONG * short:
-        raise UserError(f"is no face: {width}×{height} pixels")
-    width, height = SIDE * width // short, SIDE * height // short
+    if max(height, width) > _MAX_ASPECT_RATIO * short:
+        raise UserError(f"is not a face: {width}×{height} pixels")
+    width, height = FACE_SIZE * width // short, FACE_SIZE * height // short
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    top, left = (height - SIDE) // 2, (width - SIDE) // 2
-    return image[top : top + SIDE, left : left + SIDE]
+    top, left = (height - FACE_SIZE) // 2, (width - FACE_SIZE) // 2
+    return image[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
 def decode(
@@ -149,60 +151,64 @@ def decode(
     part: slice = slice(None),
     name: Callable[[int], str] | None = None,
     resized: list[int] | None = None,
-    open_with: Callable[[bytes], AbstractContextManager[NDArray[np.uint8] | None]] = _opened,
+    open_with: Callable[[bytes], AbstractContextManager[NDArray[np.uint8] | None]] = _open_image,
     progress: str = "",
 ) -> NDArray[np.uint8]:
-    """Decode the images of a part (default: all) into RGB pixels (n, 112, 112, 3), with one thread a core by default.
+    """Decodes images to RGB pixels (n, 112, 112, 3).
 
-    An image of another size is resized, bicubic, so that its short side is 112 pixels, as the published code does
-    (mx.image.resize_short); where that leaves it oblong, which stopped the published code, its centre is taken.
+    Resizes an image of another size so that its short side is 112 pixels, with bicubic interpolation, as the published
+    code does (mx.image.resize_short). Crops the centre of an image that is not square, where the published code failed.
 
-    `encoded` may read an image when it is asked for; the decoding threads ask. `open_with` gives its pixels for the
-    time of a block, or None, or raises UserError with the reason. `resized` is given the indices of resized images.
-    `progress` names a bar on a terminal, or lines of the log.
+    encoded: may read an image on access, which happens in the decoding threads.
+    threads: number of threads; default: one per core.
+    part: the images to decode; default: all.
+    name: returns the name of an image in errors; default: "image 3 of 12".
+    resized: receives the indices of resized images.
+    open_with: returns a context manager that yields the pixels, or None if they cannot be decoded; may raise UserError
+        with the reason.
+    progress: label of the progress bar or of the log lines; empty: no progress.
 
-    Raises UserError at the first image that cannot be decoded, by its `name` (default: "image 3 of 12"), and where
-    there is no memory for all.
+    Raises UserError at the first image that cannot be decoded, and if the decoded images exceed the memory.
     """
-    wanted = range(len(encoded))[part]
+    indices = range(len(encoded))[part]
 
-    def problem(index: int, what: object) -> UserError:
-        return UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} {what}")
+    def image_error(index: int, reason: object) -> UserError:
+        return UserError(f"{name(index) if name else f'image {index} of {len(encoded)}'} {reason}")
 
     def decode_chunk(start: int) -> None:
-        for row, index in enumerate(wanted[start : start + _CHUNK], start):
+        for row, index in enumerate(indices[start : start + _CHUNK], start):
             content = encoded[index]
             try:
                 with open_with(content) as image:
                     if image is None:
                         raise UserError("cannot be decoded")
-                    if resized is not None and image.shape != (SIDE, SIDE, 3):
+                    if resized is not None and image.shape != (FACE_SIZE, FACE_SIZE, 3):
                         resized.append(index)
                     images[row] = _to_face(image)
             except UserError as error:
-                raise problem(index, error) from None
+                raise image_error(index, error) from None
 
     try:
-        images = np.empty((len(wanted), SIDE, SIDE, 3), np.uint8)
+        images = np.empty((len(indices), FACE_SIZE, FACE_SIZE, 3), np.uint8)
     except MemoryError:
-        size = len(wanted) * SIDE * SIDE * 3 >> 20
-        raise problem(wanted[0], f"and all behind it take {size} MiB decoded, more than there is") from None
+        size = len(indices) * FACE_SIZE * FACE_SIZE * 3 >> 20
+        raise image_error(indices[0], f"and those after it need {size} MiB decoded: not enough memory") from None
 
-    # OpenCV lets go of Python's lock while it decodes. map reports the first chunk that failed and drops the rest.
-    starts = range(0, len(wanted), _CHUNK)
+    # OpenCV releases the GIL while it decodes. map raises the first chunk's error and cancels the rest.
+    starts = range(0, len(indices), _CHUNK)
     with (
         ThreadPoolExecutor(threads or os.cpu_count()) as pool,
-        Progress(len(wanted), progress, "images", bool(progress)) as shown,
+        Progress(len(indices), progress, "images", bool(progress)) as progress_bar,
     ):
         for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
-            shown.update(min(_CHUNK, len(wanted) - start))
+            progress_bar.update(min(_CHUNK, len(indices) - start))
     return images
 
 
 def load_bin(path: str | os.PathLike[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Load a verification set: RGB images (2N, 112, 112, 3) uint8, and flags (N,): see `read_bin` and `decode`.
+    """Loads a verification set: RGB images (2N, 112, 112, 3) uint8 and flags (N,), see `read_bin` and `decode`.
 
-    Raises UserError naming the file, and the image where it is one that cannot be decoded.
+    Raises UserError that names the file, and the image if one cannot be decoded.
     """
     encoded, issame = read_bin(path)
     return decode(encoded, name=lambda index: f"{path}: image {index} of {len(encoded)}"), issame

@@ -1,4 +1,4 @@
-"""Pairs made of the photos in a folder that holds a folder for each person."""
+"""Makes pairs of the photos in a folder that has one folder per person."""
 
 import itertools
 from collections import Counter
@@ -14,13 +14,14 @@ from utils.filesystem import path_exists
 
 
 def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
-    """Pairs of the photos in a folder that holds a folder for each person, no pair twice; the same for the same seed.
+    """Makes distinct pairs of the photos in a folder that has one folder per person; equal seeds make equal pairs.
 
-    Half are of one person, people taken by turns, in an order drawn at random, so that those of many photos do not
-    outweigh the others; half are of two people drawn at random. Where there are fewer pairs of a kind than asked for,
-    all of that kind are taken. Hidden files and folders are left out, and what is no photo, which the notes count.
+    Half of the pairs are of one person. They are taken from the people in turn, in random order, so that people with
+    many photos do not outweigh the others. The other half are of two people drawn at random. If there are fewer pairs
+    of a kind than requested, all of that kind are taken. Hidden files and folders are ignored; other files that are not
+    photos are left out and counted in the notes.
 
-    Raises UserError where there are not two people, or nobody has two photos.
+    Raises UserError if there are fewer than two people, or nobody has two photos.
     """
     if not path_exists(folder.is_dir):
         raise UserError(f"--folder {folder}: no such folder")
@@ -32,22 +33,23 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     notes = _describe(folder, left_out)
     if len(people) < 2 or all(len(photos) < 2 for photos in people):
         raise UserError(
-            f"--folder {folder}: {len(people)} folders with photos; it should hold one a person, two people at least, "
-            f"and two photos of somebody{''.join(f' ({note})' for note in notes)}"
+            f"--folder {folder}: {len(people)} folders with photos; expected one folder per person, at least two "
+            f"people, and at least two photos of one of them{''.join(f' ({note})' for note in notes)}"
         )
     rng = np.random.default_rng(seed)
     people = [people[i] for i in rng.permutation(len(people))]
     same = _same_pairs(people, n_pairs // 2, rng)
     different = _different_pairs(people, n_pairs - n_pairs // 2, rng)
-    mixed = itertools.chain.from_iterable(itertools.zip_longest(same, different))  # both kinds in every fold
-    pairs = [pair for pair in mixed if pair]
-    return PhotoPairs.of(folder.resolve().name, pairs, notes, _count_different(people))
+    # Alternates the kinds, so that every fold has both.
+    alternating = itertools.chain.from_iterable(itertools.zip_longest(same, different))
+    pairs = [pair for pair in alternating if pair]
+    return PhotoPairs.from_pairs(folder.resolve().name, pairs, notes, _count_different(people))
 
 
 def _folders(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """The people's folders; files beside them are counted as left out."""
+    """Returns the people's folders. Counts other files in `left_out`."""
     people = []
-    for path in _shown(folder):
+    for path in _visible_entries(folder):
         if path.is_dir():
             people.append(path)
         else:
@@ -56,8 +58,9 @@ def _folders(folder: Path, left_out: Counter[str]) -> list[Path]:
 
 
 def _photos(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Returns the photos of a person's folder. Counts other files in `left_out`."""
     photos = []
-    for path in _shown(folder):
+    for path in _visible_entries(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
             photos.append(path)
         else:
@@ -66,13 +69,14 @@ def _photos(folder: Path, left_out: Counter[str]) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
+    """Returns the kind of a file that is left out: its suffix in most cases."""
     if path.is_dir():
         return "folders in a person's folder"
     return one_line(path.suffix.lower())[:20] or "without a suffix"
 
 
 def _describe(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
-    """What was left out, in words; nothing where nothing was."""
+    """Returns a note on the files that were left out, or () if there were none."""
     if not left_out:
         return ()
     kinds = [f"{count} {kind}" for kind, count in left_out.most_common()]
@@ -84,35 +88,38 @@ def _describe(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
 
 
 def _count_different(people: list[list[Path]]) -> int:
-    """How many pairs there are of photos of two people."""
+    """Returns the number of possible pairs of photos of different people."""
     counts = np.array([len(photos) for photos in people])
     return int((counts.sum() ** 2 - (counts**2).sum()) // 2)
 
 
-def _shown(folder: Path) -> list[Path]:
-    """What is in a folder but for hidden things, such as the ._photo.jpg that other systems leave beside a photo."""
+def _visible_entries(folder: Path) -> list[Path]:
+    """Returns a folder's files and folders, sorted, without hidden ones such as the ._photo.jpg files of macOS."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _same_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> list[Pair]:
-    def of_one(photos: list[Path]) -> Iterator[Pair]:
+    """Draws up to n distinct pairs of one person, from the people in turn."""
+
+    def pairs_of_person(photos: list[Path]) -> Iterator[Pair]:
         combinations = len(photos) * (len(photos) - 1) // 2
         for k in rng.choice(combinations, min(n, combinations), replace=False) if combinations else []:
-            high = int((1 + (1 + 8 * int(k)) ** 0.5) / 2)  # the k-th pair: high > low, counted row by row
+            high = int((1 + (1 + 8 * int(k)) ** 0.5) / 2)  # pair k of (low, high), high > low, numbered row by row
             yield photos[int(k) - high * (high - 1) // 2], photos[high], True
 
-    by_turns = itertools.chain.from_iterable(itertools.zip_longest(*map(of_one, people)))
-    return list(itertools.islice((pair for pair in by_turns if pair), n))
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*map(pairs_of_person, people)))
+    return list(itertools.islice((pair for pair in in_turn if pair), n))
 
 
 def _different_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> list[Pair]:
+    """Draws up to n distinct pairs of two people."""
     counts = np.array([len(photos) for photos in people])
-    if _count_different(people) <= 2 * n:  # too few to find unused ones by chance
-        every = [(a, b) for one, other in itertools.combinations(people, 2) for a in one for b in other]
-        return [(*every[i], False) for i in rng.permutation(len(every))[:n]]
-    found: dict[tuple[Path, Path], None] = {}
-    while len(found) < n:
-        one, other = sorted(rng.choice(len(people), 2, replace=False))
-        photos = people[one][rng.integers(counts[one])], people[other][rng.integers(counts[other])]
-        found.setdefault(photos)
-    return [(*photos, False) for photos in found]
+    if _count_different(people) <= 2 * n:  # too few: random draws would mostly repeat
+        candidates = [(a, b) for photos, others in itertools.combinations(people, 2) for a in photos for b in others]
+        return [(*candidates[i], False) for i in rng.permutation(len(candidates))[:n]]
+    drawn: dict[tuple[Path, Path], None] = {}
+    while len(drawn) < n:
+        first, second = sorted(rng.choice(len(people), 2, replace=False))
+        photos = people[first][rng.integers(counts[first])], people[second][rng.integers(counts[second])]
+        drawn.setdefault(photos)
+    return [(*photos, False) for photos in drawn]

@@ -1,4 +1,4 @@
-"""Photos as cameras, phones and scanners make them: read and decoded one by one, in bounded memory."""
+"""Reads photos from cameras, phones and scanners. Each is decoded on its own, in bounded memory."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs.bins import MOST_PIXELS
+from eval.inputs.bins import MAX_PIXELS
 from utils.datasets.image_header import photo_size
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file
@@ -18,13 +18,13 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm", ".pbm", ".pnm",
 )  # fmt: skip
 HEIC_SUFFIXES = (".heic", ".heif", ".hif", ".avif")
-CONVERT_HEIC = "HEIC is not read: convert the photos to JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible)"
-_MOST_JPEG_PIXELS = 1 << 27  # 134 megapixels; a JPEG is decoded at half its size above MOST_PIXELS
+CONVERT_HEIC = "HEIC is not supported: convert the photos to JPEG (iPhone: Settings, Camera, Formats, Most Compatible)"
+_MAX_JPEG_PIXELS = 1 << 27  # 134 megapixels; a JPEG is decoded at half its size above MAX_PIXELS
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 
 class PhotoFiles(Sequence[bytes]):
-    """The contents of files, each read when it is asked for."""
+    """Sequence of the contents of files, each read on access. Raises UserError if a file cannot be read."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -41,7 +41,7 @@ class PhotoFiles(Sequence[bytes]):
 
 
 class PixelBudget:
-    """Lets threads hold so many pixels together; who wants more waits. One that wants more than all holds all."""
+    """Limits the pixels that threads hold at the same time; others wait. A larger request gets the whole budget."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
@@ -50,7 +50,7 @@ class PixelBudget:
 
     @contextmanager
     def hold(self, pixels: int) -> Iterator[None]:
-        """Hold so many pixels for the time of the block."""
+        """Context manager that holds that many pixels of the budget, and waits until they are free."""
         wanted = min(pixels, self.pixels)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= wanted)
@@ -63,29 +63,29 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-_budget = PixelBudget(_MOST_JPEG_PIXELS)  # of all threads of the process: 400 MB decoded
+_budget = PixelBudget(_MAX_JPEG_PIXELS)  # shared by all threads of the process: 400 MB decoded
 
 
 @contextmanager
 def open_photo(encoded: bytes) -> Iterator[NDArray[np.uint8]]:
-    """Decode a photo to RGB pixels (H, W, 3), upright as its EXIF orientation says; of a GIF or TIFF the first image.
+    """Context manager that yields a photo's RGB pixels (H, W, 3), rotated by its EXIF orientation.
 
-    A JPEG of more than 2^25 pixels, and of 2^27 at most, is decoded at half its width and height. Raises UserError with
-    the reason where the bytes are no such photo.
+    Decodes the first image of a GIF or TIFF. A JPEG of more than 2^25 pixels, and at most 2^27, is decoded at half its
+    width and height. Raises UserError with the reason if the bytes are not such a photo.
     """
     width, height = photo_size(encoded) or (0, 0)
     if not width * height:
         is_heic = encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIC_BRANDS
         raise UserError(f"cannot be decoded: {CONVERT_HEIC}" if is_heic else "cannot be decoded")
-    most = _MOST_JPEG_PIXELS if encoded.startswith(b"\xff\xd8\xff") else MOST_PIXELS
-    if width * height > most:
-        raise UserError(f"is too large: {width}×{height} pixels, {most / 1e6:.0f} megapixels at most; make it smaller")
+    limit = _MAX_JPEG_PIXELS if encoded.startswith(b"\xff\xd8\xff") else MAX_PIXELS
+    if width * height > limit:
+        raise UserError(f"is too large: {width}×{height} pixels, {limit / 1e6:.0f} megapixels at most; make it smaller")
     with _budget.hold(width * height):
-        yield _decode(encoded, half=width * height > MOST_PIXELS)
+        yield _decode(encoded, half=width * height > MAX_PIXELS)
 
 
 def _decode(encoded: bytes, half: bool) -> NDArray[np.uint8]:
-    # There is no flag for half the size in RGB.
+    # OpenCV has no flag for half the size in RGB.
     flag = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)

@@ -1,4 +1,4 @@
-"""Verification sets in memory: every distinct image once, as uint8, and the pairs of them."""
+"""Verification sets in memory: each distinct image once, as uint8, and the pairs of images."""
 
 import hashlib
 from collections import Counter
@@ -18,93 +18,96 @@ from utils.errors import UserError, one_line
 from utils.filesystem import path_exists
 from utils.logs.run_log import log
 
-N_FOLDS = 10  # as LFW's protocol has it, and the published evaluation for every set
+N_FOLDS = 10  # of LFW's protocol; the published evaluation uses it for every set
 
 
 @dataclass(frozen=True)
 class VerificationSet:
-    """This process's share of a set's distinct images, and all its pairs."""
+    """This rank's shard of a set's distinct images, and all pairs of the set."""
 
     name: str
     images: np.ndarray  # (m, 112, 112, 3) uint8 RGB
-    pairs: np.ndarray  # (N, 2) rows of the images of all processes
+    pairs: np.ndarray  # (N, 2) indices into the images of all ranks
     issame: np.ndarray  # (N,) bool
-    resized: tuple[int, ...] = ()  # rows of photos that were not 112×112: those of this share, after load_sets all
-    digest: str = ""  # of the pixels and pairs of all processes; empty before load_sets
+    resized: tuple[int, ...] = ()  # indices of photos that were not 112×112: of this shard; after load_sets, of all
+    digest: str = ""  # SHA-256 of the pixels and pairs of all ranks; empty before load_sets
 
     @property
     def warning(self) -> str:
-        """What stands beside every threshold of this set; empty where nothing is to be said."""
+        """Warning shown with every threshold of this set; empty if there is none."""
         if not self.resized:
             return ""
         return (
-            f"{len(self.resized)} photos were not {SIZE}×{SIZE} and were resized, so they are hardly aligned faces: "
-            "these thresholds hold for such photos alone, align them first"
+            f"{len(self.resized)} photos were not {SIZE}×{SIZE} and were resized, so they are probably not aligned "
+            "faces: these thresholds hold only for such photos; align them first"
         )
 
 
 def load_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
-    """Load a person's own photos where there are some, else the sets of the config.
+    """Loads the user's own photos if given, else the sets of the config.
 
-    What is odd about a set (a photo paired with itself, a pair twice, …) is counted in warnings of the log. A UserError
-    of any process ends all of them.
+    Logs warnings about pairs that measure nothing, such as an image paired with itself or a repeated pair. Collective.
+    Raises UserError on all ranks if any rank fails.
     """
     sets = run_on_all(world, lambda: [photo_set(photos, world)] if photos else config_sets(config, world))
-    sets = [_identify(held, world) for held in sets]
+    sets = [_gather_contents(eval_set, world) for eval_set in sets]
     if photos:
-        _warn_of_photos(sets[0], photos)
+        _warn_about_photos(sets[0], photos)
     return sets
 
 
-def _identify(held: VerificationSet, world: World) -> VerificationSet:
-    """The set with its digest, and what is known of all processes' images."""
-    hashes = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in held.images)
+def _gather_contents(eval_set: VerificationSet, world: World) -> VerificationSet:
+    """Returns the set with its digest and the resized images of all ranks, and warns about its pairs. Collective."""
+    hashes = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in eval_set.images)
     contents = all_gather_rows(np.frombuffer(hashes, np.uint64).reshape(-1, 2), world)  # (M, 2)
-    resized = all_gather_rows(np.array(held.resized, np.int64), world)
-    _warn_of_pairs(held, np.unique(contents, axis=0, return_inverse=True)[1].reshape(-1))
-    whole = hashlib.sha256(contents.tobytes() + held.pairs.astype(np.int64).tobytes() + held.issame.tobytes())
-    return replace(held, resized=tuple(resized.tolist()), digest=whole.hexdigest())
+    resized = all_gather_rows(np.array(eval_set.resized, np.int64), world)
+    _warn_about_pairs(eval_set, np.unique(contents, axis=0, return_inverse=True)[1].reshape(-1))
+    digest = hashlib.sha256(contents.tobytes() + eval_set.pairs.astype(np.int64).tobytes() + eval_set.issame.tobytes())
+    return replace(eval_set, resized=tuple(resized.tolist()), digest=digest.hexdigest())
 
 
-def _warn_of_pairs(held: VerificationSet, image_of: np.ndarray) -> None:
-    """Count the pairs that measure nothing. image_of (M,): equal for rows whose pixels are equal."""
-    pairs = np.sort(image_of[held.pairs], axis=1)  # (N, 2)
-    itself = pairs[:, 0] == pairs[:, 1]
-    distinct, which = np.unique(pairs, axis=0, return_inverse=True)
-    which = which.reshape(-1)
+def _warn_about_pairs(eval_set: VerificationSet, content_ids: np.ndarray) -> None:
+    """Logs how many pairs measure nothing. content_ids (M,): equal for images with equal pixels."""
+    pairs = np.sort(content_ids[eval_set.pairs], axis=1)  # (N, 2)
+    self_pairs = pairs[:, 0] == pairs[:, 1]
+    distinct, pair_ids = np.unique(pairs, axis=0, return_inverse=True)
+    pair_ids = pair_ids.reshape(-1)
     repeated = len(pairs) - len(distinct)
-    same, different = (np.bincount(which[flags], minlength=len(distinct)) > 0 for flags in (held.issame, ~held.issame))
-    if itself.any():
-        example = int(np.argmax(itself)) + 1
+    same, different = (
+        np.bincount(pair_ids[flags], minlength=len(distinct)) > 0 for flags in (eval_set.issame, ~eval_set.issame)
+    )
+    if self_pairs.any():
+        example = int(np.argmax(self_pairs)) + 1
         log.warning(
-            f"{held.name}: {int(itself.sum())} of {len(pairs)} pairs are an image and itself, pair {example} for one: "
-            "they measure nothing"
+            f"{eval_set.name}: {int(self_pairs.sum())} of {len(pairs)} pairs compare an image with itself, for example "
+            f"pair {example}: they measure nothing"
         )
     if repeated:
-        log.warning(f"{held.name}: {repeated} of {len(pairs)} pairs are repetitions of another: each counts every time")
+        log.warning(f"{eval_set.name}: {repeated} of {len(pairs)} pairs repeat another pair: every repetition counts")
     if (same & different).any():
         log.warning(
-            f"{held.name}: {int(np.sum(same & different))} pairs stand in it both as the same person and as different "
-            "people: one of them has to be wrong"
+            f"{eval_set.name}: {int(np.sum(same & different))} pairs are listed both as the same person and as "
+            "different people: one of the labels must be wrong"
         )
 
 
-def _warn_of_photos(held: VerificationSet, photos: PhotoPairs) -> None:
+def _warn_about_photos(eval_set: VerificationSet, photos: PhotoPairs) -> None:
     for note in photos.notes:
         log.warning(note)
-    if held.resized:
-        example = one_line(photos.paths[min(held.resized)])
+    if eval_set.resized:
+        example = one_line(photos.paths[min(eval_set.resized)])
         log.warning(
-            f"{len(held.resized)} of {len(photos.paths)} photos are not {SIZE}×{SIZE}, {example} for one: resized. The "
-            "networks want aligned faces (eyes, nose and mouth at fixed places); others cost accuracy"
+            f"{len(eval_set.resized)} of {len(photos.paths)} photos are not {SIZE}×{SIZE}, for example {example}: "
+            "resized. The networks expect aligned faces (eyes, nose and mouth at fixed positions); other photos lower "
+            "the accuracy"
         )
 
 
 def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
-    """The sets of config.val_targets in config.rec; single missing ones are left out, told in the log.
+    """Loads the sets of config.val_targets from config.rec. Leaves out missing files, with a warning in the log.
 
-    A set is called by its file's name, or as in val_targets where another file has the same name in another folder; a
-    file that is named twice is scored once. Raises UserError where none is there, or one cannot be used.
+    A set has the name of its file, or the name in val_targets if files in two folders have the same name. A file that
+    is named twice is scored once. Raises UserError if no file exists, or one is not a valid set.
     """
     paths = {target: Path(config.rec, f"{target}.bin") for target in config.val_targets}
     present = {target: path for target, path in paths.items() if path_exists(path.exists)}
@@ -112,40 +115,40 @@ def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
     if not present:
         raise UserError(
             f"config val_targets: none of {', '.join(f'{name}.bin' for name in missing) or '(nothing)'} is in "
-            f"{config.rec!r}; name others with val_targets=NAME,NAME (or train without: eval_step=0)"
+            f"{config.rec!r}; name others with val_targets=NAME,NAME (or train without verification: eval_step=0)"
         )
     for name in missing:
         log.warning(f"No {name}.bin in {config.rec}: left out")
-    files = {path.resolve(): target for target, path in reversed(present.items())}  # the first name of each
-    twice = sum(target in present for target in config.val_targets) - len(files)
-    if twice:
-        log.warning(f"config val_targets names {twice} set{'s' if twice > 1 else ''} more than once: scored once")
-    wanted = {target: path for target, path in present.items() if files[path.resolve()] == target}
-    count = Counter(path.stem for path in wanted.values())
-    return [bin_set(path, world, path.stem if count[path.stem] == 1 else target) for target, path in wanted.items()]
+    files = {path.resolve(): target for target, path in reversed(present.items())}  # the first name of each file
+    repeated = sum(target in present for target in config.val_targets) - len(files)
+    if repeated:
+        log.warning(f"config val_targets names {repeated} set{'s' if repeated > 1 else ''} more than once: scored once")
+    distinct = {target: path for target, path in present.items() if files[path.resolve()] == target}
+    count = Counter(path.stem for path in distinct.values())
+    return [bin_set(path, world, path.stem if count[path.stem] == 1 else target) for target, path in distinct.items()]
 
 
 def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
-    """A verification file. An image that stands in several pairs, as in LFW and CFP, is kept and embedded once.
+    """Loads a .bin file. An image that is in several pairs, as in LFW and CFP, is kept and embedded once.
 
-    name: of the set; default: the file's.
+    name: of the set; default: the name of the file. Raises UserError.
     """
     encoded, issame = read_bin(path)
     _check_kinds(str(path), issame)
-    firsts: dict[bytes, int] = {}
-    rows = [firsts.setdefault(image, len(firsts)) for image in encoded]
-    places = np.unique(rows, return_index=True)[1]  # of the first copies in the file, for messages
+    index_of: dict[bytes, int] = {}
+    rows = [index_of.setdefault(image, len(index_of)) for image in encoded]
+    first_copies = np.unique(rows, return_index=True)[1]  # positions in the file, for messages
     images = decode(
-        list(firsts),
-        part=shard_slice(len(firsts), world),
-        name=lambda index: f"{path}: image {places[index]} of {len(encoded)}",
+        list(index_of),
+        part=shard_slice(len(index_of), world),
+        name=lambda index: f"{path}: image {first_copies[index]} of {len(encoded)}",
         progress=f"Decoding {path.stem}" if world.is_main else "",
     )
     return VerificationSet(name or path.stem, images, np.array(rows).reshape(-1, 2), issame)
 
 
 def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
-    """A person's own photos, read by the threads that decode them. Those that are not 112×112 are resized."""
+    """Loads the user's own photos. Those that are not 112×112 are resized. Raises UserError."""
     _check_kinds(photos.name, photos.issame)
     part = shard_slice(len(photos.paths), world)
     resized: list[int] = []
@@ -161,6 +164,7 @@ def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
 
 
 def _check_kinds(source: str, issame: np.ndarray) -> None:
+    """Raises UserError if there are fewer pairs than folds, or all pairs are of one kind."""
     if len(issame) < N_FOLDS or issame.all() or not issame.any():
         raise UserError(
             f"{source}: {len(issame)} pairs, {int(issame.sum())} of them of one person: verification needs pairs of "

@@ -1,7 +1,7 @@
-"""The unpickler of verification sets: it builds data and nothing else, and runs nothing of the file.
+"""Restricted unpickler for verification sets. It builds only data and runs no code from the file.
 
-People download these files from strangers, and a pickle is a program, so `DataUnpickler` knows only the opcodes that
-build data, and no global of the file is ever imported. Arrays of numpy become stand-ins that hold their values.
+These files are downloaded from third parties, and a pickle is a program. `DataUnpickler` therefore knows only the
+opcodes that build data, and imports no global that the file names. Numpy arrays become stand-ins with their values.
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-# The opcodes of data. INST and REDUCE call, but only what find_class gave out; BUILD and BYTEARRAY8 are ours, below.
-# Absent are OBJ, NEWOBJ, EXT and PERSID, and all of dicts and sets.
+# Opcodes that build data. INST and REDUCE call, but only what find_class returns; BUILD and BYTEARRAY8 are implemented
+# below. Left out: OBJ, NEWOBJ, EXT and PERSID, and the opcodes of dicts and sets.
 _OPCODES = """
     PROTO FRAME STOP MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL INST REDUCE
     NONE NEWTRUE NEWFALSE FLOAT BINFLOAT INT BININT BININT1 BININT2 LONG LONG1 LONG4 EMPTY_LIST LIST APPEND APPENDS
@@ -23,21 +23,21 @@ _OPCODES = """
     UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
 """
 
-# Of images and flags. A bool is read as its byte, so that a byte that is neither 0 nor 1 shows. An array of objects is
-# a list of what stands in the file.
+# Dtypes of images and flags. A bool is read as a byte, so that a byte other than 0 and 1 is noticed. An object array is
+# a list of the objects in the file.
 _NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 _DTYPES = {"b1": "u1", "O": "O", "O4": "O", "O8": "O"} | {code: code for code in _NUMBERS}
 
-# What the other opcodes are for, in words of whoever wrote the file.
+# Python objects that the other opcodes build, named for error messages.
 _KINDS = {
     "a dict": "EMPTY_DICT DICT SETITEM SETITEMS",
     "a set": "EMPTY_SET ADDITEMS FROZENSET",
     "an object of a Python class": "OBJ NEWOBJ NEWOBJ_EX BUILD",
-    "an object that is kept elsewhere": "PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER",
+    "an object stored outside the file": "PERSID BINPERSID EXT1 EXT2 EXT4 NEXT_BUFFER READONLY_BUFFER",
 }
-_MEANT = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_REFUSED_KINDS = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
-# What the unpickler raises on bytes that are no pickle, or half of one.
+# Exceptions that the unpickler raises on bytes that are not a pickle, or on a truncated one.
 CORRUPT = (
     pickle.UnpicklingError,
     ValueError,  # with UnicodeError
@@ -53,21 +53,24 @@ CORRUPT = (
 
 
 class RefusedError(Exception):
-    """The pickle asks for something other than data; the message names it."""
+    """Raised if the pickle asks for anything but data; the message names it."""
 
 
-def _shown(value: object) -> str:
-    """A text of the pickle in a message. Not so an object: to hash or to print tuples in tuples can end the process."""
+def _quote(value: object) -> str:
+    """Returns a string of the pickle for a message, and only the type of any other object.
+
+    Printing or hashing deeply nested tuples can crash the process.
+    """
     return f"{value!a:.40}" if type(value) is str else f"of type {type(value).__name__}"
 
 
 class _DType:
-    """Stands for a numpy dtype while unpickling."""
+    """Stand-in for a numpy dtype during unpickling."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         name = code.decode("latin1") if isinstance(code, bytes) else code
         if type(name) is not str or name not in _DTYPES:
-            raise RefusedError(f"a numpy array of dtype {_shown(name)}")
+            raise RefusedError(f"a numpy array of dtype {_quote(name)}")
         self.dtype: np.dtype[Any] = np.dtype(_DTYPES[name])
 
     def build(self, state: tuple[Any, ...]) -> None:
@@ -77,8 +80,10 @@ class _DType:
 
 
 class StoredArray:
-    """Stands for a numpy array while unpickling: its bytes, which are shared with the pickle's memo, not copied; of an
-    array of objects, their list."""
+    """Stand-in for a numpy array during unpickling: its bytes, or for an object array the list of its objects.
+
+    The bytes are shared with the pickle's memo, not copied.
+    """
 
     dtype = np.dtype("u1")
     shape: tuple[int, ...] = (0,)
@@ -91,20 +96,20 @@ class StoredArray:
     def fill(self, shape: tuple[int, ...], dtype: _DType, data: bytes | list[Any]) -> None:
         if type(dtype) is not _DType or type(data) not in (bytes, list) or type(shape) is not tuple or len(shape) > 4:
             raise ValueError("not an array")
-        objects, size = dtype.dtype.kind == "O", 1 if type(data) is list else dtype.dtype.itemsize
-        # each by itself first: to multiply numbers of a million digits takes forever
-        sound = all(type(n) is int and 0 <= n <= len(data) for n in shape)
-        if objects != (type(data) is list) or not sound or math.prod(shape) * size != len(data):
+        is_object, itemsize = dtype.dtype.kind == "O", 1 if type(data) is list else dtype.dtype.itemsize
+        # Checked one by one before the product: multiplying integers of a million digits takes forever.
+        is_valid = all(type(n) is int and 0 <= n <= len(data) for n in shape)
+        if is_object != (type(data) is list) or not is_valid or math.prod(shape) * itemsize != len(data):
             raise ValueError("the array's shape and its bytes disagree")
         self.shape, self.dtype, self.data = shape, dtype.dtype, data
 
     def values(self) -> list[Any]:
-        """The elements, as Python numbers or as the objects that they are."""
+        """Returns the elements as Python numbers, or as the objects themselves."""
         return self.data if isinstance(self.data, list) else np.frombuffer(self.data, self.dtype).ravel().tolist()
 
 
 def _reconstruct(*_: object) -> StoredArray:
-    return StoredArray()  # BUILD fills it
+    return StoredArray()  # filled by BUILD
 
 
 def _frombuffer(data: bytes, dtype: _DType, shape: tuple[int, ...], _order: str) -> StoredArray:
@@ -118,20 +123,21 @@ def _scalar(dtype: _DType, data: bytes) -> int | float:
 
 
 class _Opcodes(dict[int, Callable[[Any], None]]):
-    """The table of opcodes, which refuses those it lacks."""
+    """Table of opcodes. Raises RefusedError for an opcode that it does not contain."""
 
     def __missing__(self, code: int) -> NoReturn:
         names = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
         if not names:
-            raise pickle.UnpicklingError(f"byte {code} begins nothing that a pickle holds")
-        raise RefusedError(_MEANT.get(names[0], "something of another kind"))
+            raise pickle.UnpicklingError(f"byte {code} is not an opcode")
+        raise RefusedError(_REFUSED_KINDS.get(names[0], "something of another kind"))
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Python's own unpickler in Python, cut down to data.
+    """Python's unpickler written in Python, restricted to data.
 
-    The one in C cannot be cut down: it keeps BUILD and EXT, and grows its memo to any index that a file of ten bytes
-    names. This one is as fast here, where the work is a few long strings. It reads from `file` no more than is there.
+    The C implementation cannot be restricted: it keeps BUILD and EXT, and grows its memo to any index that a file of
+    ten bytes names. This one is as fast for these files, which consist of a few long strings. It reads no more from
+    `file` than the file holds.
     """
 
     def __init__(self, file: mmap.mmap) -> None:
@@ -139,39 +145,42 @@ class DataUnpickler(pickle._Unpickler):
         self._budget = len(file)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return our stand-in for a global of the pickle. Nothing is imported."""
-        home = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")  # as Python 3, numpy 1
+        """Returns the stand-in for a global of the pickle. Imports nothing; raises RefusedError for other globals."""
+        canonical = module.replace("__builtin__", "builtins").replace(
+            "numpy._core", "numpy.core"
+        )  # named as in Python 3 and numpy 1
         stand_ins: dict[tuple[str, str], Any] = {
             ("_codecs", "encode"): self._encode,
             ("builtins", "bytes"): self._bytes,
             ("builtins", "bytearray"): self._bytes,
-            ("numpy", "ndarray"): None,  # only ever the first argument of _reconstruct
+            ("numpy", "ndarray"): None,  # only used as the first argument of _reconstruct
             ("numpy", "dtype"): _DType,
             ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy.core.numeric", "_frombuffer"): _frombuffer,
         }
-        if (home, name) not in stand_ins:
+        if (canonical, name) not in stand_ins:
             raise RefusedError(f"{module + '.' + name!a:.80}")
-        return stand_ins[home, name]
+        return stand_ins[canonical, name]
 
     def _encode(self, text: str, codec: str) -> bytes:
-        """Bytes as Python 3 writes them at protocols 0 to 2.
+        """Decodes bytes as Python 3 writes them at protocols 0 to 2.
 
-        A file pays for every character once, so a total longer than the file means one string encoded again and again.
+        Each character takes at least one byte of the file. A total longer than the file therefore means that one string
+        is encoded repeatedly, which is refused.
         """
         if type(text) is not str or codec not in ("latin1", "latin-1"):
-            raise RefusedError(f"the bytes of an object of type {type(text).__name__} in codec {_shown(codec)}")
+            raise RefusedError(f"the bytes of an object of type {type(text).__name__} in codec {_quote(codec)}")
         self._budget -= len(text)
         if self._budget < 0:
             raise RefusedError("more bytes than the file holds")
         return text.encode("latin1")
 
     def _bytes(self, value: bytes | str = b"", codec: str = "") -> bytes:
-        """The empty bytes of protocols 0 to 2, and bytearrays, which are read as bytes."""
+        """Decodes the empty bytes of protocols 0 to 2, and bytearrays, which become bytes."""
         if type(value) is bytes and not codec:
             return value
-        return self._encode(value, codec)  # type: ignore[arg-type]  # it checks
+        return self._encode(value, codec)  # type: ignore[arg-type]  # _encode checks the type
 
     def _build(self) -> None:
         state = self.stack.pop()  # type: ignore[attr-defined]

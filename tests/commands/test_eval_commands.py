@@ -24,7 +24,8 @@ from scipy import stats
 
 from backbones import build_backbone
 from config import load_config
-from eval.compare import compare, set_aside, total
+from eval.compare import archive_previous
+from eval.comparison import compare_all_sets, compare_scores
 from eval.inputs.bins import read_bin
 from eval.inputs.pairs import read_pairs
 from eval.inputs.sets import VerificationSet, bin_set, photo_set
@@ -137,7 +138,7 @@ def test_own_pairs(demo, own, tmp_path):
         "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
         in (done.stdout)
     )
-    assert "Which threshold" not in done.stdout  # there is none to show
+    assert "Thresholds:" not in done.stdout  # there is none to show
 
 
 def test_a_folder_of_people(command, demo, own, tmp_path):
@@ -431,7 +432,7 @@ def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
     assert done.returncode == 0, done.stderr
     warning = result_of(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
     assert warning.startswith("48 photos were not 112×112 and were resized")
-    table = done.stdout.partition("Which threshold")[2]
+    table = done.stdout.partition("Thresholds:")[2]
     assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
     # beside the checkpoints of the demo's run
     assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
@@ -442,7 +443,7 @@ def test_the_option_for_more_pairs_is_named(command, own, tmp_path):
         "eval/eval.py", *DEMO, "--folder", own / "own", "--n-pairs=100", "--steps=6", f"test_output={tmp_path}"
     )
     assert "it needs at least 100 different pairs, there are 50; --n-pairs 200 makes them" in done.stdout
-    assert "Which threshold" not in done.stdout
+    assert "Thresholds:" not in done.stdout
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -593,7 +594,7 @@ def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"
     ):
-        set_aside(tmp_path, "other")
+        archive_previous(tmp_path, "other")
     assert (tmp_path / "compare.json").read_text() == "{}"
 
 
@@ -632,8 +633,8 @@ def test_sets_are_resampled_independently():
     for noise in (0.3, 0.4):
         distances = np.where(issame, 0.8, 1.5) + noise * rng.standard_normal(600)
         scores.append(SimpleNamespace(distances=distances, correct=evaluate_distances(distances, issame).correct))
-    one = compare("one", *scores, issame)
-    both = total([one, one], [scores[0]] * 2, [scores[1]] * 2, [SimpleNamespace(issame=issame)] * 2)
+    one = compare_scores("one", *scores, issame)
+    both = compare_all_sets([one, one], [scores[0]] * 2, [scores[1]] * 2, [SimpleNamespace(issame=issame)] * 2)
     assert (both.pairs, both.only_a, both.only_b) == (1200, 2 * one.only_a, 2 * one.only_b)
     assert (both.a, both.b) == (one.a, one.b)
     assert 0.6 < (both.interval[1] - both.interval[0]) / (one.interval[1] - one.interval[0]) < 0.85
@@ -683,12 +684,12 @@ def one_line(failed, message: str) -> None:
         (["--pairs", "OWN/pairs.txt", "--images", "train.py"], r"--images train\.py: no such folder"),
         (["--pairs", "OWN/pairs.txt", "--images", "output"], r"pairs\.txt line 2: no photo output/p0/p0_0001\.jpg"),
         (["--pairs", "OWN/own/p0/p0_0001.png"], r"p0_0001\.png: is not text"),
-        (["--images", "output"], "--images: goes with --pairs"),
+        (["--images", "output"], "--images: only valid with --pairs"),
         (["--pairs", "OWN/pairs.txt", "--folder", "OWN/own"], "--pairs and --folder: take one of them"),
         (["--folder", "none"], "--folder none: no such folder"),
-        (["--folder", "OWN/own/p0"], "0 folders with photos; it should hold one a person"),
-        (["--folder", "OWN/own", "--n-pairs", "19"], "--n-pairs 19 --seed 0: should be from 20 and from 0"),
-        (["--folder", "OWN/own", "--seed", "-1"], "--n-pairs 6000 --seed -1: should be from 20 and from 0"),
+        (["--folder", "OWN/own/p0"], "0 folders with photos; expected one folder per person"),
+        (["--folder", "OWN/own", "--n-pairs", "19"], "--n-pairs 19 --seed 0: should be at least 20 and at least 0"),
+        (["--folder", "OWN/own", "--seed", "-1"], "--n-pairs 6000 --seed -1: should be at least 20 and at least 0"),
         (["--pairs", "TMP/few.csv"], "few: 2 pairs, 1 of them of one person: verification needs pairs of both kinds"),
         (["--pairs", "TMP/one.csv"], "one: 12 pairs, 12 of them of one person"),
         (["--pairs", "TMP/broken.csv"], r"broken\.png cannot be decoded"),

@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from backbones import build_backbone
 from config import load_config
 from data.make_demo_ijb import Plan, make
-from eval.folders import run_name
+from eval.folders import unique_folder_name
 from eval.IJB import evaluate
 from eval.IJB.alignment import crop, similarity
 from eval.IJB.report import FPRS
@@ -208,10 +208,13 @@ def test_the_log_tells_the_sizes_and_what_limits(scored, ijb):
     for text in (out, (folder / "test.log").read_text()):
         assert f"IJBC: {n} images, {templates} templates, {pairs} pairs, with lists for identification\n" in text
         limits = (
-            r"% of the time in the network: what limits is (embedding|reading and cropping \(more workers may help\))"
+            r"% of the time in the network: the bottleneck is "
+            r"(embedding|reading and cropping \(more workers may help\))"
         )
         for step in (6, 12):
-            assert re.search(rf"IJBC {step}: {n} images in [\d.]+ s, \d+ img/s, each both ways; \d+ {limits}\n", text)
+            assert re.search(
+                rf"IJBC {step}: {n} images in [\d.]+ s, \d+ img/s, each with its hflip; \d+ {limits}\n", text
+            )
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +333,7 @@ def test_model_prefix(inside, ijb, nets, scored, again, prefix, names):
     said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", f"{nets}{prefix}")
     assert said.code == 0 and not said.err and said.embedded == 0
     assert results_of(again / "PocketNet") == results_of(scored[0])  # of the others what stood there
-    assert re.findall(r"IJBC (\d+): \d+ images are done already", said.out) == names
+    assert re.findall(r"IJBC (\d+): \d+ images are already done", said.out) == names
     for name in names:
         assert not (again / "PocketNet" / f"features_{name}_IJBC").exists()  # not asked to keep them
 
@@ -425,12 +428,13 @@ def test_two_networks_in_one_job_keep_their_results(inside, ijb, nets, tmp_path)
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--batch-size", BATCH, "--keep-features"]
     for folder in (one, other):
         assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").code == 0
-    name = f"6 ({run_name(other)})"
+    name = f"6 ({unique_folder_name(other)})"
     assert list(results_of(job)) == ["6", name] and "outdated" not in str(results_of(job))
     assert not np.array_equal(*(np.load(job / f"{step}_IJBC.npy") for step in ("6", name)))
     table = (job / "IJBC.txt").read_text()
     assert (
-        f"steps without a name: checkpoints in {one}\nsteps with ({run_name(other)}): checkpoints in {other}" in table
+        f"steps without a name: checkpoints in {one}\nsteps with ({unique_folder_name(other)}): checkpoints in {other}"
+        in table
     )
     for folder in (one, other):  # each finds its embeddings again
         assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").embedded == 0
@@ -456,7 +460,7 @@ def test_links_are_replaced_and_a_broken_file_too(inside, ijb, nets, again, tmp_
     said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
     assert said.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
     assert (again / "PocketNet" / "results.json.damaged").read_text() == "[" * 200_000
-    assert said.out.count("damaged, or not of results") == 1
+    assert said.out.count("damaged, or not a results file") == 1
     for name in names:
         assert (tmp_path / name).read_text() == "precious" and not (again / "PocketNet" / name).is_symlink()
 
@@ -536,7 +540,7 @@ from utils.errors import run
 features.open_regular = lambda path: open(path, "rb")
 """
 # And for the seconds between two times that it marks on disk what is done.
-DRIVER = f"{PIPES}\nfeatures._KEEP_EVERY = -1\nrun(main)\n"
+DRIVER = f"{PIPES}\nfeatures._FLUSH_INTERVAL = -1\nrun(main)\n"
 
 
 def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
@@ -561,8 +565,8 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     said = inside(*arguments, "workers=0")
     assert said.code == 0, said.err
     assert said.embedded == n - done
-    assert f"IJBC 6: {n} images are done already, 0 to go" in said.out
-    assert f"IJBC 12: {done} images are done already, {n - done} to go" in said.out
+    assert f"IJBC 6: {n} images are already done, 0 to go" in said.out
+    assert f"IJBC 12: {done} images are already done, {n - done} to go" in said.out
     assert sorted(path.name for path in folder.iterdir()) == LEFT
     for name in ("6_IJBC.npy", "12_IJBC.npy"):
         assert (folder / name).read_bytes() == (scored[0] / name).read_bytes()
@@ -673,7 +677,7 @@ def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(inside, own, n
     assert (result["pairs"], result["skipped_pairs"]) == (int(np.sum(~left_out)), int(np.sum(left_out)) + 2)
     assert result["different"] == int(np.sum(~left_out & (lists.pairs[:, 2] == 0)))
     assert f"12: left out {len(gone) + 1} images and {np.sum(left_out) + 2} pairs\n" in said.out
-    assert "(2 left out, of templates without an image)" in said.out
+    assert "(2 left out: a template has no image)" in said.out
     scores = np.load(tmp_path / "PocketNet" / "12_IJBC.npy")
     assert np.isnan(scores).tolist() == left_out.tolist()
     touched = np.isin(lists.pairs[:, :2], [first, probe, lists.templates[broken]]).any(axis=1)
@@ -695,7 +699,7 @@ def test_an_image_that_a_worker_cannot_read_is_told_by_its_line(demo, own, tmp_p
     failed = run_command(demo, SCRIPT, *DEMO, "--image-path", own, "--result-dir", tmp_path)
     assert failed.returncode == 2
     assert failed.stderr == (
-        f"error: {source} line 6: {path} cannot be decoded; --skip-missing leaves such out and counts them\n"
+        f"error: {source} line 6: {path} cannot be decoded; --skip-missing leaves such images out and counts them\n"
     )
 
 
@@ -746,13 +750,13 @@ def test_no_image_at_all(inside, own, nets, tmp_path):
         (["--result-dir", "train.py"], "--result-dir 'train.py' --job 'PocketNet': Not a directory; name another"),
         (["--batch-size", "-1"], "--batch-size -1: should be at least 1"),
         (["--batch-size", "0"], "--batch-size 0: should be at least 1"),
-        (["--job", ""], "--job '': should be a plain name"),
-        (["--job", ".."], r"--job '\.\.': should be a plain name"),
-        (["--job", "."], r"--job '\.': should be a plain name"),
-        (["--job", "a/b"], "--job 'a/b': should be a plain name"),
-        (["--job", "/tmp"], "--job '/tmp': should be a plain name"),
-        (["--job", "a\nb"], r"--job 'a\\nb': should be a plain name"),
-        (["--job", "a\udcff"], r"--job 'a\\udcff': should be a plain name"),
+        (["--job", ""], "--job '': should be a plain name without slashes"),
+        (["--job", ".."], r"--job '\.\.': should be a plain name without slashes"),
+        (["--job", "."], r"--job '\.': should be a plain name without slashes"),
+        (["--job", "a/b"], "--job 'a/b': should be a plain name without slashes"),
+        (["--job", "/tmp"], "--job '/tmp': should be a plain name without slashes"),
+        (["--job", "a\nb"], r"--job 'a\\nb': should be a plain name without slashes"),
+        (["--job", "a\udcff"], r"--job 'a\\udcff': should be a plain name without slashes"),
         (["--job", "x" * 300], "--job 'x+': File name too long; name another"),
     ],
 )

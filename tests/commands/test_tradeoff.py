@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.tradeoff import PUBLISHED, evaluated_network, published_networks
 from config import load_config
-from eval.published import published
+from eval.published import published_result
 from tests.helpers.commands import copy_run, run_command
 from tests.helpers.paths import ROOT
 from utils.errors import UserError
@@ -21,7 +21,7 @@ def test_points_of_pocketnets_are_those_of_the_evaluation():
         config = load_config(ROOT / "config" / f"config_PocketNet{size}.py")
         for name in SETS:
             (point,) = [p for p in published_networks(name) if p.name == f"PocketNet{size[0]}-{size[1:]}"]
-            assert point.accuracy == published(config, name)
+            assert point.accuracy == published_result(config, name)
 
 
 def test_every_point_has_a_source():

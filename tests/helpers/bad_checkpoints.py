@@ -6,7 +6,7 @@ import torch
 
 
 def write_overflowing(path: Path, to: Path) -> None:
-    """Weights whose embeddings are not finite, though each weight is."""
+    """Writes finite weights whose embeddings are not finite."""
     weights = torch.load(path, weights_only=True)
     for value in weights.values():
         if value.is_floating_point():
@@ -15,7 +15,7 @@ def write_overflowing(path: Path, to: Path) -> None:
 
 
 def add_bad_checkpoints(folder: Path) -> Path:
-    """A cut, a foreign and an overflowing checkpoint (steps 3, 4 and 5) beside the sound one of step 6."""
+    """Adds a truncated checkpoint, one of another network and an overflowing one (steps 3, 4, 5) to that of step 6."""
     (folder / "3backbone.pth").write_bytes((folder / "6backbone.pth").read_bytes()[:5000])
     torch.save({"other.weight": torch.zeros(3)}, folder / "4backbone.pth")
     write_overflowing(folder / "6backbone.pth", folder / "5backbone.pth")
@@ -23,7 +23,7 @@ def add_bad_checkpoints(folder: Path) -> Path:
 
 
 def bad_checkpoints_error(total: int) -> str:
-    """A pattern of the one line that names them."""
+    """Returns a pattern for the one-line error that names them."""
     return (
         rf"error: 3 of {total} checkpoints could not be scored: \S*3backbone\.pth: not a readable .*; "
         r"\S*4backbone\.pth: belongs to another network: it has other\.weight .*; \S*5backbone\.pth: .*not finite.*\n"

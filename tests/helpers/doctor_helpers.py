@@ -1,4 +1,4 @@
-"""What the tests of the doctor have in common: how it is asked, and how its answers are read."""
+"""Helpers for the tests of the doctor: run its checks and read their results."""
 
 from collections import namedtuple
 from pathlib import Path
@@ -12,7 +12,7 @@ from utils.doctor import command as doctor
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, Check, collect_checks
 
-Usage = namedtuple("Usage", "total used free")  # as shutil.disk_usage gives it
+Usage = namedtuple("Usage", "total used free")  # the result of shutil.disk_usage
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +27,16 @@ def config_of(folder, data, *fields):
 
 
 def ask(config, *subjects: str, kd: bool = False) -> list[Check]:
-    """What the doctor says of the last of the subjects, the others having been asked before. kd: of a distillation."""
+    """Runs the checks of the subjects in order and returns those of the last. kd: for knowledge distillation."""
     plan = doctor.plan_run(config, kd)
-    told: list[Check] = []
+    checks: list[Check] = []
     for subject in subjects:
-        told = list(collect_checks(subject, doctor.SUBJECTS[subject](plan)))
-    return told
+        checks = list(collect_checks(subject, doctor.SUBJECTS[subject](plan)))
+    return checks
 
 
 def known(config, kd: bool = False) -> RunPlan:
-    """The doctor's plan once the data and the steps are known. kd: of a distillation."""
+    """Returns the doctor's plan after the checks of data and steps passed. kd: for knowledge distillation."""
     plan = doctor.plan_run(config, kd)
     assert all(check.state == PASS for subject in ("data", "steps") for check in doctor.SUBJECTS[subject](plan))
     return plan
@@ -52,14 +52,14 @@ def only(checks) -> Check:
 
 
 def ill(checks) -> Check:
-    """The only one that is not well; it must say how to mend it."""
+    """Returns the only check that did not pass, which must have a fix."""
     check = only([check for check in checks if check.state != PASS])
     assert check.found and check.fix
     return check
 
 
 def teachers_of(folder, data, epochs) -> Path:
-    """A folder with a teacher's checkpoint of each epoch: 5, 10, …"""
+    """Writes a teacher's checkpoint of each epoch (steps 5, 10, …) and returns their folder."""
     task = small_task(config_of(folder, data), 4)
     for epoch in range(epochs):
         save_weights(folder / "teachers" / f"{5 * (epoch + 1)}backbone.pth", task.backbone)

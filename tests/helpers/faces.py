@@ -10,19 +10,19 @@ from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, p
 
 
 def face(identity: int, rng: np.random.Generator) -> np.ndarray:
-    """A 112×112 RGB image that a network can tell by its identity: coarse blocks of the identity, plus noise."""
+    """Draws a 112×112 RGB image whose identity a network can learn: coarse blocks by identity, plus noise."""
     blocks = np.random.default_rng([7, identity]).integers(40, 216, (7, 7, 3))
     image = np.kron(blocks, np.ones((16, 16, 1))) + rng.normal(0, 20, (112, 112, 3))
     return image.clip(0, 255).astype(np.uint8)
 
 
 def encode(image: np.ndarray, kind: str = ".jpg") -> bytes:
-    """An RGB image as the bytes of a file."""
+    """Encodes an RGB image as the bytes of an image file."""
     return cv2.imencode(kind, image[:, :, ::-1])[1].tobytes()
 
 
 def write_data(folder: Path, identities: int = 4, shots: int = 10, pairs: int = 20, seed: int = 3) -> Path:
-    """A data set in the MS1MV2 layout (train.rec, train.idx, property) with a verification set `tiny.bin`."""
+    """Writes a dataset in the MS1MV2 layout (train.rec, train.idx, property) and a verification set `tiny.bin`."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     n = identities * shots

@@ -1,6 +1,6 @@
-"""Runs Python scripts in forks of a process that has loaded the large libraries: two seconds less for each.
+"""Runs Python scripts in forks of a server process that has imported the large libraries, which saves two seconds each.
 
-As a script it is that process: a line of JSON asks for a run, a line answers with its exit code.
+Run as a script, this module is the server: it reads a job as a line of JSON and writes the exit code as a line.
 """
 
 import contextlib
@@ -21,58 +21,58 @@ _server: list[subprocess.Popen[str]] = []
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """What subprocess.run gives for `python SCRIPT …` or `python -m MODULE …` in the folder."""
+    """Runs `python SCRIPT …` or `python -m MODULE …` in the folder, with the result of subprocess.run."""
     if not _server:
-        ours = [sys.executable, __file__]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # a fork has the threads of the libraries that it finds
+        server_command = [sys.executable, __file__]
+        single_threaded = os.environ | {"OMP_NUM_THREADS": "1"}  # threads of libraries do not survive a fork
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        _server.append(subprocess.Popen(ours, **pipes, env=alone, text=True, cwd="/"))
+        _server.append(subprocess.Popen(server_command, **pipes, env=single_threaded, text=True, cwd="/"))
     server = _server[0]
     assert server.stdin and server.stdout
-    with tempfile.TemporaryDirectory() as said:
-        job = {"command": command, "folder": str(folder), "environment": environment, "said": said}
+    with tempfile.TemporaryDirectory() as output:
+        job = {"command": command, "folder": str(folder), "environment": environment, "output": output}
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         code = int(server.stdout.readline())
-        stdout, stderr = (Path(said, name).read_text(encoding="utf-8", errors="replace") for name in ("1", "2"))
+        stdout, stderr = (Path(output, name).read_text(encoding="utf-8", errors="replace") for name in ("1", "2"))
     return subprocess.CompletedProcess(command, code, stdout, stderr)
 
 
 def serve() -> None:
-    """Runs what is asked for, one after another, until nobody asks."""
+    """Runs jobs one after another until standard input ends."""
     for library in LIBRARIES:
         importlib.import_module(library)
-    answers = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)
         if not (child := os.fork()):
-            answers.close()
+            replies.close()
             become(job)
             return
-        print(wait_for(child), file=answers, flush=True)
+        print(wait_for(child), file=replies, flush=True)
 
 
 def wait_for(child: int) -> int:
-    """The exit code of the process, or the number of the signal that ended it, below zero, as subprocess has it."""
-    end = time.monotonic() + TIMEOUT
+    """Waits for a process and kills it after the timeout. Returns its exit code, or minus the number of its signal."""
+    deadline = time.monotonic() + TIMEOUT
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             os.kill(child, 9)
-            end += TIMEOUT
+            deadline += TIMEOUT
         time.sleep(0.01)
 
 
 def become(job: dict) -> None:
-    """Makes this process the one that the command would have started."""
+    """Turns this fork into the process that the job's command would have started, and runs its script."""
     for number, name in ((1, "1"), (2, "2")):
-        file = os.open(Path(job["said"], name), os.O_WRONLY | os.O_CREAT)
+        file = os.open(Path(job["output"], name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["folder"])
-    multiprocessing.process.ORIGINAL_DIR = job["folder"]  # type: ignore[attr-defined]  # where spawned ones find the script
+    multiprocessing.process.ORIGINAL_DIR = job["folder"]  # type: ignore[attr-defined]  # where spawned processes find the script
     os.environ.clear()
     os.environ.update(job["environment"])
     first, *rest = job["command"]

@@ -7,7 +7,7 @@ import torch
 
 
 def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torch.Tensor]:
-    """The state dict that the golden vectors were made with: values drawn by key, in float32."""
+    """Returns the state dict of the golden vectors: float32 values drawn from an RNG seeded by the key."""
     state = {}
     for key, shape in shapes.items():
         rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
@@ -26,5 +26,5 @@ def golden_state(shapes: dict[str, list[int]], seed: int = 11) -> dict[str, torc
 
 
 def golden_images(seed: int, n: int) -> torch.Tensor:
-    """The inputs of the golden vectors: (n, 3, 112, 112)."""
+    """Returns the inputs (n, 3, 112, 112) of the golden vectors."""
     return torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, (n, 3, 112, 112)).astype(np.float32))

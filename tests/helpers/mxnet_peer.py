@@ -1,7 +1,7 @@
-"""The other side of test_mxnet.py: run by the Python that has MXNet (requirements-mxnet.txt), it imports no torch.
+"""Peer of test_mxnet.py. Runs in a Python with MXNet (requirements-mxnet.txt) and does not import torch.
 
-    python mxnet_peer.py write DIR    write peer.rec and peer.idx with MXNet, and peer.json: what they hold
-    python mxnet_peer.py read DIR     read these three, written by utils/datasets/recordio; exit with 1 on a difference
+    python mxnet_peer.py write DIR    write peer.rec and peer.idx with MXNet, and their content to peer.json
+    python mxnet_peer.py read DIR     read these three files of utils/datasets/recordio; exit with 1 on a difference
 
 peer.json is a list of records in file order: key, label (a number, a list, or null for a record without an image
 header), id, id2, and the payload in hexadecimal.
@@ -19,7 +19,7 @@ MAGIC = (0xCED7230A).to_bytes(4, "little")
 
 
 def records():
-    """Yield (key, label, id, id2, payload) of records of every kind."""
+    """Yields (key, label, id, id2, payload) of records of every kind."""
     rng = np.random.default_rng(5)
     images = [rng.integers(0, 256, (12, 12 + i, 3), dtype=np.uint8) for i in range(4)]
     yield 0, [4.0, 6.0], 0, 0, b""
@@ -36,29 +36,29 @@ def records():
         pieces = rng.integers(0, 9, rng.integers(1, 30))
         payloads.append(b"".join(MAGIC if n == 8 else rng.bytes(int(n)) for n in pieces))
     for key, payload in zip(rng.permutation(1000), payloads, strict=False):
-        yield 1000 + int(key), None, 0, 0, payload  # keys in no order and with gaps
+        yield 1000 + int(key), None, 0, 0, payload  # unordered keys with gaps
 
 
 def write(folder):
-    held = []
+    expected = []
     writer = mx.recordio.MXIndexedRecordIO(str(folder / "peer.idx"), str(folder / "peer.rec"), "w")
     for key, label, id_, id2, payload in records():
         packed = payload if label is None else mx.recordio.pack(mx.recordio.IRHeader(0, label, id_, id2), payload)
         writer.write_idx(key, packed)
-        held.append({"key": key, "label": label, "id": id_, "id2": id2, "payload": payload.hex()})
+        expected.append({"key": key, "label": label, "id": id_, "id2": id2, "payload": payload.hex()})
     writer.close()
-    (folder / "peer.json").write_text(json.dumps(held))
+    (folder / "peer.json").write_text(json.dumps(expected))
 
 
 def read(folder):
-    """Return what differs, as lines."""
-    held = json.loads((folder / "peer.json").read_text())
+    """Returns the differences between the record file and peer.json, as lines."""
+    expected = json.loads((folder / "peer.json").read_text())
     by_key = mx.recordio.MXIndexedRecordIO(str(folder / "peer.idx"), str(folder / "peer.rec"), "r")
     in_order = mx.recordio.MXRecordIO(str(folder / "peer.rec"), "r")
     differences = []
-    if by_key.keys != [record["key"] for record in held]:
+    if by_key.keys != [record["key"] for record in expected]:
         differences.append("the keys differ")
-    for record in held:
+    for record in expected:
         packed = in_order.read()
         if by_key.read_idx(record["key"]) != packed:
             differences.append(f"key {record['key']}: read by key and in order differ")

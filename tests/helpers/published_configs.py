@@ -1,4 +1,4 @@
-"""The six config files of the published code, written again from the fields and values that they set."""
+"""Texts of the six config files of the published code, generated from the fields and values that they set."""
 
 import json
 from typing import Any
@@ -6,30 +6,33 @@ from typing import Any
 from tests.helpers.paths import GOLDEN
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "published_configs.json").read_text())
-_OF_NETWORK = ("channel", "n_layers")
-_OF_DATA = ("rec", "num_classes", "num_image", "num_epoch", "warmup_epoch", "val_targets", "eval_step")
+_NETWORK_FIELDS = ("channel", "n_layers")
+_DATA_FIELDS = ("rec", "num_classes", "num_image", "num_epoch", "warmup_epoch", "val_targets", "eval_step")
 
 
 def published_config(fields: dict[str, Any]) -> str:
-    """The text of a file in the published style: fields set one by one on an EasyDict, those of the network and of the
-    data set under a branch on its name, the learning rate as a function."""
+    """Returns the text of a config file in the published style.
+
+    Fields are set one by one on an EasyDict, those of the network and of the dataset inside a branch on its name; the
+    learning rate is a function.
+    """
 
     def assignments(names, indent=""):
         return [f"{indent}config.{name} = {fields[name]!r}" for name in names if name in fields]
 
-    plain = [name for name in fields if name not in (*_OF_NETWORK, *_OF_DATA, "lr_func")]
+    unconditional = [name for name in fields if name not in (*_NETWORK_FIELDS, *_DATA_FIELDS, "lr_func")]
     return "\n".join(
         [
             "from easydict import EasyDict as edict",
             "",
             "config = edict()",
-            *assignments(plain),
+            *assignments(unconditional),
             "",
             f"if config.net_name == {fields['net_name']!r}:",
-            *assignments(_OF_NETWORK, "    "),
+            *assignments(_NETWORK_FIELDS, "    "),
             "",
             f"if config.dataset == {fields['dataset']!r}:",
-            *assignments(_OF_DATA, "    "),
+            *assignments(_DATA_FIELDS, "    "),
             "",
             "    def lr_step_func(epoch):",
             "        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(",
@@ -40,7 +43,7 @@ def published_config(fields: dict[str, Any]) -> str:
     )
 
 
-# Fields set one by one on an EasyDict, genotypes as strings, a branch on the data set, lr_func: as the published files.
+# Published style: fields set one by one on an EasyDict, genotypes as strings, a branch on the dataset, lr_func.
 PUBLISHED_CONFIG = """
 from easydict import EasyDict as edict
 

@@ -1,4 +1,4 @@
-"""Small trainings in the test's own process, or in several that it starts."""
+"""Small trainings in the test's own process or in several processes that it starts."""
 
 import os
 import uuid
@@ -22,13 +22,13 @@ SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "worker
 
 
 def small_config(folder, data, *overrides):
-    """A config of a network that trains in moments, with all that it writes in the folder."""
+    """Returns the config of a network that trains within seconds and writes all files to the folder."""
     fields = [*SMALL, f"rec={data}", f"output={folder / 'out'}", f"log_dir={folder / 'logs'}", *overrides]
     return load_config(ROOT / "config" / "config_demo.py", fields)
 
 
 def small_task(config, num_classes, world=CPU, header=None, task_type=ArcFaceTask):
-    """An untrained task of the config."""
+    """Returns an untrained task of the config."""
     torch.manual_seed(config.seed)
     backbone = to_device(build_backbone(config), world)
     header = header or to_device(ArcFace(config.embedding_size, num_classes, config.s, config.m), world)
@@ -36,7 +36,7 @@ def small_task(config, num_classes, world=CPU, header=None, task_type=ArcFaceTas
 
 
 def run(config, verify=None, world=CPU, task_type=ArcFaceTask):
-    """Trains, from where config.output is: the last step, and the task."""
+    """Trains, resuming from config.output. Returns the last step and the task."""
     loader, num_classes = load_training_data(config, world)
     resume_point = resolve_resume(config, task_type, loader, world)
     task = small_task(config, num_classes, world, task_type=task_type)
@@ -44,16 +44,17 @@ def run(config, verify=None, world=CPU, task_type=ArcFaceTask):
 
 
 def spawn(function, folder, *args, size=2):
-    """Calls function(world, folder, *args) in so many processes, which must all end well."""
-    context = mp.get_context("forkserver")  # what takes seconds to import, once for all of them
-    context.set_forkserver_preload(
-        ["torch._dynamo", "tests.helpers.training"]
-    )  # DistributedDataParallel imports torch._dynamo
+    """Calls function(world, folder, *args) in `size` processes, and asserts that all of them exit with 0."""
+    context = mp.get_context("forkserver")  # slow imports happen only once
+    # DistributedDataParallel imports torch._dynamo.
+    context.set_forkserver_preload(["torch._dynamo", "tests.helpers.training"])
     folder.mkdir(exist_ok=True)
-    meet = str(folder / f"meet-{uuid.uuid4().hex}")
-    environment = dict(os.environ)  # the server of forks has the one that it was started with
+    rendezvous_file = str(folder / f"meet-{uuid.uuid4().hex}")
+    environment = dict(os.environ)  # passed on, because the fork server has the one that it was started with
     ranks = [environment | {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)} for r in range(size)]
-    workers = [context.Process(target=_joined, args=(function, meet, rank, folder, *args)) for rank in ranks]
+    workers = [
+        context.Process(target=_join_group, args=(function, rendezvous_file, rank, folder, *args)) for rank in ranks
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -61,12 +62,12 @@ def spawn(function, folder, *args, size=2):
     assert [worker.exitcode for worker in workers] == [0] * size
 
 
-def _joined(function, meet, environment, folder, *args):
+def _join_group(function, rendezvous_file, environment, folder, *args):
     os.environ.clear()
     os.environ.update(environment)
     rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     torch.set_num_threads(1)
-    store = dist.FileStore(meet, size)
+    store = dist.FileStore(rendezvous_file, size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     function(World(rank, size, torch.device("cpu")), folder, *args)
     dist.destroy_process_group()

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from eval import verification
-from eval.inputs.bins import SIDE, decode, load_bin, read_bin
+from eval.inputs.bins import FACE_SIZE, decode, load_bin, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import bin_set, photo_set
 from tests.helpers.paths import SHARED
@@ -35,7 +35,7 @@ def png(image):
 @pytest.fixture(scope="module")
 def faces():
     """Six images, three pairs: the first, third and last rows differ so that a swap would show."""
-    images = np.zeros((6, SIDE, SIDE, 3), np.uint8)
+    images = np.zeros((6, FACE_SIZE, FACE_SIZE, 3), np.uint8)
     images[:, :, :56, 0], images[:, :40, :, 1], images[..., 2] = 250, 120, 7
     images += np.arange(6, dtype=np.uint8)[:, None, None, None]
     return images
@@ -377,14 +377,14 @@ def test_opcodes_are_refused(write, canary):
             (b"(S'touch " + str(canary).encode() + b"'\nios\nsystem\n.", "'os.system'"),  # INST
             (b"(" + global_(b"os", b"system") + touch + b"o.", "'os.system'"),  # OBJ
             (b"(" + encode + touch + b"o.", "it holds an object of a Python class"),
-            (b"\x80\x02\x82\x4d" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
-            (b"\x80\x02\x83\x4d\x00" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
-            (b"\x80\x02\x84\x4d\x00\x00\x00" + touch + b"\x85R.", "it holds an object that is kept elsewhere"),
-            (b"Pcanary\n.", "it holds an object that is kept elsewhere"),
-            (touch + b"Q.", "it holds an object that is kept elsewhere"),
+            (b"\x80\x02\x82\x4d" + touch + b"\x85R.", "it holds an object stored outside the file"),
+            (b"\x80\x02\x83\x4d\x00" + touch + b"\x85R.", "it holds an object stored outside the file"),
+            (b"\x80\x02\x84\x4d\x00\x00\x00" + touch + b"\x85R.", "it holds an object stored outside the file"),
+            (b"Pcanary\n.", "it holds an object stored outside the file"),
+            (touch + b"Q.", "it holds an object stored outside the file"),
             (global_(b"numpy", b"dtype") + b")\x81.", "it holds an object of a Python class"),
             (global_(b"numpy", b"dtype") + b")}\x92.", "it holds a dict"),
-            (b"\x80\x05\x97.", "it holds an object that is kept elsewhere"),
+            (b"\x80\x05\x97.", "it holds an object stored outside the file"),
             (encode + b"(tb.", "it holds the state of an object"),
             (global_(b"numpy", b"dtype") + b"(tb.", "it holds the state of an object"),
             (b"](tb.", "it holds the state of an object"),

@@ -16,8 +16,8 @@ from config import load_config
 from eval.IJB import features as features_module
 from eval.IJB.alignment import TEMPLATE, crop, similarity
 from eval.IJB.features import Crops, Features, embed_images
-from eval.IJB.identification import Identification, identify, mean_of
-from eval.IJB.protocol import Images, line_of, read_images, read_pairs, read_protocol, read_subjects
+from eval.IJB.identification import Identification, identify, mean_identification
+from eval.IJB.protocol import Images, line_number, read_images, read_protocol, read_subjects, read_template_pairs
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
 from eval.IJB.templates import Embeddings, Switches, pool, score_pairs
 from eval.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
@@ -156,7 +156,7 @@ def test_images_left_out_are_as_if_they_were_not_there(switches):
 
 def test_no_image_kept_at_all():
     embeddings, templates, media = some_images()
-    pooled = pool(embeddings, templates, media, kept=np.zeros(len(media), bool))
+    pooled = pool(embeddings, templates, media, keep=np.zeros(len(media), bool))
     assert not pooled.present.any() and not pooled.features.any()
 
 
@@ -353,8 +353,8 @@ def test_identification_without_anybody_to_find():
 def test_the_mean_over_galleries():
     one = Identification(0.5, 1.0, {0.01: None, 0.1: 0.25}, 4, 20)
     other = Identification(1.0, 1.0, {0.01: 0.5, 0.1: 0.75}, 4, 200)
-    assert mean_of([one, other]) == {"rank1": 0.75, "rank5": 1.0, "tpir": {"0.01": None, "0.1": 0.5}}
-    assert mean_of([other])["tpir"] == {"0.01": 0.5, "0.1": 0.75}
+    assert mean_identification([one, other]) == {"rank1": 0.75, "rank5": 1.0, "tpir": {"0.01": None, "0.1": 0.5}}
+    assert mean_identification([other])["tpir"] == {"0.01": 0.5, "0.1": 0.75}
 
 
 # ------------------------------------------------------------------------------------------------------------ the lists
@@ -461,7 +461,7 @@ MALFORMED = [
     ("name_5pts_score.txt", 2, f"c.jpg {POINTS} 0.7".encode() + b" \xff", "should read"),
     ("name_5pts_score.txt", 2, f"c.jpg {POINTS} 0.7\0".encode(), "should read"),
     ("name_5pts_score.txt", 2, b"\xff\xfe.jpg " + f"{POINTS} 0.7".encode(), "should read"),
-    ("name_5pts_score.txt", 3, "d.jpg" + " 50" * 10 + " 0.7", r"d\.jpg: its landmarks are all in one point"),
+    ("name_5pts_score.txt", 3, "d.jpg" + " 50" * 10 + " 0.7", r"d\.jpg: its landmarks are all at one point"),
     *[
         ("face_tid_mid.txt", row, f"c.jpg {rest}", "should read 'file template medium', reads ")
         for row in (0, 2, 4)
@@ -483,7 +483,7 @@ MALFORMED = [
     ("template_pair_label.txt", 2, "31 7 0", "template 31 has no image"),
     ("template_pair_label.txt", 0, "1 2147483647 0", "template 1 has no image"),
     *[
-        ("1N_probe_mixed.csv", 2, line, "no template and subject in it")
+        ("1N_probe_mixed.csv", 2, line, "has no template and subject")
         for line in ("12", "x,2", "12,", "12,x", "12.0,2", f"12,{2**63}", f"{HUGE},2", "12,nan", "1_2,2", "١٢,2",
                      b"\xff\xfe,2", b"12,\0")
     ],
@@ -628,7 +628,7 @@ def test_a_template_above_all_others_is_not_taken_for_the_last(folder):
     """The ids' places are searched: beyond the end there is none."""
     ids = np.array([7, 9, 12, 30])
     path = write(folder, "template_pair_label.txt", ["31 7 1", "30 7 1", "30 9 0"])
-    pairs, skipped = read_pairs(path, ids, skip_missing=True)
+    pairs, skipped = read_template_pairs(path, ids, skip_missing=True)
     assert skipped == 1 and pairs.first.tolist() == [3, 3]
 
 
@@ -648,9 +648,9 @@ def test_a_folder_that_is_no_set(folder, name):
 def test_line_of(tmp_path):
     path = tmp_path / "list"
     path.write_bytes(b"\n a\n\n\t\nb\r\n\xff\n\nd")
-    assert [line_of(path, row) for row in range(5)] == [2, 5, 6, 8, 9]
+    assert [line_number(path, row) for row in range(5)] == [2, 5, 6, 8, 9]
     path.write_bytes(b"")
-    assert line_of(path, 0) == 1
+    assert line_number(path, 0) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- images, features
@@ -740,7 +740,7 @@ def test_an_image_that_is_none_is_told_by_line_or_left_out(photos, spoil, proble
     with pytest.raises(UserError) as caught:
         read(crops, 1, 2, 3)
     where = f"{photos}/meta/ijbc_name_5pts_score.txt line 5: {path} {problem}"
-    assert str(caught.value) == f"{where}; --skip-missing leaves such out and counts them"
+    assert str(caught.value) == f"{where}; --skip-missing leaves such images out and counts them"
     pixels, there = read(Crops(photos / "loose_crop", images_of(photos), skip_missing=True), 1, 2, 3)
     assert there.tolist() == [1, 0, 1]
     assert pixels[0].any() and not pixels[1].any() and pixels[2].any()

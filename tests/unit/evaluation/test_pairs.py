@@ -282,7 +282,9 @@ def test_what_is_no_photo_is_ignored(tmp_path):
 def test_folders_of_which_no_pairs_can_be_made(tmp_path, counts, n_people):
     (tmp_path / "own").mkdir()
     folder = photo_folder(tmp_path / "own", counts)
-    with pytest.raises(UserError, match=f"--folder .*own: {n_people} folders with photos; it should hold one a person"):
+    with pytest.raises(
+        UserError, match=f"--folder .*own: {n_people} folders with photos; expected one folder per person"
+    ):
         make_pairs(folder, 100, 0)
 
 
@@ -299,7 +301,7 @@ def test_made_pairs_written_are_read_back(tmp_path, monkeypatch):
     made = make_pairs(Path("own, mine"), 30, 1)
     (tmp_path / "results").mkdir()
     file = tmp_path / "results" / "elsewhere.csv"
-    made.write(file)
+    made.write_csv(file)
     monkeypatch.chdir("/")
     read = read_pairs(file)
     assert named(read) == named(made) and read.name == "elsewhere"
@@ -396,7 +398,7 @@ def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
     assert held.images.shape == (9, 112, 112, 3) and held.images.dtype == np.uint8
     (message,) = [text for text in caplog.messages if "112×112" in text]
     assert held.resized == (2, 5) and held.warning.startswith("2 photos were not 112×112 and were resized")
-    assert message.startswith(f"2 of 9 photos are not 112×112, {own_photos.paths[2]} for one: resized.")
+    assert message.startswith(f"2 of 9 photos are not 112×112, for example {own_photos.paths[2]}: resized.")
     assert np.abs(held.images[2].astype(float) - held.images[5]).max() == 0
     caplog.clear()
     own_photos.paths[5].write_bytes(encode(face(1, rng)))

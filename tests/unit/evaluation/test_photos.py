@@ -77,7 +77,7 @@ def exif(content: bytes, orientation: int) -> bytes:
 @pytest.mark.parametrize("large", [False, True])
 def test_a_photo_is_turned_upright(large, monkeypatch):
     if large:
-        monkeypatch.setattr("eval.inputs.photos.MOST_PIXELS", 1000)
+        monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 1000)
     ours = opened(exif(encode(picture()), 6))  # to be turned by 90° clockwise: what was left is up
     assert ours.shape == ((100, 75, 3) if large else (200, 150, 3))
     assert ours[2, 10, 0] > 200 > 100 > ours[-3, 10, 0]
@@ -113,7 +113,7 @@ def test_the_announced_size(head, size):
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
 def test_heic_is_told_what_to_do(brand):
-    with pytest.raises(UserError, match="HEIC is not read: convert the photos to JPEG"):
+    with pytest.raises(UserError, match="HEIC is not supported: convert the photos to JPEG"):
         opened(b"\0\0\0\x18ftyp" + brand + bytes(40))
 
 
@@ -130,7 +130,7 @@ def test_photos_that_were_read_before_are_read_as_before():
 def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
     content = encode(picture(400, 600))
     whole = opened(content)
-    monkeypatch.setattr("eval.inputs.photos.MOST_PIXELS", 400 * 600 - 1)
+    monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 400 * 600 - 1)
     half = opened(content)
     assert half.shape == (200, 300, 3)
     assert np.abs(cv2.resize(whole, (300, 200), interpolation=cv2.INTER_AREA).astype(int) - half).max() < 8
@@ -247,7 +247,7 @@ def test_what_is_left_out_of_a_folder_is_named_by_kind(people, said):
     (note,) = pairs.notes
     assert note.startswith(f"{people}: 6 files left out: 2 .txt, ") and "1 .heic" in note
     assert "1 without a suffix" in note and "1 folders in a person's folder" in note
-    assert "1 .md outside the people's folders" in note and "HEIC is not read: convert the photos to JPEG" in note
+    assert "1 .md outside the people's folders" in note and "HEIC is not supported: convert the photos to JPEG" in note
     load_sets(EasyDict(), pairs, ALONE)
     assert note in said.text
 
@@ -256,7 +256,7 @@ def test_a_folder_of_heic_alone(tmp_path):
     for person in ("a", "b"):
         (tmp_path / person).mkdir()
         (tmp_path / person / "1.heic").touch()
-    with pytest.raises(UserError, match=r"0 folders with photos; .*2 \.heic\. HEIC is not read: convert"):
+    with pytest.raises(UserError, match=r"0 folders with photos; .*2 \.heic\. HEIC is not supported: convert"):
         make_pairs(tmp_path, 20, 0)
 
 
@@ -278,7 +278,7 @@ def test_an_odd_name_survives_our_own_csv(people, tmp_path, odd):
     Path(path).write_bytes(encode(face(1, np.random.default_rng(1)), ".png"))
     pairs = make_pairs(people, 60, 0)
     assert Path(path) in pairs.paths
-    pairs.write(tmp_path / "pairs.csv")
+    pairs.write_csv(tmp_path / "pairs.csv")
     again = read_pairs(tmp_path / "pairs.csv")
     assert again.paths == pairs.paths and again.issame.tolist() == pairs.issame.tolist()
     np.testing.assert_array_equal(again.pairs, pairs.pairs)
@@ -308,10 +308,10 @@ def test_pairs_that_measure_nothing_are_counted(people, said):
     pairs = [(photos[i % 3], photos[3 + i // 3], False) for i in range(9)]
     pairs += [(photos[0], photos[0], True), (photos[0], copy, True), (photos[1], photos[2], True)]
     pairs += [(photos[2], photos[1], True), (photos[3], photos[0], True)]
-    load_sets(EasyDict(), PhotoPairs.of("own", pairs), ALONE)
-    assert "own: 2 of 14 pairs are an image and itself, pair 10 for one: they measure nothing" in said.text
-    assert "own: 3 of 14 pairs are repetitions of another: each counts every time" in said.text
-    assert "own: 1 pairs stand in it both as the same person and as different people" in said.text
+    load_sets(EasyDict(), PhotoPairs.from_pairs("own", pairs), ALONE)
+    assert "own: 2 of 14 pairs compare an image with itself, for example pair 10: they measure nothing" in said.text
+    assert "own: 3 of 14 pairs repeat another pair: every repetition counts" in said.text
+    assert "own: 1 pairs are listed both as the same person and as different people" in said.text
 
 
 def test_a_sound_set_has_no_warning(people, said):

@@ -17,14 +17,14 @@ from torch import nn
 
 from backbones import build_backbone
 from config import load_config, shipped_configs
-from eval.folders import run_name
+from eval.folders import unique_folder_name
 from eval.inference.embedding import TorchRuntime, embed, make_runtime
 from eval.inference.openvino import OpenVinoRuntime, is_installed
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
-from eval.published import published
-from eval.report import Results, entries_of, format_tables, format_thresholds, roc_figure
-from eval.results import Report, thresholds_of
+from eval.published import published_result
+from eval.report import Results, format_tables, format_thresholds, roc_figure, to_entries
+from eval.results import Report, to_thresholds_entry
 from eval.scoring import FARS, Score, Scorer, measure
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
 from tests.helpers.commands import run_command
@@ -174,7 +174,7 @@ def test_a_fold_is_drawn_from_itself():
     [
         ([0.1] * 20, [True] * 20, "of the same person"),
         ([0.1] * 20, [True, False] * 9, "flags of shape"),
-        ([0.1] * 4, [True, False] * 2, "cannot be measured in 10 folds"),
+        ([0.1] * 4, [True, False] * 2, "cannot be split into 10 folds"),
         ([0.1] * 19 + [np.nan], [True, False] * 10, "pair 19 is not finite"),
     ],
 )
@@ -359,13 +359,13 @@ def report_of(folder: Path, results: Results, config: EasyDict | None = None, we
 
 def test_published_values_of_the_known_networks():
     """As in the paper's table of compact models."""
-    assert published(config_of("PocketNetS128"), "lfw") == 99.58
-    assert published(config_of("PocketNetS128"), "cplfw") == 89.63
-    assert published(config_of("PocketNetS256"), "agedb_30") == 96.35
-    assert published(config_of("PocketNetM128"), "cfp_fp") == 95.07
-    assert published(config_of("PocketNetM256"), "calfw") == 95.63
-    assert published(config_of("PocketNetM256"), "IJBC") == 92.70
-    assert published(config_of("PocketNetM256", "net_name=PocketNetM-256"), "IJBB") == 90.74
+    assert published_result(config_of("PocketNetS128"), "lfw") == 99.58
+    assert published_result(config_of("PocketNetS128"), "cplfw") == 89.63
+    assert published_result(config_of("PocketNetS256"), "agedb_30") == 96.35
+    assert published_result(config_of("PocketNetM128"), "cfp_fp") == 95.07
+    assert published_result(config_of("PocketNetM256"), "calfw") == 95.63
+    assert published_result(config_of("PocketNetM256"), "IJBC") == 92.70
+    assert published_result(config_of("PocketNetM256", "net_name=PocketNetM-256"), "IJBB") == 90.74
 
 
 @pytest.mark.parametrize(
@@ -382,16 +382,21 @@ def test_published_values_of_the_known_networks():
     ],
 )
 def test_nothing_is_published_of_other_networks(name, overrides):
-    assert published(config_of(name, *overrides), "lfw") is None
+    assert published_result(config_of(name, *overrides), "lfw") is None
 
 
 def test_nothing_is_published_of_other_sets():
     for config in map(load_config, shipped_configs()):
-        assert published(config, "demo") is published(config, "cfp_ff") is published(config, "LFW") is None
+        assert (
+            published_result(config, "demo")
+            is published_result(config, "cfp_ff")
+            is published_result(config, "LFW")
+            is None
+        )
 
 
 def test_the_tables_have_the_numbers(results):
-    accuracy, detail, notes = format_tables(entries_of(results), config_of("PocketNetS128")).split("\n\n")
+    accuracy, detail, notes = format_tables(to_entries(results), config_of("PocketNetS128")).split("\n\n")
     head, untrained, later, known = (line.split() for line in accuracy.splitlines())
     assert head == ["step", "lfw", "own"] and known == ["published", "99.58"]
     for line, step, scores in ((untrained, "untrained", results["0"]), (later, "40", results["40"])):
@@ -414,13 +419,13 @@ def test_the_tables_have_the_numbers(results):
 
 
 def test_what_is_left_out_is_said(scores):
-    tables = {name: format_tables(entries_of({"1": {name: scores[name]}}), None) for name in ("hard", "easy")}
+    tables = {name: format_tables(to_entries({"1": {name: scores[name]}}), None) for name in ("hard", "easy")}
     assert "left out" not in tables["hard"]
     assert tables["easy"].endswith(
         "easy: TAR at FAR 1e-04 left out: it needs at least 10,000 different pairs, there are 1,500"
     )
     three = {"1": {"lfw": scores["easy"], "own": scores["few"], "calfw": scores["easy"]}}
-    together = format_tables(entries_of(three), None)
+    together = format_tables(to_entries(three), None)
     assert [line.partition(":")[0] for line in together.splitlines()[-2:]] == ["lfw, calfw", "own"]
 
 
@@ -428,12 +433,12 @@ def test_what_is_left_out_is_said(scores):
     "config", [None, config_of("iresnet100"), config_of("PocketNetS128", "genotype=softmax_cifar10")]
 )
 def test_nothing_published_is_shown_where_nothing_is_known(results, config):
-    assert "published" not in format_tables(entries_of(results), config)
+    assert "published" not in format_tables(to_entries(results), config)
 
 
 def test_a_long_name_of_a_set_keeps_the_columns_apart(scores):
     name = "photos_of_the_whole_department"
-    head, line = format_tables(entries_of({"5": {name: scores["few"], "lfw": scores["few"]}}), None).splitlines()[:2]
+    head, line = format_tables(to_entries({"5": {name: scores["few"], "lfw": scores["few"]}}), None).splitlines()[:2]
     assert head.split() == ["step", name, "lfw"] and len(head) == len(line)
 
 
@@ -456,7 +461,7 @@ def test_results_are_written(results, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "results.json", "results.txt", "roc.png", "thresholds.json", "training.log", "0backbone.pth", "40backbone.pth",
     }  # fmt: skip
-    assert (tmp_path / "results.txt").read_text() == format_tables(entries_of(results), config) + "\n"
+    assert (tmp_path / "results.txt").read_text() == format_tables(to_entries(results), config) + "\n"
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found) == ["0", "40"] and list(found["0"]) == ["lfw", "own"]
     for step, sets in found.items():
@@ -504,7 +509,7 @@ def test_what_is_of_other_files_or_pairs_is_not_passed_off_as_current(results, t
     assert all(reason in entry["outdated"] and len(entry) > 4 for entry in found["40"].values())  # nothing is lost
     table = (tmp_path / "results.txt").read_text()
     assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()] == ["step", "untrained"]
-    assert "not shown, for files or pairs have changed since: 40 (lfw), 40 (own); score them again" in table
+    assert "not shown because files or pairs have changed: 40 (lfw), 40 (own); score them again" in table
     report_of(tmp_path, {"40": results["40"]}).write()
     assert "outdated" not in (tmp_path / name).read_text()
 
@@ -600,9 +605,9 @@ def test_thresholds_are_written(results, tmp_path):
 
 
 def test_the_option_that_makes_more_pairs_is_named(scores):
-    entry = thresholds_of(scores["few"], lambda needed: f"--n-pairs {2 * needed}")
+    entry = to_thresholds_entry(scores["few"], lambda needed: f"--n-pairs {2 * needed}")
     assert entry["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000"
-    table = format_tables(entries_of({"1": {"own": scores["few"]}}), None, lambda needed: f"--n-pairs {2 * needed}")
+    table = format_tables(to_entries({"1": {"own": scores["few"]}}), None, lambda needed: f"--n-pairs {2 * needed}")
     assert table.endswith("it needs at least 100 different pairs, there are 63; --n-pairs 200")
 
 
@@ -635,7 +640,7 @@ def test_a_damaged_file_is_set_aside(results, tmp_path, said, name, broken):
         report_of(tmp_path, results).write()
         found = json.loads((tmp_path / name).read_text())
         assert {step: list(sets) for step, sets in found.items()} == {"0": ["lfw", "own"], "40": ["lfw", "own"]}
-        warning = f"{tmp_path / name}: damaged, or not of results; it is now {path.name}, and new results begin a new"
+        warning = f"{tmp_path / name}: damaged, or not a results file; renamed to {path.name}, and a new"
         assert path.read_bytes() == content and said.text.count(warning) == said.text.count("WARNING") == 1
     assert aside[0].read_bytes() == broken
 
@@ -658,7 +663,7 @@ def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path
         report_of(out, easy, config, first).write()
         report_of(out, hard, config, second).write()
     report_of(out, {"12": easy["0"]}, config, first).write()
-    name = run_name(second).replace("(2)", "_2_")
+    name = unique_folder_name(second).replace("(2)", "_2_")
     keys = ["0", "12", f"0 ({name})", f"40 ({name})"]
     found = json.loads((out / "results.json").read_text())
     assert list(found) == keys and not any("outdated" in sets["lfw"] for sets in found.values())
@@ -668,7 +673,7 @@ def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path
     steps = [line[: line.index("±") - 6].strip() for line in table.splitlines()[1:5]]
     assert steps == ["untrained", "12", f"untrained ({name})", f"40 ({name})"]
     assert f"steps without a name: checkpoints in {first}\nsteps with ({name}): checkpoints in {second}\n" in table
-    assert "published: of PocketNetS" in table
+    assert "published: PocketNetS" in table
     for path in (first, second):
         kept = json.loads((path / "thresholds.json").read_text())
         assert all(sets["lfw"]["weights"] == "." for sets in kept.values()) and "0" in kept
@@ -693,9 +698,9 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
         report = report_of(out, {"5": {"lfw": scores[name]}}, weights=folder)
         (folder / "training.log").unlink()
         report.write()
-    assert f"5 ({run_name(second)})" in report.format_thresholds()
+    assert f"5 ({unique_folder_name(second)})" in report.format_thresholds()
     found = json.loads((out / "thresholds.json").read_text())
-    assert list(found) == ["5", f"5 ({run_name(second)})"]
+    assert list(found) == ["5", f"5 ({unique_folder_name(second)})"]
     assert [sets["lfw"]["1e-02"]["frr"] for sets in found.values()] == [
         scores[name].operating_points[1e-2].frr for name in ("easy", "hard")
     ]
@@ -705,7 +710,7 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
 def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
     report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
     report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
-    report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), most_different=most_different)
+    report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), max_different=most_different)
     for _ in range(2):
         report.write()
         kept = json.loads((tmp_path / "thresholds.json").read_text())["5"]

@@ -152,7 +152,7 @@ def test_not_finite(bad, dtype):
         (np.ones((21, 4)), [True] * 10, 10, r"shape \(21, 4\): it should be \(2 x pairs, dimensions\)"),
         (np.ones(20), [True] * 10, 10, r"shape \(20,\)"),
         (np.ones((20, 4)), [True] * 9, 2, r"distances of shape \(10,\) but flags of shape \(9,\)"),
-        (np.ones((20, 4)), [True, False] * 5, 11, "10 pairs cannot be measured in 11 folds"),
+        (np.ones((20, 4)), [True, False] * 5, 11, "10 pairs cannot be split into 11 folds"),
         (np.ones((20, 4)), [True, False] * 5, 1, "in 1 folds"),
         (np.ones((0, 4)), [], 10, "0 pairs cannot"),
         (np.ones((20, 4)), [True] * 10, 10, "all 10 pairs are of the same person"),
