@@ -535,12 +535,12 @@ def start(demo: Path, *command: object) -> subprocess.Popen:
 PIPES = """
 import eval.IJB.features as features
 from eval.IJB.evaluate import main
-from utils.errors import run
+from utils.errors import run_cli
 
-features.open_regular = lambda path: open(path, "rb")
+features.open_regular_file = lambda path: open(path, "rb")
 """
 # And for the seconds between two times that it marks on disk what is done.
-DRIVER = f"{PIPES}\nfeatures._FLUSH_INTERVAL = -1\nrun(main)\n"
+DRIVER = f"{PIPES}\nfeatures._FLUSH_INTERVAL = -1\nrun_cli(main)\n"
 
 
 def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
@@ -548,7 +548,7 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     n, folder = len(lists_of(own).names), tmp_path / "PocketNet"
     held = Held(own / "loose_crop" / lists_of(own).names[HELD])
     arguments = [*DEMO, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets, "--batch-size", BATCH]
-    process = start(demo, sys.executable, "-c", f"{PIPES}\nrun(main)\n", *arguments)
+    process = start(demo, sys.executable, "-c", f"{PIPES}\nrun_cli(main)\n", *arguments)
     held.feed(process, folder / "6_IJBC.npy")
     writer = held.wait(process)
     embeddings = np.load(folder / "features_12_IJBC" / "direct.npy", mmap_mode="r")
@@ -776,5 +776,5 @@ def test_a_job_may_have_any_plain_name(inside, ijb, nets, again, job):
 def test_a_wrong_start_of_the_script_is_one_line(demo, tmp_path):
     failed = run_command(demo, SCRIPT, *DEMO, "--result-dir", tmp_path)
     assert failed.returncode == 2
-    expected = "--image-path: name the folder of the set, the one that holds loose_crop and meta"
+    expected = "--image-path: name the folder of the set, which contains loose_crop and meta"
     assert failed.stderr == f"error: {expected}\n" and not failed.stdout

@@ -854,7 +854,7 @@ def test_features_half_made_anew_are_not_taken_for_the_old_ones(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(features_module, "reserve", interrupted)
+        patch.setattr(features_module, "preallocate", interrupted)
         open_features(tmp_path, checkpoint="another")
     assert not open_features(tmp_path).done.any()
 
@@ -937,7 +937,7 @@ def test_processes_share_what_the_first_one_saw_to_do(photos, tmp_path, monkeypa
     features = open_features(tmp_path)
     rows = np.arange(5)
     features.done[rows[:2]] = 1  # by the first process, meanwhile
-    monkeypatch.setattr(features_module, "on_main", lambda world, check: rows)
+    monkeypatch.setattr(features_module, "run_on_main", lambda world, check: rows)
     monkeypatch.setattr(features_module.dist, "barrier", lambda: None)
     crops, runtime = Crops(photos / "loose_crop", images_of(photos), skip_missing=False), Means()
     embed_images(features, crops, runtime, 0, World(1, 2, torch.device("cpu")), "")

@@ -495,7 +495,7 @@ def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
     [
         (lambda folder: (folder / "40backbone.pth").write_text("trained again"), "file has changed since"),
         (lambda folder: (folder / "40backbone.pth").unlink(), "file is gone"),
-        (lambda folder: edit(folder, lambda entry: entry.pop("sha256")), "of an earlier version"),
+        (lambda folder: edit(folder, lambda entry: entry.pop("sha256")), "earlier version, without checksums"),
         (lambda folder: edit(folder, lambda entry: entry.update(pairs_sha256="others")), "pairs have changed since"),
     ],
 )
@@ -732,7 +732,7 @@ def test_results_of_weights_that_cannot_be_read_are_marked(results, tmp_path, mo
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("eval.merging._sha256_once", lambda path, *_: refuse(path))
+    monkeypatch.setattr("eval.merging._cached_sha256", lambda path, *_: refuse(path))
     entries = report_of(tmp_path, {"0": results["0"]}).entries()
     assert entries["40"]["lfw"]["outdated"] == "the checkpoint's file cannot be read"
 
@@ -745,14 +745,14 @@ def test_thresholds_of_checkpoints_that_cannot_be_written_beside(results, tmp_pa
     report = report_of(instead, results, weights=beside)
     beside.chmod(0o555)
     report.write()
-    assert report.thresholds == instead / "thresholds.json"
+    assert report.thresholds_path == instead / "thresholds.json"
     assert (beside / "thresholds.json").read_text() == "{}"
     beside.chmod(0o755)
     (beside / "thresholds.json").unlink()
     (beside / "thresholds.json").mkdir()  # nor can a folder be written
     (instead / "thresholds.json").unlink()
     report.write()
-    assert report.thresholds == instead / "thresholds.json"
+    assert report.thresholds_path == instead / "thresholds.json"
     assert "cannot be written" in caplog.text
     assert set(json.loads((instead / "thresholds.json").read_text())) == {"0", "40"}
 

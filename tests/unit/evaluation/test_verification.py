@@ -149,11 +149,11 @@ def test_not_finite(bad, dtype):
 @pytest.mark.parametrize(
     ("embeddings", "same", "n_folds", "message"),
     [
-        (np.ones((21, 4)), [True] * 10, 10, r"shape \(21, 4\): it should be \(2 x pairs, dimensions\)"),
+        (np.ones((21, 4)), [True] * 10, 10, r"shape \(21, 4\): expected \(2 x pairs, dimensions\)"),
         (np.ones(20), [True] * 10, 10, r"shape \(20,\)"),
         (np.ones((20, 4)), [True] * 9, 2, r"distances of shape \(10,\) but flags of shape \(9,\)"),
         (np.ones((20, 4)), [True, False] * 5, 11, "10 pairs cannot be split into 11 folds"),
-        (np.ones((20, 4)), [True, False] * 5, 1, "in 1 folds"),
+        (np.ones((20, 4)), [True, False] * 5, 1, "into 1 folds"),
         (np.ones((0, 4)), [], 10, "0 pairs cannot"),
         (np.ones((20, 4)), [True] * 10, 10, "all 10 pairs are of the same person"),
         (np.ones((20, 4)), [False] * 10, 10, "all 10 pairs are of different people"),
