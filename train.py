@@ -15,7 +15,7 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones import build_backbone
-from config import log_unused, make_folder, parse_command, require_data, save_config
+from config import ensure_output_folder, parse_command, require_data, save_config, warn_unused_fields
 from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.training_data import load_training_data
@@ -72,11 +72,11 @@ def run_training(
     require_data(config)
     check_batch_size(config)
     check_student(config)
-    make_folder(config, "output")
-    make_folder(config, "log_dir")
+    ensure_output_folder(config, "output")
+    ensure_output_folder(config, "log_dir")
 
     with training_session(config, "training.log", "Training: ") as world:
-        log_unused(config, command)
+        warn_unused_fields(config, command)
         loader, num_classes = load_training_data(config, world)
         resume_point = resolve_resume(config, task_type, loader, world)
         if resume_point.progress.is_finished(config):

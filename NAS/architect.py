@@ -64,7 +64,7 @@ class Architect:
         weights' SGD, whose momentum the step uses.
         """
         alphas, weights = self.net.alphas(), self.net.weights()
-        with running_statistics_kept(self.net), self.alphas_learn():
+        with freeze_running_statistics(self.net), self.enable_alpha_grad():
             train_alpha_grads: list[Tensor] = []
             saved: list[Tensor] = []
             if self.second_order or self.alpha_gradient == "published":
@@ -84,7 +84,7 @@ class Architect:
         return alpha_grads, loss
 
     @contextmanager
-    def alphas_learn(self) -> Iterator[None]:
+    def enable_alpha_grad(self) -> Iterator[None]:
         """Enables gradients of the alphas in the block. Weight steps need none, and DDP must not see the alphas."""
         for alpha in self.net.alphas():
             alpha.requires_grad_(True)
@@ -140,7 +140,7 @@ class Architect:
 
 
 @contextmanager
-def running_statistics_kept(module: nn.Module) -> Iterator[None]:
+def freeze_running_statistics(module: nn.Module) -> Iterator[None]:
     """Makes batch norms use the statistics of the batch in the block, without updating their running statistics."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d) and part.track_running_stats]
     for norm in norms:

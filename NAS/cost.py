@@ -8,16 +8,16 @@ from NAS.supernet import SearchCell, SearchCNN
 from utils.datasets.transforms import SIZE
 from utils.flops import count
 
-Edges = list[Tensor]  # for each node (input states, operations)
+EdgeCosts = list[Tensor]  # for each node (input states, operations)
 
 
-def operation_costs(net: SearchCNN) -> tuple[Edges, Edges]:
+def operation_costs(net: SearchCNN) -> tuple[EdgeCosts, EdgeCosts]:
     """Returns the cost of each operation of each edge, in millions of multiply-adds for a 112×112 image.
 
     The first value is summed over all normal cells, the second over all reduction cells.
     """
     cache: dict[tuple[int, int, str], float] = {}
-    totals: dict[bool, Edges] = {}
+    totals: dict[bool, EdgeCosts] = {}
     resolution = SIZE // 2  # after the stem
     for cell in net.cells:
         assert isinstance(cell, SearchCell)
@@ -44,6 +44,6 @@ def _cost(op: nn.Module, channels: int, resolution: int, cache: dict[tuple[int, 
     return cache[key]
 
 
-def expected(weights: Edges, costs: Edges) -> Tensor:
+def expected_multiply_adds(weights: EdgeCosts, costs: EdgeCosts) -> Tensor:
     """Returns the sum of all costs weighted by the edge weights, in millions of multiply-adds, as a scalar."""
     return torch.stack([(w * c).sum() for w, c in zip(weights, costs, strict=True)]).sum()

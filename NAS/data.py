@@ -16,7 +16,7 @@ from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
 from utils.logs.run_log import log
 
-RESIZED = 128  # pixels; random crops have SIZE × SIZE
+RESIZED_SIZE = 128  # pixels; random crops have SIZE × SIZE
 
 
 class SearchData(Protocol):
@@ -75,7 +75,7 @@ class Cifar10:
         labels[:] = self.labels[list(indices)]
 
 
-def open_data(config: EasyDict) -> SearchData:
+def open_search_data(config: EasyDict) -> SearchData:
     """Opens the data set in config.rec, of the kind config.search_data. Raises UserError if it cannot be read."""
     return Cifar10(config.rec) if config.search_data == "cifar10" else SearchFaces(config.rec)
 
@@ -88,7 +88,7 @@ class Halves:
     val: np.ndarray
 
 
-def split(labels: np.ndarray, seed: int) -> Halves:
+def split_halves(labels: np.ndarray, seed: int) -> Halves:
     """Splits images at random in two halves that cover all of them and share the images of every identity equally.
 
     If an identity has an odd number of images, the extra one goes to the training and to the validation half in turn. A
@@ -117,22 +117,22 @@ def split(labels: np.ndarray, seed: int) -> Halves:
 
 def resize_and_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Resizes images (B, 112, 112, 3) uint8 to 128×128 and returns a random 112×112 crop of each."""
-    large = enlarge(images, in_floats=images.is_cuda)  # on GPUs torch only resizes floats
+    large = resize_for_crop(images, in_floats=images.is_cuda)  # on GPUs torch only resizes floats
     offsets = to_device_async(
-        torch.randint(0, RESIZED - SIZE + 1, (2, len(images), 1), generator=generator), images.device
+        torch.randint(0, RESIZED_SIZE - SIZE + 1, (2, len(images), 1), generator=generator), images.device
     )
     rows, columns = offsets + torch.arange(SIZE, device=images.device)  # (B, 112) each
     batch = torch.arange(len(images), device=images.device)
     return large[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def enlarge(images: Tensor, in_floats: bool) -> Tensor:
+def resize_for_crop(images: Tensor, in_floats: bool) -> Tensor:
     """Resizes images (B, 112, 112, 3) uint8 to (B, 128, 128, 3) uint8.
 
     in_floats: computes in float32 instead of integers; the results differ by at most one grey level.
     """
     planes = images.permute(0, 3, 1, 2)
     planes = planes.float() if in_floats else planes
-    large = F.interpolate(planes, (RESIZED, RESIZED), mode="bilinear", antialias=True)
+    large = F.interpolate(planes, (RESIZED_SIZE, RESIZED_SIZE), mode="bilinear", antialias=True)
     large = large.round_().clamp_(0, 255).byte() if in_floats else large
     return large.permute(0, 2, 3, 1)

@@ -14,12 +14,19 @@ if not __package__:  # run as a script: this folder is first on the path; use th
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones.augment_cnn import AugmentCNN
-from backbones.genotypes import Genotype, parse, to_text
-from config import FOLDER, CommandParser, add_config_arguments, load_config, log_unused
-from NAS.search import CONFIG
+from backbones.genotypes import Genotype, parse_genotype, to_text
+from config import CONFIG_FOLDER, CommandParser, add_config_arguments, load_config, warn_unused_fields
+from NAS.search import DEFAULT_CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run_cli
-from utils.filesystem import is_no_folder, open_regular_file, path_exists, save_figure, write_files, write_text_atomic
+from utils.filesystem import (
+    exists_as_non_folder,
+    open_regular_file,
+    path_exists,
+    save_figure,
+    write_files,
+    write_text_atomic,
+)
 from utils.flops import Cost, count
 
 
@@ -38,17 +45,17 @@ def main() -> None:
     args = parser.parse()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", args.name):
         raise UserError(f"--name {args.name!r}: should be letters, digits and _")
-    path = FOLDER / f"config_{args.name}.py"
+    path = CONFIG_FOLDER / f"config_{args.name}.py"
     if path.exists() and not args.force:
         raise UserError(f"--name {args.name}: {path} already exists; choose another name, or pass --force")
     if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
         raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
-    config = load_config(args.config or CONFIG, args.overrides)
-    log_unused(config, "derive --genotype" if args.genotype else "derive")
+    config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
+    warn_unused_fields(config, "derive --genotype" if args.genotype else "derive")
     if args.genotype:
-        genotype, origin = parse(_read_genotype_text(args.genotype)), "Given with --genotype"
+        genotype, origin = parse_genotype(_read_genotype_text(args.genotype)), "Given with --genotype"
     else:
-        genotype, origin = found_genotype(Path(config.output), args.epoch)
+        genotype, origin = read_genotype(Path(config.output), args.epoch)
     cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
@@ -58,10 +65,10 @@ def main() -> None:
     }
     write_files(writers, "free disk space or allow writing, and try again")
     print(f"{path}: {_describe(cost)}\n{picture}: its cells")
-    print(f"Train it: ./train.sh --config {path.relative_to(FOLDER.parent)}")
+    print(f"Train it: ./train.sh --config {path.relative_to(CONFIG_FOLDER.parent)}")
 
 
-def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
+def read_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
     """Reads the genotype of an epoch (default: the last) from the output folder of a search.
 
     Returns it with a sentence about its origin. Raises UserError if there is none.
@@ -74,7 +81,7 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
             lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
         by_epoch = {int(line["epoch"]): line for line in lines}
         line = by_epoch[max(by_epoch) if epoch is None else epoch]
-        return parse(line["genotype"]), f"Found by a search, epoch {line['epoch']} of {folder}"
+        return parse_genotype(line["genotype"]), f"Found by a search, epoch {line['epoch']} of {folder}"
     except UserError:
         raise
     except KeyError as error:
@@ -86,7 +93,7 @@ def found_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
 def _read_genotype_text(argument: str) -> str:
     """Returns the content of a file, or the argument itself if no such file exists. Raises UserError."""
     path = Path(argument)
-    if not is_no_folder(path):
+    if not exists_as_non_folder(path):
         return argument
     try:
         with open_regular_file(path) as file:

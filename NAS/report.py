@@ -14,7 +14,9 @@ from NAS.visualize import draw_alphas, draw_cells
 from utils.filesystem import save_figure, write_text_atomic
 from utils.logs.run_log import log
 
-COLLAPSED = 5  # number of skip_connect, of the eight edges of a normal cell, from which a search counts as collapsed
+COLLAPSE_THRESHOLD = (
+    5  # number of skip_connect, of the eight edges of a normal cell, from which a search counts as collapsed
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
     log.info(f"Genotype: {text}")
     measured = "   ".join(f"{name.replace('_', ' ')} {100 * value:.2f} %" for name, value in report.accuracies.items())
     log.info(f"Entropy {report.entropy:.4f}   Cost {report.cost:.2f} M   skip_connect {report.skips}   {measured}")
-    if report.skips >= COLLAPSED:
+    if report.skips >= COLLAPSE_THRESHOLD:
         log.warning(
             f"The normal cell has {report.skips} skip_connect: the search is collapsing; stop earlier, or set "
             "skip_limit=2"

@@ -21,14 +21,14 @@ from easydict import EasyDict
 from config import (
     CommandParser,
     add_config_arguments,
+    collect_overrides,
+    ensure_output_folder,
     load_config,
-    log_unused,
-    make_folder,
-    overrides_of,
     require_data,
     save_config,
+    warn_unused_fields,
 )
-from NAS.data import Halves, SearchData, open_data, split
+from NAS.data import Halves, SearchData, open_search_data, split_halves
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
 from utils.datasets.sampler import EpochSampler, ListSampler
@@ -43,7 +43,7 @@ from utils.training.engine import train
 from utils.training.resume import already_finished_message, resolve_resume
 from utils.training.session import training_session
 
-CONFIG = Path(__file__).with_name("config.py")
+DEFAULT_CONFIG = Path(__file__).with_name("config.py")
 
 
 def main() -> None:
@@ -51,15 +51,15 @@ def main() -> None:
     parser = CommandParser("Search for the cells of a network.")
     add_config_arguments(parser, resume=True)
     args = parser.parse()
-    config = load_config(args.config or CONFIG, overrides_of(args))
-    check(config)
-    make_folder(config, "output")
-    make_folder(config, "log_dir")
+    config = load_config(args.config or DEFAULT_CONFIG, collect_overrides(args))
+    check_config(config)
+    ensure_output_folder(config, "output")
+    ensure_output_folder(config, "log_dir")
 
     with training_session(config, "search.log", "Search: ") as world:
-        log_unused(config, "search")
-        data = run_on_all(world, lambda: open_data(config))
-        halves = split(data.labels, config.seed)
+        warn_unused_fields(config, "search")
+        data = run_on_all(world, lambda: open_search_data(config))
+        halves = split_halves(data.labels, config.seed)
         net = Supernet(
             config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, data.num_classes,
             config.embedding_size,
@@ -79,7 +79,7 @@ def main() -> None:
         log.info(f"Done: {step} steps; make a config from it with python NAS/derive.py --config … --name NAME")
 
 
-def check(config: EasyDict) -> None:
+def check_config(config: EasyDict) -> None:
     """Raises UserError if the architecture search cannot run with this config."""
     require_data(config)
     if config.precision == "fp16":

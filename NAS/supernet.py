@@ -133,10 +133,10 @@ class Supernet(nn.Module):
         return self.net(x, _edges_of(genotype.normal), _edges_of(genotype.reduce))
 
     def genotype(self, skip_limit: int | None = None) -> Genotype:
-        """Returns the discrete cells, see `derive`. `skip_limit` applies to the normal cell only."""
+        """Returns the discrete cells, see `derive_nodes`. `skip_limit` applies to the normal cell only."""
         normal, reduce = ([alpha.detach() for alpha in kind] for kind in (self.alpha_normal, self.alpha_reduce))
         states = list(range(N_INPUTS, N_INPUTS + len(normal)))
-        return Genotype(derive(normal, skip_limit), states, derive(reduce), states)
+        return Genotype(derive_nodes(normal, skip_limit), states, derive_nodes(reduce), states)
 
 
 def _edges_of(nodes: list[Node]) -> EdgeWeights:
@@ -148,7 +148,7 @@ def _edges_of(nodes: list[Node]) -> EdgeWeights:
     return edges
 
 
-def derive(alphas: list[Tensor], skip_limit: int | None = None) -> list[Node]:
+def derive_nodes(alphas: list[Tensor], skip_limit: int | None = None) -> list[Node]:
     """Derives the nodes of a cell: the best operation of each edge except `none`, the two best edges of each node.
 
     The best edge is first. Alphas are compared without the softmax, as published.

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from NAS.architect import Architect, running_statistics_kept
-from NAS.cost import expected, operation_costs
+from NAS.architect import Architect, freeze_running_statistics
+from NAS.cost import expected_multiply_adds, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
@@ -114,7 +114,7 @@ class SearchTask(Task):
         xi = self.optimizer.param_groups[0]["lr"]
         gradients, loss = self.architect.gradient(train, self._next_val(), xi, self.optimizer)
         if self.config.cost_weight:
-            with self.architect.alphas_learn():
+            with self.architect.enable_alpha_grad():
                 relative = self._expected_cost() * (self.config.cost_weight / self._uniform_cost)
                 cost_gradients = torch.autograd.grad(relative, self.net.alphas())
             gradients = [a + b for a, b in zip(gradients, cost_gradients, strict=True)]
@@ -130,7 +130,7 @@ class SearchTask(Task):
     def _expected_cost(self) -> Tensor:
         """Returns the expected cost of all cells in millions of multiply-adds, a differentiable scalar."""
         normal, reduce = self.net.edge_weights()
-        return expected([*normal, *reduce], self.costs)
+        return expected_multiply_adds([*normal, *reduce], self.costs)
 
     def _next_val(self) -> tuple[Tensor, Tensor]:
         """Returns images and labels of the next validation batch."""
@@ -144,7 +144,7 @@ class SearchTask(Task):
         self._read_ahead()
         (loader,) = self.loaders
         if len(self._pending) < LOOKAHEAD and loader.failure:
-            loader.raise_failure()
+            loader.raise_pending_error()
 
     def _read_ahead(self) -> None:
         """Reads validation batches until LOOKAHEAD are pending. Keeps an error for the loader to report.
@@ -213,7 +213,7 @@ class SearchTask(Task):
         search, because the derived network has no running statistics of its own.
         """
         accuracies: dict[str, float] = {}
-        with running_statistics_kept(self.net):
+        with freeze_running_statistics(self.net):
             for name, sample in self.samples.items():
                 # Parts of equal size, at least two images each: batch norm needs a variance.
                 n = len(sample.labels)

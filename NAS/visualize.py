@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path as Curve
 
-from backbones.genotypes import N_INPUTS, Genotype, Node, parse
-from config import CommandParser, add_config_arguments, load_config, log_unused, typed_path
+from backbones.genotypes import N_INPUTS, Genotype, Node, parse_genotype
+from config import CommandParser, add_config_arguments, load_config, path_argument, warn_unused_fields
 from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure
 
@@ -102,11 +102,13 @@ def main() -> None:
     """Runs the command."""
     parser = CommandParser("Draw the cells of the genotype in a config.")
     add_config_arguments(parser)
-    parser.add_argument("--out", type=typed_path, default=Path("cells.png"), help="file of the picture (%(default)s)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("cells.png"), help="file of the picture (%(default)s)"
+    )
     args = parser.parse()
     config = load_config(args.config, args.overrides)
-    log_unused(config, "visualize")
-    figure = draw_cells(parse(config.genotypes[config.genotype]), config.genotype)
+    warn_unused_fields(config, "visualize")
+    figure = draw_cells(parse_genotype(config.genotypes[config.genotype]), config.genotype)
     try:
         save_figure(args.out, figure, dpi=100)
     except OSError as error:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from backbones.genotypes import parse
-from backbones.names import parse_name
+from backbones.genotypes import parse_genotype
+from backbones.names import parse_network_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,12 +26,12 @@ def build_backbone(config: Mapping[str, Any], net_name: str | None = None) -> nn
     from backbones.augment_cnn import AugmentCNN
     from backbones.iresnet import IResNet
 
-    if depth := parse_name(net_name or config["net_name"]).depth:
+    if depth := parse_network_name(net_name or config["net_name"]).depth:
         return IResNet(depth, config["embedding_size"])
     return AugmentCNN(
         config["channel"],
         config["n_layers"],
-        parse(config["genotypes"][config["genotype"]]),
+        parse_genotype(config["genotypes"][config["genotype"]]),
         stem_multiplier=config["stem_multiplier"],
         emb=config["embedding_size"],
     )

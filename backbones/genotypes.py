@@ -23,7 +23,7 @@ PRIMITIVES = (
     "none",
 )
 N_INPUTS = 2  # states 0 and 1
-LONGEST = 1 << 16  # maximum characters of a genotype as text; the published ones have 500
+MAX_TEXT_LENGTH = 1 << 16  # maximum characters of a genotype as text; the published ones have 500
 
 Node = list[tuple[str, int]]  # (operation, input state) of each edge
 
@@ -61,7 +61,7 @@ SOFTMAX_CIFAR10 = (
 )
 
 
-def parse(text: str | Genotype) -> Genotype:
+def parse_genotype(text: str | Genotype) -> Genotype:
     """Parses and checks `Genotype(normal=[[('dw_conv_3x3', 0), …]], normal_concat=range(2, 6), reduce=…, …)`.
 
     Also accepts the JSON of `to_json`, and a Genotype, which is checked. No part of the text is executed. Raises
@@ -71,8 +71,10 @@ def parse(text: str | Genotype) -> Genotype:
         parts = text._asdict()
     elif isinstance(text, str):
         text = text.strip()
-        if len(text) > LONGEST:  # quoting from a text takes time quadratic in its length
-            raise GenotypeError(f"genotype: {len(text)} characters are too long, {LONGEST} at most: {_short(text)}")
+        if len(text) > MAX_TEXT_LENGTH:  # quoting from a text takes time quadratic in its length
+            raise GenotypeError(
+                f"genotype: {len(text)} characters are too long, {MAX_TEXT_LENGTH} at most: {_short(text)}"
+            )
         if text.startswith("{"):
             parts = _from_json(text)
         else:
@@ -88,7 +90,7 @@ def parse(text: str | Genotype) -> Genotype:
 
 
 def to_text(genotype: Genotype) -> str:
-    """Formats a genotype as one line of Python, as in configs and published checkpoints. `parse` reads it."""
+    """Formats a genotype as one line of Python, as in configs and published checkpoints. `parse_genotype` reads it."""
     return repr(genotype)
 
 

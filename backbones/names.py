@@ -20,7 +20,7 @@ class NetworkName(NamedTuple):
     size: str  # "s" or "m" if the name of a PocketNet has a size, otherwise empty
 
 
-def parse_name(name: str) -> NetworkName:
+def parse_network_name(name: str) -> NetworkName:
     """Parses the name of a network, ignoring case. Raises UserError, which lists the known names, for any other."""
     if match := _IRESNET.fullmatch(name):
         return NetworkName(int(match[1] or 100), "")

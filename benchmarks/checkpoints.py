@@ -24,7 +24,7 @@ import torch
 from easydict import EasyDict
 
 from backbones import build_backbone
-from config import CommandParser, add_config_arguments, load_config, overrides_of
+from config import CommandParser, add_config_arguments, collect_overrides, load_config
 from utils.checkpoints.async_writer import AsyncFileWriter
 from utils.checkpoints.run_file import write_checkpoint
 from utils.distributed.process_group import World, init_distributed, to_device
@@ -75,7 +75,7 @@ def main() -> None:
     args = parser.parse()
     if args.steps < 2:
         raise UserError(f"--steps {args.steps}: should be at least 2")
-    config = load_config(args.config, overrides_of(args))
+    config = load_config(args.config, collect_overrides(args))
     with init_distributed() as world, tempfile.TemporaryDirectory(dir=".") as folder, AsyncFileWriter() as writer:
         benchmark = Benchmark(config, world)
         benchmark.step()

@@ -22,8 +22,8 @@ if not __package__:  # run as a script: import modules from the project folder
 from backbones import build_backbone
 from config import CommandParser, add_config_arguments, load_config
 from eval.inference.embedding import embed, make_runtime
-from eval.inputs.sets import bin_set
-from eval.scoring import measure
+from eval.inputs.sets import load_bin_set
+from eval.scoring import compute_score
 from utils.checkpoints.weights import load_weights
 from utils.datasets.transforms import normalise
 from utils.distributed.process_group import init_distributed, to_device
@@ -53,18 +53,18 @@ def main() -> None:
     with init_distributed(device="cpu") as world:
         plain = build_backbone(config).eval()
         load_weights(plain, args.weights)
-        sample = bin_set(args.bin, world).images[: args.sample]
+        sample = load_bin_set(args.bin, world).images[: args.sample]
         eager_seconds(plain, sample[:20])
         torch_seconds = eager_seconds(plain, sample[: len(sample) // 2])
 
         start = time.perf_counter()
-        evaluation_set = bin_set(args.bin, world)
+        evaluation_set = load_bin_set(args.bin, world)
         loaded = time.perf_counter()
         runtime = make_runtime(to_device(plain, world), config, world, len(evaluation_set.images))
         converted = time.perf_counter()
         direct, flipped = embed(runtime, evaluation_set.images)
         embedded = time.perf_counter()
-        score = measure(direct, flipped, evaluation_set.pairs, evaluation_set.issame)
+        score = compute_score(direct, flipped, evaluation_set.pairs, evaluation_set.issame)
         end = time.perf_counter()
 
         plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -19,7 +19,7 @@ if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from eval.IJB.report import FPRS
-from eval.IJB.templates import Embeddings, pool, score_pairs
+from eval.IJB.templates import Embeddings, pool_templates, score_pairs
 from eval.roc import auc, roc, tpr_nearest
 from utils.errors import UserError, run_cli
 
@@ -87,7 +87,7 @@ def main() -> None:
     direct, flipped, det, templates, media, first, second, same = random_features(args.dims)
     tracemalloc.start()  # numpy reports its arrays to it
     marks = [time.perf_counter()]
-    pooled = pool(Embeddings(direct, flipped, det), templates, media)
+    pooled = pool_templates(Embeddings(direct, flipped, det), templates, media)
     marks.append(time.perf_counter())
     scores = score_pairs(pooled.features, first, second)
     marks.append(time.perf_counter())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from config import CommandParser, add_config_arguments, load_config
 from NAS.architect import EPSILON, Architect
-from NAS.search import CONFIG
+from NAS.search import DEFAULT_CONFIG
 from NAS.supernet import MixedOp, Supernet
 from utils.distributed.process_group import World, autocast, init_distributed, to_device
 from utils.errors import UserError, run_cli
@@ -119,7 +119,7 @@ def main() -> None:
     args = parser.parse()
     if args.rounds < 1:
         raise UserError(f"--rounds {args.rounds}: should be at least 1")
-    config = load_config(args.config or CONFIG, args.overrides)
+    config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
     with init_distributed() as world:
         benchmark = Benchmark(world, config)
         steps: dict[str, Callable[[], None]] = {

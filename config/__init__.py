@@ -14,34 +14,47 @@ from easydict import EasyDict
 
 from backbones.names import NET_NAMES
 from config.base import config as defaults
-from config.command import CommandParser, add_config_arguments, overrides_of
+from config.command import CommandParser, add_config_arguments, collect_overrides
 from config.fields import (
+    DEFAULTS,
     DISTILLATION,
     PATHS,
     PUBLISHED_UNUSED,
     ConfigError,
-    base,
+    check_combinations,
     check_genotype,
-    check_together,
     check_type,
     check_value,
-    from_text,
+    parse_value,
     similar_field,
     unknown_field,
 )
-from config.paths import from_project, from_working_folder, typed_path
-from config.saved import read_config_file, read_saved, save_config, saved_config
-from config.usage import log_unused
+from config.paths import expand_typed_path, path_argument, resolve_config_path
+from config.saved import find_saved_config, load_saved_config, read_config_file, save_config
+from config.usage import warn_unused_fields
 from utils.errors import shorten
-from utils.filesystem import is_no_folder, make_writable, path_exists
+from utils.filesystem import ensure_writable_folder, exists_as_non_folder, path_exists
 
 __all__ = [
-    "NET_NAMES", "CommandParser", "ConfigError", "add_config_arguments", "from_project", "from_working_folder",
-    "load_config", "log_unused", "make_folder", "overrides_of", "parse_command", "require_data", "save_config",
-    "shipped_configs", "typed_output", "typed_path",
+    "NET_NAMES",
+    "CommandParser",
+    "ConfigError",
+    "add_config_arguments",
+    "collect_overrides",
+    "ensure_output_folder",
+    "expand_typed_path",
+    "load_config",
+    "output_override",
+    "parse_command",
+    "path_argument",
+    "require_data",
+    "resolve_config_path",
+    "save_config",
+    "shipped_configs",
+    "warn_unused_fields",
 ]  # fmt: skip
 
-FOLDER = Path(__file__).resolve().parent
+CONFIG_FOLDER = Path(__file__).resolve().parent
 # Exceptions from the code of a config file that become a ConfigError.
 _CONFIG_FILE_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
@@ -71,21 +84,21 @@ def load_config(
         ConfigError: the file is missing, or a field is unknown, of the wrong type or out of range.
     """
     file = _find(path, saved_in)
-    config = read_saved(file) if file.suffix == ".json" else _run(file)
-    without_effect = [name for name in config if name not in base]
+    config = load_saved_config(file) if file.suffix == ".json" else _run(file)
+    without_effect = [name for name in config if name not in DEFAULTS]
     for name in without_effect:
         if similar_field(name) and name not in PUBLISHED_UNUSED:
             raise unknown_field(name, config[name])
         EasyDict.pop(config, name)  # not config.pop: a field may be named pop
     set_by = dict.fromkeys(config, "file")
-    for name, default in base.items():
+    for name, default in DEFAULTS.items():
         if name not in config:
             config[name] = copy.deepcopy(default)
-    for name in base:
+    for name in DEFAULTS:
         if distills or name not in DISTILLATION:
             config[name] = check_type(name, config[name])
         if name in PATHS and isinstance(config[name], str):
-            config[name] = from_project(config[name])
+            config[name] = resolve_config_path(config[name])
     if file.suffix == ".json":
         config.output = str(file.parent)  # the folder of a run may have been moved or copied
         config.test_output = ""  # a copied folder must not decide where results are written
@@ -120,10 +133,10 @@ def parse_command(
     parser = CommandParser(description)
     add_config_arguments(parser, switches, resume)
     args = parser.parse()
-    return load_config(args.config, overrides_of(args), distills)
+    return load_config(args.config, collect_overrides(args), distills)
 
 
-def typed_output(overrides: Iterable[str]) -> str | None:
+def output_override(overrides: Iterable[str]) -> str | None:
     """Returns the folder in the last override "output=FOLDER", or None. For commands that read the output of a run."""
     parts = (override.removeprefix("config.").partition("=") for override in overrides)
     typed = [text for name, _, text in parts if name == "output"]
@@ -142,13 +155,13 @@ def require_data(config: EasyDict) -> None:
         )
 
 
-def make_folder(config: EasyDict, field: str) -> Path:
+def ensure_output_folder(config: EasyDict, field: str) -> Path:
     """Creates the folder in a config field if it is missing, and returns it.
 
     Raises ConfigError if no file can be written in it.
     """
     try:
-        return make_writable(Path(config[field]))
+        return ensure_writable_folder(Path(config[field]))
     except OSError as error:
         raise ConfigError(
             f"config {field}: cannot write in {shorten(config[field])} ({error.strerror}); name another with "
@@ -158,23 +171,23 @@ def make_folder(config: EasyDict, field: str) -> Path:
 
 def shipped_configs() -> list[Path]:
     """Returns the paths of the shipped config files, config/config_*.py, sorted."""
-    return sorted(FOLDER.glob("config_*.py"))
+    return sorted(CONFIG_FOLDER.glob("config_*.py"))
 
 
 def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
     """Returns the path of the config file, for the arguments of `load_config`. Raises ConfigError if there is none."""
     if path is not None:
-        path = Path(from_working_folder(str(path)))
-        if path_exists(path.is_dir) and (saved := saved_config(path)):
+        path = Path(expand_typed_path(str(path)))
+        if path_exists(path.is_dir) and (saved := find_saved_config(path)):
             return saved
-        if not is_no_folder(path):
+        if not exists_as_non_folder(path):
             raise ConfigError(
                 f"config: no file {shorten(str(path))}; there are {', '.join(map(str, shipped_configs()))}"
             )
         return path
-    if saved_in is not None and (saved := saved_config(from_working_folder(str(saved_in)))):
+    if saved_in is not None and (saved := find_saved_config(expand_typed_path(str(saved_in)))):
         return saved
-    default = FOLDER / "config.py"
+    default = CONFIG_FOLDER / "config.py"
     if not default.is_file():
         names = ", ".join(file.name for file in shipped_configs())
         raise ConfigError(
@@ -210,13 +223,13 @@ def _apply(config: EasyDict, overrides: Iterable[str], distills: bool) -> set[st
         name = name.removeprefix("config.")
         if not equals:
             raise ConfigError(f"config: {shorten(override)} should read field=value")
-        if name not in base:
+        if name not in DEFAULTS:
             raise unknown_field(name, text)
-        value = from_text(name, text)
+        value = parse_value(name, text)
         if distills or name not in DISTILLATION:
             value = check_type(name, value)
         if name in PATHS:
-            value = from_working_folder(value)
+            value = expand_typed_path(value)
         config[name] = value
         names.add(name)
     return names
@@ -224,10 +237,10 @@ def _apply(config: EasyDict, overrides: Iterable[str], distills: bool) -> set[st
 
 def _check(config: EasyDict, distills: bool) -> None:
     """Raises ConfigError for values out of range, and for fields that do not fit each other."""
-    for name in base:
+    for name in DEFAULTS:
         if distills or name not in DISTILLATION:
             check_value(name, config[name])
-    check_together(config)
+    check_combinations(config)
     if distills and config.teacher_genotype:
         check_genotype(config, "teacher_genotype")
 

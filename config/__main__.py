@@ -6,11 +6,11 @@ import sys
 from config import (
     CommandParser,
     add_config_arguments,
+    collect_overrides,
+    ensure_output_folder,
     load_config,
-    log_unused,
-    make_folder,
-    overrides_of,
     require_data,
+    warn_unused_fields,
 )
 from utils.errors import run_cli
 
@@ -21,17 +21,17 @@ def main() -> None:
     add_config_arguments(parser, switches=["multi_step"], resume=True)
     parser.add_argument("--kd", action="store_true", help="check the fields of knowledge distillation too")
     args = parser.parse()
-    config = load_config(args.config, overrides_of(args), distills=args.kd)
+    config = load_config(args.config, collect_overrides(args), distills=args.kd)
     require_data(config)
     for field in ("output", "log_dir"):
-        make_folder(config, field)
+        ensure_output_folder(config, field)
     for name, value in config.items():
         print(f"{name} = {value!r}")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     if args.kd:
-        log_unused(config, "train_kd", "./train_kd.sh")
+        warn_unused_fields(config, "train_kd", "./train_kd.sh")
     else:
-        log_unused(config, "train", "./train.sh")
+        warn_unused_fields(config, "train", "./train.sh")
 
 
 if __name__ == "__main__":

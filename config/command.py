@@ -60,7 +60,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, switches: Iterable[str
     parser.set_defaults(on=[])
 
 
-def overrides_of(args: argparse.Namespace) -> list[str]:
+def collect_overrides(args: argparse.Namespace) -> list[str]:
     """Returns all overrides of a parsed command line as "field=value", those from options included."""
     resume = getattr(args, "resume", None)
     return [*args.overrides, *args.on, *([f"resume={resume}"] if resume else [])]

@@ -9,12 +9,12 @@ from typing import Any
 
 from easydict import EasyDict
 
-from backbones.genotypes import parse
-from backbones.names import parse_name
+from backbones.genotypes import parse_genotype
+from backbones.names import parse_network_name
 from config.base import config as defaults
 from utils.errors import UserError, shorten
 
-base = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
+DEFAULTS = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
 CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
@@ -61,7 +61,7 @@ def similar_field(name: str) -> str | None:
     name = name.lower().strip().strip("-").replace("-", "_")
     if name in _SYNONYMS:
         return _SYNONYMS[name]
-    return next(iter(difflib.get_close_matches(name, base, n=1, cutoff=_MIN_SIMILARITY)), None)
+    return next(iter(difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=_MIN_SIMILARITY)), None)
 
 
 def unknown_field(name: str, value: Any) -> ConfigError:
@@ -71,13 +71,13 @@ def unknown_field(name: str, value: Any) -> ConfigError:
     return ConfigError(f"config {shorten(name, quote=False)}: no such field (value {shorten(value)}); {fix}")
 
 
-def from_text(name: str, text: str) -> Any:
+def parse_value(name: str, text: str) -> Any:
     """Parses a value from the command line, guided by the type of the field's default.
 
     Text that does not fit the type is returned unchanged or as another type; `check_type` rejects it. Raises
     ConfigError for a field without a textual form, lr_func.
     """
-    default = base[name]
+    default = DEFAULTS[name]
     if callable(default) or default is None:
         raise ConfigError(f"config {name}: can only be set in a config file")
     if isinstance(default, str):
@@ -104,7 +104,7 @@ def check_type(name: str, value: Any) -> Any:
 
     Raises ConfigError for any other type.
     """
-    default = base[name]
+    default = DEFAULTS[name]
     if default is None:
         if value is None or callable(value):
             return value
@@ -185,18 +185,18 @@ def check_value(name: str, value: Any) -> None:
         raise ConfigError(f"config {name}: should be {_RULES[name][1]}, is {shorten(value)}")
     if name in ("net_name", "teacher_network"):
         try:
-            parse_name(value)
+            parse_network_name(value)
         except UserError as error:
             raise ConfigError(f"config {name}: {error}") from None
 
 
-def check_together(config: EasyDict) -> None:
+def check_combinations(config: EasyDict) -> None:
     """Raises ConfigError if fields that are valid separately do not fit each other."""
     if config.sample_rate < 1 and config.head != "sharded":
         raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
     for name, text in config.genotypes.items():
         try:
-            parse(text)
+            parse_genotype(text)
         except UserError as error:
             raise ConfigError(f"config genotypes[{shorten(name)}]: {error}") from None
     check_genotype(config, "genotype")

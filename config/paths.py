@@ -10,22 +10,22 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-def from_working_folder(text: str) -> str:
+def expand_typed_path(text: str) -> str:
     """Returns a path from the command line with "~" expanded, otherwise unchanged."""
     return os.path.expanduser(text)  # noqa: PTH111 (pathlib would drop a trailing slash, and make "" a ".")
 
 
-def typed_path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """Returns a path from the command line with "~" expanded. Serves as a type for argparse."""
-    return Path(from_working_folder(text))
+    return Path(expand_typed_path(text))
 
 
-def from_project(text: str) -> str:
+def resolve_config_path(text: str) -> str:
     """Returns a path from a config file so that this process can open it.
 
     A relative path becomes absolute, unless the working folder is the project's. An empty text stays empty.
     """
-    text = from_working_folder(text)
+    text = expand_typed_path(text)
     if not text or os.path.isabs(text) or in_project():  # noqa: PTH117
         return text
     return str(PROJECT / text)
@@ -36,7 +36,7 @@ def in_project() -> bool:
     return Path.cwd() == PROJECT
 
 
-def to_project(text: str) -> str:
+def relative_to_project(text: str) -> str:
     """Returns a path as for a config file: relative inside the project, otherwise absolute. Empty stays empty."""
     if not text:
         return text

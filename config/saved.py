@@ -12,11 +12,11 @@ from typing import Any
 from easydict import EasyDict
 
 from config.fields import PATHS, ConfigError
-from config.paths import to_project
+from config.paths import relative_to_project
 from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, write_text_atomic
 
-FILE = "config.json"
+CONFIG_FILE = "config.json"
 _NOT_SAVED = ("resume", "global_step")  # how one start of the run begins
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
@@ -28,24 +28,24 @@ def save_config(config: EasyDict) -> None:
     the run continues without it.
     """
     fields: dict[str, Any] = {
-        name: to_project(value) if name in PATHS and isinstance(value, str) else value
+        name: relative_to_project(value) if name in PATHS and isinstance(value, str) else value
         for name, value in config.items()
         if name not in _NOT_SAVED
     }
     fields["lr_func"] = None
     if "lr_func" in config.set_by:  # defined by the config file: saves its values; otherwise lr_steps define it
         fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
-    path = Path(config.output, FILE)
+    path = Path(config.output, CONFIG_FILE)
     try:
         write_text_atomic(path, json.dumps(fields, indent=1, default=str) + "\n")
     except OSError as error:
         log.warning(f"{path} could not be written ({error.strerror}): later commands need --config; training continues")
 
 
-def saved_config(folder: str | Path) -> Path | None:
+def find_saved_config(folder: str | Path) -> Path | None:
     """Returns the path of the config.json in a folder, or in the folder of a checkpoint. None if there is none."""
     path = Path(folder)
-    path = (path if path_exists(path.is_dir) else path.parent) / FILE
+    path = (path if path_exists(path.is_dir) else path.parent) / CONFIG_FILE
     return path if path_exists(path.exists) else None
 
 
@@ -60,7 +60,7 @@ def read_config_file(path: Path) -> bytes:
         raise ConfigError(f"config {error}") from None
 
 
-def read_saved(path: Path) -> EasyDict:
+def load_saved_config(path: Path) -> EasyDict:
     """Loads a config.json, not yet checked. Raises ConfigError if it is not a JSON object of fields."""
     try:
         fields = json.loads(read_config_file(path))

@@ -4,8 +4,8 @@ import logging
 
 from easydict import EasyDict
 
-from backbones.names import SIZES, parse_name
-from config.fields import DISTILLATION, PUBLISHED_UNUSED, SEARCH, base
+from backbones.names import SIZES, parse_network_name
+from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
 from utils.errors import shorten
 
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
@@ -33,7 +33,7 @@ _USED_BY = {
 }
 
 
-def log_unused(config: EasyDict, command: str, name: str = "this command") -> None:
+def warn_unused_fields(config: EasyDict, command: str, name: str = "this command") -> None:
     """Warns about fields that were set but that the command does not use, and about unknown names in the config file.
 
     Names of the published code that nothing uses are logged as information.
@@ -46,7 +46,7 @@ def log_unused(config: EasyDict, command: str, name: str = "this command") -> No
         log.info(f"Config: {', '.join(known)}: published config fields without effect")
     if unknown:
         log.warning(f"Config: {', '.join(unknown)}: unknown fields, ignored (config/base.py lists the fields)")
-    size = parse_name(config.net_name).size
+    size = parse_network_name(config.net_name).size
     if size and (config.channel, config.n_layers) != SIZES[size]:
         log.warning(
             f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name, "
@@ -66,6 +66,6 @@ def unused_fields(config: EasyDict, command: str) -> list[str]:
         unused = {*_UNUSED_BY[command]}
         if command != "search" and not config.student_pth:
             unused |= {"student_global_step", "student_header"}
-        if command != "search" and parse_name(config.net_name).depth:
+        if command != "search" and parse_network_name(config.net_name).depth:
             unused |= {*_POCKETNET}
-    return [name for name in base if name in unused and name in config.set_by and config[name] != base[name]]
+    return [name for name in DEFAULTS if name in unused and name in config.set_by and config[name] != DEFAULTS[name]]

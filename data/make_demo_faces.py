@@ -24,7 +24,7 @@ from data.synthetic.build import check_between, decode, draw_all, encode, make_f
 from data.synthetic.canvas import SIZE
 from data.synthetic.people import Person, Shot
 from data.synthetic.procedural import VERSION, draw
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.errors import UserError, run_cli
 
 FOLDS = 10
@@ -116,17 +116,17 @@ def _write_training(folder: Path, plan: Plan, photos: Iterator[list[bytes]]) -> 
     end = plan.people * plan.shots + 1  # end of the image keys, which begin at 1
     rows = []
     with IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer:
-        writer.write(0, pack(Header(2, np.array([end, end + plan.people]), 0, 0), b""))
+        writer.write(0, pack(RecordHeader(2, np.array([end, end + plan.people]), 0, 0), b""))
         key = 1
         for label, shots in enumerate(photos):
             for shot in shots:
-                writer.write(key, pack(Header(0, float(label), key, 0), shot))
+                writer.write(key, pack(RecordHeader(0, float(label), key, 0), shot))
                 key += 1
             if label < SHEET_SIZE:
                 rows.append(np.hstack([decode(shot) for shot in shots[:SHEET_SIZE]]))
         for label in range(plan.people):
             start = 1 + label * plan.shots
-            writer.write(end + label, pack(Header(2, np.array([start, start + plan.shots]), end + label, 0), b""))
+            writer.write(end + label, pack(RecordHeader(2, np.array([start, start + plan.shots]), end + label, 0), b""))
     (folder / "property").write_text(f"{plan.people},{SIZE},{SIZE}\n")
     return np.vstack(rows)
 

@@ -16,8 +16,8 @@ if not __package__:  # run as a script: put the repository first on the path, no
 import numpy as np
 from tqdm import tqdm
 
-from utils.datasets.image_header import SUFFIXES, image_size
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
+from utils.datasets.image_header import SUFFIXES, read_image_size
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.errors import UserError, run_cli
 from utils.filesystem import open_regular_file
 
@@ -72,20 +72,20 @@ def write_records(folder: Path, people: list[list[Path]]) -> None:
         IndexedRecordWriter(folder / "train.rec", folder / "train.idx") as writer,
         tqdm(total=int(ends[-1]) - 1, unit="photo", disable=None) as bar,
     ):
-        writer.write(0, pack(Header(2, np.array([ends[-1], ends[-1] + len(people)]), 0, 0), b""))
+        writer.write(0, pack(RecordHeader(2, np.array([ends[-1], ends[-1] + len(people)]), 0, 0), b""))
         for label, (begin, person) in enumerate(zip(ends.tolist(), people, strict=False)):
             for key, path in enumerate(person, begin):
-                writer.write(key, pack(Header(0, float(label), key, 0), _read_photo(path)))
+                writer.write(key, pack(RecordHeader(0, float(label), key, 0), _read_photo(path)))
                 bar.update()
         for key, begin, end in zip(range(int(ends[-1]), 1 << 62), ends[:-1], ends[1:], strict=False):
-            writer.write(key, pack(Header(2, np.array([begin, end]), key, 0), b""))
+            writer.write(key, pack(RecordHeader(2, np.array([begin, end]), key, 0), b""))
     (folder / "property").write_text(f"{len(people)},{SIZE},{SIZE}")
 
 
 def _read_photo(path: Path) -> bytes:
     with open_regular_file(path) as file:
         photo = file.read()
-    size = image_size(photo)
+    size = read_image_size(photo)
     if size != (SIZE, SIZE):
         content = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG, PNG, BMP or WebP image"
         raise UserError(f"{path}: {content}; training needs aligned faces of {SIZE}×{SIZE} pixels: align and crop it")

@@ -26,22 +26,29 @@ from backbones import build_backbone
 from config import (
     CommandParser,
     add_config_arguments,
-    from_project,
-    from_working_folder,
+    expand_typed_path,
     load_config,
-    log_unused,
+    path_argument,
     require_data,
-    typed_path,
+    resolve_config_path,
+    warn_unused_fields,
 )
 from eval.comparison import compare_all_sets, compare_scores, format_table, plot_disputed_pairs
 from eval.inference.embedding import make_runtime
 from eval.inputs.arguments import add_photo_arguments, load_photo_pairs
-from eval.inputs.sets import VerificationSet, load_sets
+from eval.inputs.sets import VerificationSet, load_verification_sets
 from eval.scoring import Score, Scorer
 from utils.checkpoints.weights import backbone_name, find_backbones, load_weights
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.errors import UserError, run_cli
-from utils.filesystem import archive, make_writable, open_regular_file, save_figure, write_files, write_text_atomic
+from utils.filesystem import (
+    archive_files,
+    ensure_writable_folder,
+    open_regular_file,
+    save_figure,
+    write_files,
+    write_text_atomic,
+)
 from utils.logs.run_log import init_logging
 
 
@@ -55,15 +62,15 @@ def main() -> None:
     if photos is None:
         require_data(configs[0])
     try:
-        make_writable(args.out)
+        ensure_writable_folder(args.out)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}; name another folder") from None
 
     with init_distributed() as world:
         init_logging(args.out / "compare.log")
         for config in {id(config): config for config in configs}.values():
-            log_unused(config, "eval")
-        scorer = Scorer(configs[0], world, load_sets(configs[0], photos, world))
+            warn_unused_fields(config, "eval")
+        scorer = Scorer(configs[0], world, load_verification_sets(configs[0], photos, world))
         a, b = (score_checkpoint(scorer, config, path, world) for config, path in zip(configs, files, strict=True))
     write_results(args.out, files, scorer.sets, a, b)
 
@@ -75,11 +82,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("b", metavar="B", help="another one")
     add_config_arguments(parser)
     parser.add_argument("--config-b", metavar="FILE", help="B's config (default: that of its run, or A's)")
-    out = Path(from_project("output/compare"))
-    parser.add_argument("--out", type=typed_path, default=out, help="folder for the results (%(default)s)")
+    out = Path(resolve_config_path("output/compare"))
+    parser.add_argument("--out", type=path_argument, default=out, help="folder for the results (%(default)s)")
     add_photo_arguments(parser)
     args = parser.parse()
-    args.a, args.b = from_working_folder(args.a), from_working_folder(args.b)
+    args.a, args.b = expand_typed_path(args.a), expand_typed_path(args.b)
     return args
 
 
@@ -144,7 +151,7 @@ def archive_previous(folder: Path, content: str) -> Path | None:
     if same or not files:
         return None
     try:
-        return archive(folder, files)
+        return archive_files(folder, files)
     except OSError as error:
         raise UserError(
             f"--out {folder}: an earlier comparison there cannot be moved to a folder old-N ({error.strerror}); name "

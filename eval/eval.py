@@ -28,16 +28,16 @@ from backbones import build_backbone
 from config import (
     CommandParser,
     add_config_arguments,
+    collect_overrides,
     load_config,
-    log_unused,
-    overrides_of,
+    output_override,
     require_data,
-    typed_output,
+    warn_unused_fields,
 )
 from eval.folders import result_folder, weights_folder
 from eval.inference.embedding import make_runtime
 from eval.inputs.arguments import add_photo_arguments, keep_pairs_readable, load_photo_pairs
-from eval.inputs.sets import load_sets
+from eval.inputs.sets import load_verification_sets
 from eval.results import Report, raise_failed
 from eval.scoring import Score, Scorer
 from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", help="global steps of the checkpoints to score, separated by commas (default: all)")
     add_photo_arguments(parser)
     args = parser.parse()
-    config = load_config(args.config, overrides_of(args), saved_in=typed_output(args.overrides))
+    config = load_config(args.config, collect_overrides(args), saved_in=output_override(args.overrides))
     photos = load_photo_pairs(args)
     if photos is None:
         require_data(config)
@@ -67,8 +67,8 @@ def main() -> None:
     failed: dict[Path, UserError] = {}
     with init_distributed() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        log_unused(config, "eval")
-        sets = load_sets(config, photos, world)
+        warn_unused_fields(config, "eval")
+        sets = load_verification_sets(config, photos, world)
         scorer = Scorer(config, world, sets)
         backbone = to_device(build_backbone(config), world)
         # The user's own photos have no published results, even if their folder is called lfw.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from easydict import EasyDict
 
-from config import FOLDER, ConfigError, from_project, make_folder
-from config.saved import read_saved, saved_config
+from config import CONFIG_FOLDER, ConfigError, ensure_output_folder, resolve_config_path
+from config.saved import find_saved_config, load_saved_config
 from utils.errors import one_line
 
 _RUN_FILES = ("checkpoint.pth", "training.log", "search.log", "config.json")  # files that a run of this project writes
@@ -23,13 +23,13 @@ def is_run_folder(folder: Path) -> bool:
 
     False for a copied or downloaded folder: its config.json names another output folder.
     """
-    saved = saved_config(folder)
+    saved = find_saved_config(folder)
     try:
-        output = read_saved(saved).get("output") if saved else None
+        output = load_saved_config(saved).get("output") if saved else None
     except ConfigError:
         output = None
     if isinstance(output, str):
-        return Path(from_project(output)).resolve() == folder.resolve()
+        return Path(resolve_config_path(output)).resolve() == folder.resolve()
     return any((folder / name).is_file() for name in _RUN_FILES)
 
 
@@ -47,6 +47,6 @@ def result_folder(config: EasyDict) -> Path:
     """
     if not config.test_output:
         weights = weights_folder(config.output)
-        default = FOLDER.parent / "output" / "eval" / unique_folder_name(weights)
+        default = CONFIG_FOLDER.parent / "output" / "eval" / unique_folder_name(weights)
         config.test_output = str(weights if is_run_folder(weights) else default)
-    return make_folder(config, "test_output")
+    return ensure_output_folder(config, "test_output")

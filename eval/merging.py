@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from config import from_project
-from config.paths import to_project
+from config import resolve_config_path
+from config.paths import relative_to_project
 from eval.folders import unique_folder_name
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
@@ -52,7 +52,7 @@ def _weights_folder(sets: dict[str, Any], folder: Path, weights: Path) -> Path:
     names = [entry.get("weights") for entry in sets.values() if isinstance(entry, dict)]
     for name in names:
         if isinstance(name, str) and "\0" not in name:
-            return (folder if name == "." else Path(from_project(name))).resolve()
+            return (folder if name == "." else Path(resolve_config_path(name))).resolve()
     return weights.resolve()
 
 
@@ -74,7 +74,7 @@ def merge_entries(path: Path, new: Entries, weights: Path, digests: Mapping[str,
             else mark_outdated(entry, files.get(step), digests.get(name))
             for name, entry in sets.items()
         }
-    stored = "." if weights.resolve() == path.parent.resolve() else to_project(str(weights.resolve()))
+    stored = "." if weights.resolve() == path.parent.resolve() else relative_to_project(str(weights.resolve()))
     for step, key in result_keys(new, folders, weights).items():
         merged[key] = merged.get(key, {}) | {name: {"weights": stored} | entry for name, entry in new[step].items()}
     return dict(sorted(merged.items(), key=lambda item: checkpoint_sort_key(item[0])))

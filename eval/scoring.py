@@ -9,7 +9,7 @@ from easydict import EasyDict
 from torch import nn
 
 from eval.inference.embedding import Runtime, TorchRuntime, embed
-from eval.inputs.sets import N_FOLDS, VerificationSet, load_sets
+from eval.inputs.sets import N_FOLDS, VerificationSet, load_verification_sets
 from eval.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
 from utils.distributed.collectives import all_gather_rows, broadcast_
@@ -95,7 +95,7 @@ class Scorer:
         """sets: default is the sets of the config. Raises UserError if it has none. Collective."""
         self.world = world
         self.batch = config.eval_batch
-        self.sets = load_sets(config, None, world) if sets is None else sets
+        self.sets = load_verification_sets(config, None, world) if sets is None else sets
         self.highest: dict[str, float] = {}
 
     @property
@@ -123,7 +123,7 @@ class Scorer:
         direct, flipped = embed(runtime, eval_set.images, f"{eval_set.name} {step}")
         direct, flipped = all_gather_rows(direct, self.world), all_gather_rows(flipped, self.world)
         try:
-            score = measure(direct, flipped, eval_set.pairs, eval_set.issame)
+            score = compute_score(direct, flipped, eval_set.pairs, eval_set.issame)
         except UserError as error:  # raised on all ranks, because they hold the same rows
             raise UserError(
                 f"{eval_set.name}: {error}: the weights are damaged or the training diverged; take another checkpoint"
@@ -135,7 +135,7 @@ class Scorer:
         return score
 
 
-def measure(direct: np.ndarray, flipped: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> Score:
+def compute_score(direct: np.ndarray, flipped: np.ndarray, pairs: np.ndarray, issame: np.ndarray) -> Score:
     """Computes the score of embeddings (M, D) of images and (M, D) of their hflips, on pairs (N, 2) of their rows."""
     distances = pair_distances(direct + flipped, pairs)
     result = evaluate_distances(distances, issame, N_FOLDS)

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.inputs.bins import decode, load_bin, read_bin
+from eval.inputs.bins import decode_images, load_bin, read_bin
 from utils.errors import UserError
 
 __all__ = [
-    "VerificationResult", "decode", "embedding_norm", "evaluate", "evaluate_distances", "load_bin", "pair_distances",
-    "read_bin", "resampled_accuracies",
+    "VerificationResult", "decode_images", "embedding_norm", "evaluate", "evaluate_distances", "load_bin",
+    "pair_distances", "read_bin", "resampled_accuracies",
 ]  # fmt: skip
 
 THRESHOLDS = np.arange(0, 4, 0.01)  # squared distance of unit vectors: 0 to 4

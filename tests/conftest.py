@@ -80,7 +80,7 @@ def slow_clock(monkeypatch):
 
 
 @pytest.fixture
-def said(caplog, monkeypatch):
+def log_capture(caplog, monkeypatch):
     """Captures the log: caplog with the project's logger at level INFO."""
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level(logging.INFO, "pocketnet")

@@ -12,7 +12,7 @@ from typing import NoReturn, TextIO
 
 # Environment variable: path of the file in which a process leaves its exit code for utils/distributed/launch.py.
 # torchrun itself restarts a process after any exit code other than 0.
-EXIT_CODE_FILE = "POCKETNET_EXIT_CODE"
+EXIT_CODE_FILE_ENV = "POCKETNET_EXIT_CODE"
 
 
 class UserError(ValueError):
@@ -74,7 +74,7 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
 
     Exit codes: 0 on success; 2 with a one-line error for a UserError or a lack of memory; 130 for Ctrl-C.
     """
-    exit_code_file = Path(os.environ.get(EXIT_CODE_FILE, os.devnull))
+    exit_code_file = Path(os.environ.get(EXIT_CODE_FILE_ENV, os.devnull))
     if restart_count() and exit_code_file.is_file():  # bad input ended it before init_distributed, and would again
         sys.exit(0)
     if isinstance(sys.stdout, TextIOWrapper):

@@ -35,12 +35,12 @@ def path_exists(check: Callable[[], bool]) -> bool:
         return False
 
 
-def is_no_folder(path: Path) -> bool:
+def exists_as_non_folder(path: Path) -> bool:
     """Whether the path exists and is not a folder. Pipes and devices count: opening them raises the precise error."""
     return path_exists(path.exists) and not path_exists(path.is_dir)
 
 
-def make_writable(folder: Path) -> Path:
+def ensure_writable_folder(folder: Path) -> Path:
     """Creates the folder if it is missing, and returns it. Raises OSError if no file can be written in it."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -137,7 +137,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -
         )
 
 
-def archive(folder: Path, files: Iterable[Path]) -> Path:
+def archive_files(folder: Path, files: Iterable[Path]) -> Path:
     """Moves files of a folder to a new subfolder old-N, N counting up, and returns it. Raises OSError."""
     old = next(path for n in itertools.count(1) if not os.path.lexists(path := folder / f"old-{n}"))
     old.mkdir()

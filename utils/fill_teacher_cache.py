@@ -11,7 +11,7 @@ if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from backbones import build_backbone
-from config import log_unused, make_folder, parse_command, require_data
+from config import ensure_output_folder, parse_command, require_data, warn_unused_fields
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.distillation.cache import fill
@@ -32,10 +32,10 @@ def main() -> None:
     require_data(config)
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
-    folder = make_folder(config, "teacher_cache")
+    folder = ensure_output_folder(config, "teacher_cache")
     with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
-        log_unused(config, "train_kd")
+        warn_unused_fields(config, "train_kd")
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
         teacher, files = prepare_teacher(config, world, epoch_ends(config, sampler), build_backbone)

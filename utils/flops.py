@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones import build_backbone
-from config import load_config, log_unused, parse_command, shipped_configs
+from config import load_config, parse_command, shipped_configs, warn_unused_fields
 from utils.errors import run_cli
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     """Runs the command."""
     if len(sys.argv) > 1:
         config = parse_command("Count a backbone's parameters and operations.")
-        log_unused(config, "flops")
+        warn_unused_fields(config, "flops")
         configs = {Path(config.output).name: config}
     else:
         configs = {path.stem.removeprefix("config_"): load_config(path) for path in shipped_configs()}

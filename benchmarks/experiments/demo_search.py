@@ -20,11 +20,11 @@ if not __package__:  # run as a script: import modules from the project folder
 import numpy as np
 
 from backbones.augment_cnn import AugmentCNN
-from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse, to_text
+from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse_genotype, to_text
 from benchmarks.experiments.runs import ROOT, Run, command, finish
 from config import CommandParser
-from NAS.derive import found_genotype
-from NAS.search import CONFIG
+from NAS.derive import read_genotype
+from NAS.search import DEFAULT_CONFIG
 from NAS.supernet import NONE, PRIMITIVES
 from utils.errors import UserError, run_cli
 from utils.flops import count
@@ -72,7 +72,7 @@ def channel_for_cost(genotype: Genotype, target: float) -> int:
 def select_networks(found: Genotype, seed: int) -> dict[str, tuple[Genotype, int]]:
     """Returns genotype and channels by network name; random ones are redrawn until their cost differs by below 10 %."""
     target = cost(found, CHANNEL)
-    published = parse(SOFTMAX_CASIA)
+    published = parse_genotype(SOFTMAX_CASIA)
     networks = {"found": (found, CHANNEL), "published": (published, channel_for_cost(published, target))}
     rng = np.random.default_rng(seed)
     while len(networks) < 4:
@@ -111,7 +111,7 @@ def table(networks: dict[str, tuple[Genotype, int]], runs: dict[str, Run]) -> st
 def search(out: Path, changes: Iterable[str], seed: int, threads: int) -> Genotype:
     """Returns the genotype of the last epoch; runs the search unless the folder holds the result of the same one."""
     folder = out / "search"
-    texts = [path.read_text() for path in (CONFIG, ROOT / FACES / "made.json")]
+    texts = [path.read_text() for path in (DEFAULT_CONFIG, ROOT / FACES / "made.json")]
     recipe = "\n".join([*SEARCH, *changes, str(seed), *texts])
     if not (folder / "made_of.txt").is_file() or (folder / "made_of.txt").read_text() != recipe:
         shutil.rmtree(folder, ignore_errors=True)  # left by another search, or by an interrupted one
@@ -119,7 +119,7 @@ def search(out: Path, changes: Iterable[str], seed: int, threads: int) -> Genoty
         folders = [f"output={folder}", f"log_dir={out / 'logs'}", f"seed={seed}", "workers=1"]
         command(["NAS/search.py", *SEARCH, *changes, *folders], threads)
         (folder / "made_of.txt").write_text(recipe)
-    return found_genotype(folder, None)[0]
+    return read_genotype(folder, None)[0]
 
 
 def main() -> None:

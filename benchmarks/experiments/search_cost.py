@@ -18,7 +18,7 @@ from typing import Any
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from backbones.genotypes import parse
+from backbones.genotypes import parse_genotype
 from benchmarks.experiments.demo_search import CELLS, CHANNEL, FACES, PEOPLE, cost, search
 from benchmarks.experiments.runs import command
 from config import CommandParser
@@ -35,7 +35,7 @@ def table(epochs: dict[float, dict[str, Any]]) -> str:
         f"{'cost_weight':>11}{'M mult.-adds':>15}{'M mult.-adds':>17}{'val top-1 %':>12}{'normal cell':>14}",
     ]
     for weight, epoch in epochs.items():
-        derived = cost(parse(epoch["genotype"]), CHANNEL)
+        derived = cost(parse_genotype(epoch["genotype"]), CHANNEL)
         top1 = 100 * epoch["supernet_val"]
         lines.append(f"{weight:>11g}{epoch['cost']:>15.2f}{derived:>17.2f}{top1:>12.2f}{epoch['skips']:>14}")
     return "\n".join(lines)

@@ -24,13 +24,13 @@ from config import (
     CommandParser,
     ConfigError,
     add_config_arguments,
-    from_project,
-    from_working_folder,
+    collect_overrides,
+    expand_typed_path,
     load_config,
-    log_unused,
-    overrides_of,
-    typed_output,
-    typed_path,
+    output_override,
+    path_argument,
+    resolve_config_path,
+    warn_unused_fields,
 )
 from eval.folders import unique_folder_name, weights_folder
 from eval.IJB.features import Crops, Features, embed_images
@@ -38,7 +38,7 @@ from eval.IJB.identification import identify, mean_identification
 from eval.IJB.protocol import TARGETS, Protocol, read_protocol
 from eval.IJB.report import FPRS, IjbScore
 from eval.IJB.results import IjbReport
-from eval.IJB.templates import Embeddings, Switches, Templates, pool, score_pairs
+from eval.IJB.templates import Embeddings, Switches, Templates, pool_templates, score_pairs
 from eval.inference.embedding import make_runtime
 from eval.results import raise_failed
 from eval.roc import auc, roc, tpr_nearest
@@ -47,14 +47,16 @@ from utils.distributed.collectives import run_on_all, try_on_all
 from utils.distributed.launch import launch_on_all_gpus
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.errors import UserError, run_cli
-from utils.filesystem import make_writable, sha256
+from utils.filesystem import ensure_writable_folder, sha256
 from utils.logs.run_log import init_logging, log
 
 
 def main() -> None:
     """Parses the command line, scores every checkpoint and writes the results."""
     args = parse_arguments()
-    config = load_config(args.config, overrides_of(args), saved_in=args.model_prefix or typed_output(args.overrides))
+    config = load_config(
+        args.config, collect_overrides(args), saved_in=args.model_prefix or output_override(args.overrides)
+    )
     if args.batch_size is not None:
         config.eval_batch = args.batch_size
     prefix = args.model_prefix or config.output
@@ -63,7 +65,7 @@ def main() -> None:
     launch_on_all_gpus()
     with init_distributed() as world:
         init_logging(folder / "test.log" if world.is_main else None)
-        log_unused(config, "eval")
+        warn_unused_fields(config, "eval")
         evaluate(args, config, checkpoints, folder, world)
 
 
@@ -147,8 +149,10 @@ def parse_arguments() -> argparse.Namespace:
         "--model-prefix", metavar="PATH", default=os.environ.get("IJB_MODEL_PREFIX"),
         help="a checkpoint, or a folder of checkpoints (default: config.output)",
     )  # fmt: skip
-    results = os.environ.get("IJB_RESULT_DIR") or from_project("output/IJB")
-    parser.add_argument("--result-dir", type=typed_path, default=results, help="folder for the results (%(default)s)")
+    results = os.environ.get("IJB_RESULT_DIR") or resolve_config_path("output/IJB")
+    parser.add_argument(
+        "--result-dir", type=path_argument, default=results, help="folder for the results (%(default)s)"
+    )
     parser.add_argument(
         "--job", default=os.environ.get("IJB_JOB"),
         help="folder in --result-dir (default: named after the checkpoints' folder)",
@@ -172,15 +176,15 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--job {job!r}: should be a plain name without slashes, of a folder in --result-dir")
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch-size {args.batch_size}: should be at least 1")
-    args.image_path = typed_path(args.image_path)
-    args.model_prefix = from_working_folder(args.model_prefix) if args.model_prefix else None
+    args.image_path = path_argument(args.image_path)
+    args.model_prefix = expand_typed_path(args.model_prefix) if args.model_prefix else None
     return args
 
 
 def make_result_folder(result_dir: Path, job: str) -> Path:
     """Makes and returns the folder for the results. Raises ConfigError if it cannot be written."""
     try:
-        return make_writable(Path(result_dir) / job)
+        return ensure_writable_folder(Path(result_dir) / job)
     except OSError as error:
         raise ConfigError(f"--result-dir {str(result_dir)!r} --job {job!r}: {error.strerror}; name another") from None
 
@@ -211,7 +215,7 @@ def score_checkpoint(
             "training diverged; take another checkpoint"
         )
     embeddings = Embeddings(features.direct, features.flipped, images.det_scores)
-    templates = pool(embeddings, images.templates, images.media, switches, done)
+    templates = pool_templates(embeddings, images.templates, images.media, switches, done)
     first, second, same = protocol.pairs
     scores = score_pairs(templates.features, first, second)
     valid = templates.present[first] & templates.present[second]

@@ -20,7 +20,7 @@ from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, preallocate, write_text_atomic
-from utils.logs.progress_bar import Progress
+from utils.logs.progress_bar import ProgressReporter
 from utils.logs.run_log import log
 
 _FLUSH_INTERVAL = 10.0  # seconds
@@ -192,7 +192,7 @@ def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_
     embedding_time = 0.0
     unmarked: list[np.ndarray] = []
     try:
-        with Progress(total, name, "images", is_main) as progress_bar:
+        with ProgressReporter(total, name, "images", is_main) as progress_bar:
             for batch in loader.epoch(0):
                 batch_started = time.monotonic()
                 rows, present = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)

@@ -39,7 +39,7 @@ class Embeddings(NamedTuple):
     det_scores: FloatArray  # (N,)
 
 
-def pool(
+def pool_templates(
     embeddings: Embeddings,
     templates: IntArray,
     media: IntArray,

@@ -11,7 +11,7 @@ from eval.inference.openvino import OpenVinoRuntime, is_installed
 from utils.datasets.transforms import normalise
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.logs.progress_bar import Progress
+from utils.logs.progress_bar import ProgressReporter
 
 _MIN_IMAGES_FOR_OPENVINO = 1000  # below, PyTorch finishes before OpenVINO has converted the network (about 2 s)
 
@@ -66,7 +66,7 @@ def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.
     N may be 0 on ranks without images. progress: label of the progress bar or of the log lines; empty: no progress.
     """
     parts = []
-    with Progress(len(images), progress, "images", bool(progress)) as progress_bar:
+    with ProgressReporter(len(images), progress, "images", bool(progress)) as progress_bar:
         for start in range(0, max(1, len(images)), runtime.batch):  # one empty batch if N is 0
             parts.append(runtime(images[start : start + runtime.batch]))
             progress_bar.update(len(parts[-1][0]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from config import typed_path
+from config import path_argument
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from utils.errors import UserError
@@ -18,13 +18,13 @@ def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --pairs, --images, --folder, --n-pairs and --seed to the parser."""
     parser.add_argument(
         "--pairs",
-        type=typed_path,
+        type=path_argument,
         metavar="FILE",
         help="your own pairs: LFW style, or path,path,same; also from a pipe",
     )
-    parser.add_argument("--images", type=typed_path, metavar="DIR", help="the folder of the photos of --pairs")
+    parser.add_argument("--images", type=path_argument, metavar="DIR", help="the folder of the photos of --pairs")
     parser.add_argument(
-        "--folder", type=typed_path, metavar="DIR", help="make pairs of the photos in DIR, one folder per person"
+        "--folder", type=path_argument, metavar="DIR", help="make pairs of the photos in DIR, one folder per person"
     )
     parser.add_argument("--n-pairs", type=int, default=6000, help="number of pairs for --folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed for --folder (%(default)s)")

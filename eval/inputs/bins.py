@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.inputs.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
-from utils.datasets.image_header import image_size
+from utils.datasets.image_header import read_image_size
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
-from utils.logs.progress_bar import Progress
+from utils.logs.progress_bar import ProgressReporter
 
 FACE_SIZE = 112  # height and width in pixels of the networks' input
 MAX_PIXELS = 1 << 25  # per image: 100 MB decoded
@@ -118,7 +118,7 @@ def open_image(encoded: bytes) -> NDArray[np.uint8] | None:
 
     None if the bytes are not a complete JPEG, PNG, BMP or WebP image, or if it has more than 2^25 pixels.
     """
-    width, height = image_size(encoded) or (0, 0)
+    width, height = read_image_size(encoded) or (0, 0)
     if not 0 < width * height <= MAX_PIXELS:
         return None
     try:
@@ -145,7 +145,7 @@ def _to_face(image: Any) -> NDArray[np.uint8]:
     return image[top : top + FACE_SIZE, left : left + FACE_SIZE]
 
 
-def decode(
+def decode_images(
     encoded: Sequence[bytes],
     threads: int | None = None,
     part: slice = slice(None),
@@ -198,7 +198,7 @@ def decode(
     starts = range(0, len(indices), _CHUNK)
     with (
         ThreadPoolExecutor(threads or os.cpu_count()) as pool,
-        Progress(len(indices), progress, "images", bool(progress)) as progress_bar,
+        ProgressReporter(len(indices), progress, "images", bool(progress)) as progress_bar,
     ):
         for start, _ in zip(starts, pool.map(decode_chunk, starts), strict=True):
             progress_bar.update(min(_CHUNK, len(indices) - start))
@@ -206,9 +206,9 @@ def decode(
 
 
 def load_bin(path: str | os.PathLike[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Loads a verification set: RGB images (2N, 112, 112, 3) uint8 and flags (N,), see `read_bin` and `decode`.
+    """Loads a verification set: RGB images (2N, 112, 112, 3) uint8 and flags (N,), see `read_bin` and `decode_images`.
 
     Raises UserError that names the file, and the image if one cannot be decoded.
     """
     encoded, issame = read_bin(path)
-    return decode(encoded, name=lambda index: f"{path}: image {index} of {len(encoded)}"), issame
+    return decode_images(encoded, name=lambda index: f"{path}: image {index} of {len(encoded)}"), issame

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.inputs.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.filesystem import is_no_folder, path_exists, write_atomic
+from utils.filesystem import exists_as_non_folder, path_exists, write_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
@@ -170,5 +170,5 @@ def _check_photo(path: Path) -> Path:
     """Returns the path. Raises UserError if it is not a regular file."""
     if not path_exists(path.is_file):
         name = one_line(path)
-        raise UserError(f"{name} is not a regular file" if is_no_folder(path) else f"no photo {name}")
+        raise UserError(f"{name} is not a regular file" if exists_as_non_folder(path) else f"no photo {name}")
     return path

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.inputs.bins import MAX_PIXELS
-from utils.datasets.image_header import photo_size
+from utils.datasets.image_header import read_photo_size
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file
 
@@ -73,7 +73,7 @@ def open_photo(encoded: bytes) -> Iterator[NDArray[np.uint8]]:
     Decodes the first image of a GIF or TIFF. A JPEG of more than 2^25 pixels, and at most 2^27, is decoded at half its
     width and height. Raises UserError with the reason if the bytes are not such a photo.
     """
-    width, height = photo_size(encoded) or (0, 0)
+    width, height = read_photo_size(encoded) or (0, 0)
     if not width * height:
         is_heic = encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIC_BRANDS
         raise UserError(f"cannot be decoded: {CONVERT_HEIC}" if is_heic else "cannot be decoded")

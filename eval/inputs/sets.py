@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from easydict import EasyDict
 
-from eval.inputs.bins import decode, read_bin
+from eval.inputs.bins import decode_images, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.photos import PhotoFiles, open_photo
 from utils.datasets.transforms import SIZE
@@ -43,13 +43,13 @@ class VerificationSet:
         )
 
 
-def load_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
+def load_verification_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
     """Loads the user's own photos if given, else the sets of the config.
 
     Logs warnings about pairs that measure nothing, such as an image paired with itself or a repeated pair. Collective.
     Raises UserError on all ranks if any rank fails.
     """
-    sets = run_on_all(world, lambda: [photo_set(photos, world)] if photos else config_sets(config, world))
+    sets = run_on_all(world, lambda: [load_photo_set(photos, world)] if photos else load_config_sets(config, world))
     sets = [_gather_contents(eval_set, world) for eval_set in sets]
     if photos:
         _warn_about_photos(sets[0], photos)
@@ -103,7 +103,7 @@ def _warn_about_photos(eval_set: VerificationSet, photos: PhotoPairs) -> None:
         )
 
 
-def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
+def load_config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
     """Loads the sets of config.val_targets from config.rec. Leaves out missing files, with a warning in the log.
 
     A set has the name of its file, or the name in val_targets if files in two folders have the same name. A file that
@@ -125,10 +125,12 @@ def config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
         log.warning(f"config val_targets names {repeated} set{'s' if repeated > 1 else ''} more than once: scored once")
     distinct = {target: path for target, path in present.items() if files[path.resolve()] == target}
     count = Counter(path.stem for path in distinct.values())
-    return [bin_set(path, world, path.stem if count[path.stem] == 1 else target) for target, path in distinct.items()]
+    return [
+        load_bin_set(path, world, path.stem if count[path.stem] == 1 else target) for target, path in distinct.items()
+    ]
 
 
-def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
+def load_bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
     """Loads a .bin file. An image that is in several pairs, as in LFW and CFP, is kept and embedded once.
 
     name: of the set; default: the name of the file. Raises UserError.
@@ -138,7 +140,7 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
     index_of: dict[bytes, int] = {}
     rows = [index_of.setdefault(image, len(index_of)) for image in encoded]
     first_copies = np.unique(rows, return_index=True)[1]  # positions in the file, for messages
-    images = decode(
+    images = decode_images(
         list(index_of),
         part=shard_slice(len(index_of), world),
         name=lambda index: f"{path}: image {first_copies[index]} of {len(encoded)}",
@@ -147,12 +149,12 @@ def bin_set(path: Path, world: World, name: str = "") -> VerificationSet:
     return VerificationSet(name or path.stem, images, np.array(rows).reshape(-1, 2), issame)
 
 
-def photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
+def load_photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
     """Loads the user's own photos. Those that are not 112×112 are resized. Raises UserError."""
     _check_kinds(photos.name, photos.issame)
     part = shard_slice(len(photos.paths), world)
     resized: list[int] = []
-    images = decode(
+    images = decode_images(
         PhotoFiles(photos.paths),
         part=part,
         name=lambda index: one_line(photos.paths[index]),

@@ -244,14 +244,14 @@ def test_published_weights_give_the_published_embeddings(runtime):
     from backbones import build_backbone
     from config import load_config
     from eval.inference.embedding import embed, make_runtime
-    from eval.inputs.bins import decode, read_bin
+    from eval.inputs.bins import decode_images, read_bin
     from utils.checkpoints.weights import load_weights
     from utils.distributed.process_group import World
 
     config = load_config(ROOT / "config" / "config_PocketNetS128.py", [f"eval_runtime={runtime}"])
     backbone = build_backbone(config)
     load_weights(backbone, WEIGHTS / "295672backbone.pth")
-    images = decode(read_bin(LFW / "lfw.bin")[0][:200])
+    images = decode_images(read_bin(LFW / "lfw.bin")[0][:200])
     golden = np.load(SHARED / "golden" / "lfw_embeddings.npz")
     embeddings = embed(make_runtime(backbone, config, World(0, 1, torch.device("cpu")), len(images)), images)
     for ours, name in zip(embeddings, ("embedding", "embedding_flip"), strict=True):

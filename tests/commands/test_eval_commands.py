@@ -28,11 +28,11 @@ from eval.compare import archive_previous
 from eval.comparison import compare_all_sets, compare_scores
 from eval.inputs.bins import read_bin
 from eval.inputs.pairs import read_pairs
-from eval.inputs.sets import VerificationSet, bin_set, photo_set
+from eval.inputs.sets import VerificationSet, load_bin_set, load_photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
 from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error, write_overflowing
 from tests.helpers.commands import DEMO, SMALL, copy_run, run_command
-from tests.helpers.faces import encode, face, write_data
+from tests.helpers.faces import draw_face, encode_image, write_data
 from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli
 
@@ -47,8 +47,8 @@ def own(tmp_path_factory) -> Path:
     for person in range(8):
         (folder / "own" / f"p{person}").mkdir(parents=True)
         for k in range(1, 7):
-            image = face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
-            photo = encode(image.clip(0, 255).astype(np.uint8), ".png")
+            image = draw_face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
+            photo = encode_image(image.clip(0, 255).astype(np.uint8), ".png")
             (folder / "own" / f"p{person}" / f"p{person}_{k:04d}.png").write_bytes(photo)
     rows = [f"p{p}\t{k}\t{k + 1}" for p in range(8) for k in range(1, 6)]
     rows += [f"p{p}\t{k}\tp{(p + k) % 8}\t{k}" for p in range(8) for k in range(1, 7)]
@@ -74,8 +74,8 @@ def command(demo, monkeypatch, capfd):
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             run_cli(module.main)
-        said = capfd.readouterr()
-        return SimpleNamespace(returncode=ended.value.code, stdout=said.out, stderr=said.err)
+        log_capture = capfd.readouterr()
+        return SimpleNamespace(returncode=ended.value.code, stdout=log_capture.out, stderr=log_capture.err)
 
     yield start
     for handler in log.handlers:
@@ -127,7 +127,7 @@ def test_own_pairs(demo, own, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
     (scores,) = result_of(tmp_path / "out" / "results_pairs.json").values()
-    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    held = load_photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
     assert scores["pairs"]["pairs"] == 88 and scores["pairs"]["accuracy"] == judged(demo, 6, held)[0].accuracy
     assert (tmp_path / "out" / "results_pairs.txt").read_text() in done.stdout
     assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
@@ -171,7 +171,7 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     )
     assert again["1e-03"] == "needs at least 1000 different pairs; add pairs to the --pairs file"
 
-    held = photo_set(read_pairs(out / "pairs_own.csv"), CPU)
+    held = load_photo_set(read_pairs(out / "pairs_own.csv"), CPU)
     assert len(held.issame) == 120 + 150  # all that there are of one person
     _, distances = judged(demo, 12, held)
     point = thresholds["1e-02"]
@@ -227,7 +227,7 @@ def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monk
     assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["0", "6", "12"]
     (images,) = decoded
     assert images.dtype == np.uint8
-    assert len(images) == len(bin_set(demo / "data" / "faces_demo" / "demo.bin", CPU).images)
+    assert len(images) == len(load_bin_set(demo / "data" / "faces_demo" / "demo.bin", CPU).images)
 
 
 def test_several_sets(command, demo, tmp_path):
@@ -509,7 +509,7 @@ def test_compare_as_by_hand(demo, own, tmp_path):
     found = result_of(out / "compare.json")
     assert (found["a"], found["b"]) == ("output/demo/0backbone.pth", "output/demo/12backbone.pth")  # a folder's last
     (row,) = found["sets"]
-    held = photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
+    held = load_photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
     (a, a_distances), (b, b_distances) = (judged(demo, step, held) for step in (0, 12))
     only_a = sum(x and not y for x, y in zip(a.correct, b.correct, strict=True))
     only_b = sum(y and not x for x, y in zip(a.correct, b.correct, strict=True))
@@ -615,7 +615,7 @@ def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
     assert both["p"] == (stats.binomtest(both["only_a"], disputed).pvalue if disputed else 1)
     gains = 0
     for seed, row in enumerate((tiny, shown)):  # of two sets drawn independently
-        held = bin_set(data / f"{row['name']}.bin", CPU)
+        held = load_bin_set(data / f"{row['name']}.bin", CPU)
         b, a = (resampled_accuracies(judged(demo, step, held)[1], held.issame, seed=seed) for step in (12, 0))
         assert np.std(b - a) > 0
         gains += row["pairs"] / 100 * (b - a)
@@ -770,6 +770,10 @@ def test_bad_input_of_two_processes_is_told_once(demo, tmp_path, image):
     encoded, issame = read_bin(demo / "data" / "faces_demo" / "demo.bin")
     encoded = [b"no image" if i == image else each for i, each in enumerate(encoded[:40])]
     (tmp_path / "bad.bin").write_bytes(pickle.dumps((encoded, issame[:20].tolist())))
-    said = run_command(demo, sys.executable, "eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=bad", NPROC="2")
-    assert said.returncode == 2
-    assert re.fullmatch(rf"error: .*bad\.bin: image {image} of 40 cannot be decoded\n", said.stderr), said.stderr
+    log_capture = run_command(
+        demo, sys.executable, "eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=bad", NPROC="2"
+    )
+    assert log_capture.returncode == 2
+    assert re.fullmatch(rf"error: .*bad\.bin: image {image} of 40 cannot be decoded\n", log_capture.stderr), (
+        log_capture.stderr
+    )

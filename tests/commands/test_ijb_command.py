@@ -317,8 +317,8 @@ def test_an_argument_counts_more_than_a_variable(inside, ijb, nets, again, monke
     monkeypatch.setenv("IJB_JOB", "a/b")
     monkeypatch.setenv("IJB_CONFIG", "nowhere")
     arguments = ["--target", "IJBC", "--image-path", ijb, "--model-prefix", nets / "6", "--result-dir", again]
-    said = inside(*ALONE, *arguments, "--job", "PocketNet")
-    assert said.code == 0 and said.embedded == 0
+    log_capture = inside(*ALONE, *arguments, "--job", "PocketNet")
+    assert log_capture.code == 0 and log_capture.embedded == 0
 
 
 @pytest.mark.parametrize(
@@ -330,10 +330,10 @@ def test_an_argument_counts_more_than_a_variable(inside, ijb, nets, again, monke
     ],
 )
 def test_model_prefix(inside, ijb, nets, scored, again, prefix, names):
-    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", f"{nets}{prefix}")
-    assert said.code == 0 and not said.err and said.embedded == 0
+    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", f"{nets}{prefix}")
+    assert log_capture.code == 0 and not log_capture.err and log_capture.embedded == 0
     assert results_of(again / "PocketNet") == results_of(scored[0])  # of the others what stood there
-    assert re.findall(r"IJBC (\d+): \d+ images are already done", said.out) == names
+    assert re.findall(r"IJBC (\d+): \d+ images are already done", log_capture.out) == names
     for name in names:
         assert not (again / "PocketNet" / f"features_{name}_IJBC").exists()  # not asked to keep them
 
@@ -357,11 +357,11 @@ def test_a_file_of_another_name(inside, ijb, nets, tmp_path):
     ],
 )
 def test_switches_change_the_scores_as_they_should(inside, ijb, nets, again, by_hand, options, switches):
-    said = inside(
+    log_capture = inside(
         *ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "12", "--keep-features",
         *options,
     )  # fmt: skip
-    assert said.code == 0 and said.embedded == 0
+    assert log_capture.code == 0 and log_capture.embedded == 0
     scores = np.load(again / "PocketNet" / "12_IJBC.npy")
     np.testing.assert_allclose(scores, scores_by_hand(by_hand, switches)[0], rtol=0, atol=1e-5)
     differs = np.abs(scores - scores_by_hand(by_hand, Switches())[0]).max() > 1e-4
@@ -369,15 +369,15 @@ def test_switches_change_the_scores_as_they_should(inside, ijb, nets, again, by_
     off = [name for name, on in switches._asdict().items() if not on]
     assert results_of(again / "PocketNet")["12"]["switches"] == switches._asdict()
     # The other row of the table is of the first command, with all switches.
-    assert (f"\n12: without {', '.join(off)}\n" in said.out) == bool(off)
+    assert (f"\n12: without {', '.join(off)}\n" in log_capture.out) == bool(off)
     assert (again / "PocketNet" / "features_12_IJBC").is_dir()
 
 
 def test_openvino_gives_the_same(inside, ijb, nets, scored, tmp_path):
     is_installed() or pytest.skip("OpenVINO is not installed")
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", nets / "12"]
-    said = inside(*ALONE, "eval_runtime=openvino", *arguments)
-    assert said.code == 0 and said.embedded == 0  # by PyTorch
+    log_capture = inside(*ALONE, "eval_runtime=openvino", *arguments)
+    assert log_capture.code == 0 and log_capture.embedded == 0  # by PyTorch
     ours, before = (np.load(folder / "12_IJBC.npy") for folder in (tmp_path / "PocketNet", scored[0]))
     np.testing.assert_allclose(ours, before, rtol=0, atol=1e-4)
 
@@ -415,8 +415,8 @@ def test_results_of_other_checkpoints_stay_and_are_marked_when_their_file_change
         assert inside(*ALONE, *arguments, "--model-prefix", folder / str(step)).code == 0
     assert [line.split()[0] for line in (job / "IJBC.txt").read_text().splitlines()[1:3]] == ["6", "12"]
     shutil.copy(nets / "12backbone.pth", folder / "6backbone.pth")
-    said = inside(*ALONE, *arguments, "--model-prefix", folder / "12")
-    assert said.code == 0 and "file has changed since" in results_of(job)["6"]["outdated"]
+    log_capture = inside(*ALONE, *arguments, "--model-prefix", folder / "12")
+    assert log_capture.code == 0 and "file has changed since" in results_of(job)["6"]["outdated"]
     assert (job / "IJBC.txt").read_text().splitlines()[1].split()[0] == "12"
     assert "outdated" not in results_of(job)["12"]
 
@@ -457,10 +457,10 @@ def test_links_are_replaced_and_a_broken_file_too(inside, ijb, nets, again, tmp_
         (again / "PocketNet" / name).unlink()
         (again / "PocketNet" / name).symlink_to(tmp_path / name)
     (again / "PocketNet" / "results.json").write_text("[" * 200_000)
-    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert said.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
+    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert log_capture.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
     assert (again / "PocketNet" / "results.json.damaged").read_text() == "[" * 200_000
-    assert said.out.count("damaged, or not a results file") == 1
+    assert log_capture.out.count("damaged, or not a results file") == 1
     for name in names:
         assert (tmp_path / name).read_text() == "precious" and not (again / "PocketNet" / name).is_symlink()
 
@@ -470,14 +470,14 @@ def test_files_that_cannot_be_written_are_one_line_after_the_table(inside, ijb, 
     for name in ("IJBC.png", "6_IJBC.npy"):
         (again / "PocketNet" / name).unlink()
         (again / "PocketNet" / name).mkdir()
-    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert said.code == 2 and re.search(r"\n +IJBC: TPR in % at FPR .*\n +6 ", said.out)
-    assert re.fullmatch(r"error: .*IJBC\.png could not be written \(Is a directory\) and stay as.*\n", said.err), (
-        said.err
-    )
+    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert log_capture.code == 2 and re.search(r"\n +IJBC: TPR in % at FPR .*\n +6 ", log_capture.out)
+    assert re.fullmatch(
+        r"error: .*IJBC\.png could not be written \(Is a directory\) and stay as.*\n", log_capture.err
+    ), log_capture.err
     (again / "PocketNet" / "IJBC.png").rmdir()
-    said = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert said.code == 2 and "6_IJBC.npy could not be written (Is a directory)" in said.err
+    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
+    assert log_capture.code == 2 and "6_IJBC.npy could not be written (Is a directory)" in log_capture.err
 
 
 # -------------------------------------------------------------------------------------------------------- interruptions
@@ -562,11 +562,11 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     done = int(np.load(folder / "features_12_IJBC" / "done.npy").sum())
     assert done in (BATCH, 2 * BATCH)
     held.fix()
-    said = inside(*arguments, "workers=0")
-    assert said.code == 0, said.err
-    assert said.embedded == n - done
-    assert f"IJBC 6: {n} images are already done, 0 to go" in said.out
-    assert f"IJBC 12: {done} images are already done, {n - done} to go" in said.out
+    log_capture = inside(*arguments, "workers=0")
+    assert log_capture.code == 0, log_capture.err
+    assert log_capture.embedded == n - done
+    assert f"IJBC 6: {n} images are already done, 0 to go" in log_capture.out
+    assert f"IJBC 12: {done} images are already done, {n - done} to go" in log_capture.out
     assert sorted(path.name for path in folder.iterdir()) == LEFT
     for name in ("6_IJBC.npy", "12_IJBC.npy"):
         assert (folder / name).read_bytes() == (scored[0] / name).read_bytes()
@@ -586,8 +586,8 @@ def test_killed_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     process.communicate(timeout=60)
     os.close(writer)
     held.fix()
-    said = inside(*arguments)
-    assert said.code == 0 and said.embedded == n - 32
+    log_capture = inside(*arguments)
+    assert log_capture.code == 0 and log_capture.embedded == n - 32
     assert (tmp_path / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "12_IJBC.npy").read_bytes()
 
 
@@ -602,16 +602,16 @@ def test_an_unreadable_image_mended_the_same_command_goes_on(inside, own, nets, 
     ]  # fmt: skip
     assert inside(*arguments).code == 2
     path.write_bytes(content)
-    said = inside(*arguments)
-    assert said.code == 0 and said.embedded == len(lists.names) - 32
+    log_capture = inside(*arguments)
+    assert log_capture.code == 0 and log_capture.embedded == len(lists.names) - 32
 
 
 def test_another_checkpoint_of_the_same_name_is_embedded_anew(inside, ijb, nets, scored, again, tmp_path):
     shutil.copy(nets / "6backbone.pth", tmp_path / "12backbone.pth")
     (again / "PocketNet" / "results.json").unlink()  # which would keep the two apart by their names
     arguments = ["--image-path", ijb, "--result-dir", again, "--batch-size", BATCH]
-    said = inside(*ALONE, *arguments, "--model-prefix", tmp_path / "12")
-    assert said.code == 0 and said.embedded == len(lists_of(ijb).names)
+    log_capture = inside(*ALONE, *arguments, "--model-prefix", tmp_path / "12")
+    assert log_capture.code == 0 and log_capture.embedded == len(lists_of(ijb).names)
     assert (again / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "6_IJBC.npy").read_bytes()
 
 
@@ -634,9 +634,9 @@ def test_other_landmarks_or_another_folder_are_embedded_anew_and_other_templates
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
-def assert_one_line(said: Said, message: str) -> None:
-    assert said.code == 2 and said.embedded == 0
-    assert re.fullmatch(f"error: .*{message}.*\n", said.err), said.err
+def assert_one_line(log_capture: Said, message: str) -> None:
+    assert log_capture.code == 2 and log_capture.embedded == 0
+    assert re.fullmatch(f"error: .*{message}.*\n", log_capture.err), log_capture.err
 
 
 def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(inside, own, nets, scored, tmp_path):
@@ -669,15 +669,15 @@ def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(inside, own, n
 
     with (own / "meta" / "ijbc_1N_probe_mixed.csv").open("a") as stream:
         stream.write("999999,260,none.jpg,1\n")
-    said = inside(*arguments, "--skip-missing")
-    assert said.code == 0, said.err
+    log_capture = inside(*arguments, "--skip-missing")
+    assert log_capture.code == 0, log_capture.err
     left_out = np.isin(lists.pairs[:, :2], [first, probe]).any(axis=1)
     result = results_of(tmp_path / "PocketNet")["12"]
     assert (result["images"], result["missing_images"]) == (len(lists.names) - len(gone) - 1, len(gone) + 1)
     assert (result["pairs"], result["skipped_pairs"]) == (int(np.sum(~left_out)), int(np.sum(left_out)) + 2)
     assert result["different"] == int(np.sum(~left_out & (lists.pairs[:, 2] == 0)))
-    assert f"12: left out {len(gone) + 1} images and {np.sum(left_out) + 2} pairs\n" in said.out
-    assert "(2 left out: a template has no image)" in said.out
+    assert f"12: left out {len(gone) + 1} images and {np.sum(left_out) + 2} pairs\n" in log_capture.out
+    assert "(2 left out: a template has no image)" in log_capture.out
     scores = np.load(tmp_path / "PocketNet" / "12_IJBC.npy")
     assert np.isnan(scores).tolist() == left_out.tolist()
     touched = np.isin(lists.pairs[:, :2], [first, probe, lists.templates[broken]]).any(axis=1)
@@ -714,8 +714,8 @@ def test_a_malformed_line_is_told_by_its_number(inside, own, tmp_path):
         lines = content.splitlines(keepends=True)
         lines[line - 1] = b"\xff\0 nan\n"
         path.write_bytes(b"".join(lines))
-        said = inside(*ALONE, "--image-path", own, "--result-dir", tmp_path)
-        assert_one_line(said, re.escape(f"{path} line {line}: {words}"))
+        log_capture = inside(*ALONE, "--image-path", own, "--result-dir", tmp_path)
+        assert_one_line(log_capture, re.escape(f"{path} line {line}: {words}"))
         path.write_bytes(content)
 
 
@@ -723,8 +723,12 @@ def test_no_image_at_all(inside, own, nets, tmp_path):
     for path in (own / "loose_crop").iterdir():
         path.unlink()
     arguments = ["--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12", "--skip-missing"]
-    said = inside(*ALONE, *arguments)
-    assert said.code == 2 and said.err.startswith("error: all 0 pairs are of one kind") and said.err.count("\n") == 1
+    log_capture = inside(*ALONE, *arguments)
+    assert (
+        log_capture.code == 2
+        and log_capture.err.startswith("error: all 0 pairs are of one kind")
+        and log_capture.err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -761,16 +765,16 @@ def test_no_image_at_all(inside, own, nets, tmp_path):
     ],
 )
 def test_a_wrong_argument_is_one_line(inside, ijb, tmp_path, change, message):
-    said = inside(*ALONE, "--image-path", ijb, "--result-dir", tmp_path / "results", *change)
-    assert_one_line(said, message)
+    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", tmp_path / "results", *change)
+    assert_one_line(log_capture, message)
 
 
 @pytest.mark.parametrize("job", ["PocketNet-S 128_a.b", "Größe=1", "日本", ".hidden"])
 def test_a_job_may_have_any_plain_name(inside, ijb, nets, again, job):
     (again / "PocketNet").rename(again / job)
     arguments = ["--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "12"]
-    said = inside(*ALONE, *arguments, "--job", job)
-    assert said.code == 0 and said.embedded == 0
+    log_capture = inside(*ALONE, *arguments, "--job", job)
+    assert log_capture.code == 0 and log_capture.embedded == 0
 
 
 def test_a_wrong_start_of_the_script_is_one_line(demo, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from data.pack import find_people, write_records
 from data.reindex import read_keys
 from tests.helpers.commands import run_command
-from tests.helpers.faces import encode, face
+from tests.helpers.faces import draw_face, encode_image
 from tests.helpers.paths import ROOT
 from utils.datasets.data_folder import check_training_files
 from utils.datasets.face_dataset import FaceDataset
@@ -24,7 +24,9 @@ def photos(tmp_path):
     for name in ("Bob/2.png", "Bob/1.jpg", "Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(face(len(path.parent.name), rng), ".png" if name.endswith("png") else ".jpg"))
+        path.write_bytes(
+            encode_image(draw_face(len(path.parent.name), rng), ".png" if name.endswith("png") else ".jpg")
+        )
     (tmp_path / "photos" / "empty").mkdir()
     (tmp_path / "photos" / "Ann" / "notes.txt").touch()
     (tmp_path / "photos" / "Ann" / "._a.jpg").touch()  # as other systems leave them beside a photo
@@ -54,19 +56,23 @@ def test_every_kind_that_training_reads_is_packed(tmp_path, suffix):
     """The advice that data/pack.py packs a folder of such photos is true."""
     for person in ("Ann", "Bob"):
         (tmp_path / "photos" / person).mkdir(parents=True)
-        (tmp_path / "photos" / person / f"1{suffix}").write_bytes(encode(face(0, np.random.default_rng(0)), suffix))
+        (tmp_path / "photos" / person / f"1{suffix}").write_bytes(
+            encode_image(draw_face(0, np.random.default_rng(0)), suffix)
+        )
     with pytest.raises(UserError, match=r"pack\.py"):
         check_training_files(tmp_path / "photos")
     (tmp_path / "out").mkdir()
     write_records(tmp_path / "out", find_people(tmp_path / "photos"))
     images, labels = np.empty((2, 112, 112, 3), np.uint8), np.empty(2)
     FaceDataset(tmp_path / "out").read_into([0, 1], images, labels)
-    assert labels.tolist() == [0, 1] and np.abs(images[0] - face(0, np.random.default_rng(0)).astype(int)).mean() < 20
+    assert (
+        labels.tolist() == [0, 1] and np.abs(images[0] - draw_face(0, np.random.default_rng(0)).astype(int)).mean() < 20
+    )
 
 
 def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     rng = np.random.default_rng(0)
-    (photos / "Bob" / "0.jpg").write_bytes(encode(face(0, rng)[:100]))
+    (photos / "Bob" / "0.jpg").write_bytes(encode_image(draw_face(0, rng)[:100]))
     done = packed(photos, tmp_path / "out")
     assert done.returncode == 2 and "Bob/0.jpg: an image of 112×100 pixels; training needs" in done.stderr
     (photos / "Bob" / "0.jpg").write_bytes(b"text")

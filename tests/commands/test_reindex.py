@@ -11,9 +11,9 @@ from data.reindex import read_keys, write_index
 from tests.helpers.commands import run_command
 from tests.helpers.faces import write_data
 from tests.helpers.paths import GOLDEN, ROOT, SHARED
-from tests.helpers.records import MAGIC, overwrite, random_payloads, write
+from tests.helpers.records import MAGIC, overwrite, random_payloads, write_records
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, pack
+from utils.datasets.recordio.record_format import RecordHeader, pack
 from utils.errors import UserError
 
 
@@ -42,29 +42,31 @@ def test_our_own_files(tmp_path):
     """A header record, ids that do not count from it, records in several parts."""
     folder = write_data(tmp_path / "data", identities=3, shots=4)
     assert reindexed(folder / "train.rec") == (folder / "train.idx").read_bytes()
-    rec, idx = write(tmp_path, list(random_payloads(3, 400)))
+    rec, idx = write_records(tmp_path, list(random_payloads(3, 400)))
     assert reindexed(rec) == idx.read_bytes()
 
 
 @pytest.mark.parametrize("keys", [range(50), range(1, 51), range(0, 5000, 100), [9, 3, 7, 10**17]])
 def test_the_ids_of_a_plain_file_are_its_keys(keys, tmp_path):
     payloads = random_payloads(1, 100)
-    records = {key: pack(Header(0, 1.0, key, 0), payload) for key, payload in zip(keys, payloads, strict=False)}
+    records = {key: pack(RecordHeader(0, 1.0, key, 0), payload) for key, payload in zip(keys, payloads, strict=False)}
     assert any(MAGIC in record for record in records.values())
-    rec, idx = write(tmp_path, records)
+    rec, idx = write_records(tmp_path, records)
     assert reindexed(rec) == idx.read_bytes()
 
 
 @pytest.mark.parametrize("ids", [[0, 0, 0], [5, 6, 5], [1, 2, 2**64 - 1]])
 def test_ids_that_are_no_keys_give_way_to_counting(ids, tmp_path):
-    rec, idx = write(tmp_path, [pack(Header(0, 1.0, id_, 0), b"image") for id_ in ids])
+    rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, id_, 0), b"image") for id_ in ids])
     assert reindexed(rec) == idx.read_bytes()
 
 
 def test_a_header_record_stands_for_keys_without_gaps(tmp_path):
     """Ids that differ but count from elsewhere: record 0 says where the images' keys end."""
-    header = pack(Header(2, np.array([4.0, 4.0]), 7000, 0), b"")
-    rec, idx = write(tmp_path, [header, *(pack(Header(0, 1.0, id_, 0), b"image") for id_ in (500, 501, 502))])
+    header = pack(RecordHeader(2, np.array([4.0, 4.0]), 7000, 0), b"")
+    rec, idx = write_records(
+        tmp_path, [header, *(pack(RecordHeader(0, 1.0, id_, 0), b"image") for id_ in (500, 501, 502))]
+    )
     assert reindexed(rec) == idx.read_bytes()
 
 
@@ -97,7 +99,7 @@ def test_damage_is_named_and_an_old_index_stays(tmp_path):
 
 def test_the_index_is_written_through_no_link(tmp_path):
     """Neither one at its own name nor one at a name that its temporary file could be guessed to have."""
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     whole = idx.read_bytes()
     (tmp_path / "precious").write_text("precious")
     for name in ("a.made", f".a.made.{os.getpid()}.tmp"):
@@ -108,7 +110,7 @@ def test_the_index_is_written_through_no_link(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 500])
 def test_a_file_cut_short(cut, tmp_path):
-    rec, _ = write(tmp_path, [b"one", pack(Header(0, 1.0, 1, 0), bytes(1000))])
+    rec, _ = write_records(tmp_path, [b"one", pack(RecordHeader(0, 1.0, 1, 0), bytes(1000))])
     os.truncate(rec, rec.stat().st_size - cut)
     with pytest.raises(UserError, match=r"a\.rec: byte 12: its 1024 bytes run beyond the end of the file at byte \d+;"):
         read_keys(rec)
@@ -122,11 +124,11 @@ def test_a_file_cut_short(cut, tmp_path):
 
 def test_what_is_no_record_file(tmp_path):
     os.mkfifo(tmp_path / "train.rec")
-    for name, said in [
+    for name, log_capture in [
         ("none.rec", "No such file"),
         ("a.idx", "is an index"),
         ("train.rec", "a pipe"),
         (".", "a pipe"),
     ]:
         done = run_command(ROOT, sys.executable, "data/reindex.py", tmp_path / name)
-        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.returncode == 2 and log_capture in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -11,11 +11,11 @@ import cv2
 import pytest
 import torch
 
-from backbones.genotypes import SOFTMAX_CASIA, parse
+from backbones.genotypes import SOFTMAX_CASIA, parse_genotype
 from benchmarks.experiments import demo_search, search_cost
 from config import load_config
 from NAS import derive
-from NAS.derive import config_text, found_genotype
+from NAS.derive import config_text, read_genotype
 from NAS.supernet import Supernet
 from tests.helpers.commands import run_command
 from utils.errors import UserError
@@ -38,13 +38,13 @@ def searched(demo, tmp_path_factory):
 
 
 def test_a_search_leaves_genotypes_pictures_and_weights(searched):
-    folder, said = searched
-    assert len(re.findall(STEP_LINE, said)) == 6
+    folder, log_capture = searched
+    assert len(re.findall(STEP_LINE, log_capture)) == 6
     lines = [json.loads(line) for line in (folder / "genotypes.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["step"]) for line in lines] == [(0, 6), (1, 12)]
     for line in lines:
-        genotype = parse(line["genotype"])
-        assert f"Genotype: {line['genotype']}" in said
+        genotype = parse_genotype(line["genotype"])
+        assert f"Genotype: {line['genotype']}" in log_capture
         assert line["skips"] == sum(operation == "skip_connect" for node in genotype.normal for operation, _ in node)
         assert 0.9 < line["entropy"] <= 1
         for name in ("supernet_train", "derived_train", "supernet_val", "derived_val"):
@@ -153,7 +153,7 @@ def test_a_wrong_derivation_is_one_line(demo, searched, arguments, message):
 def test_genotypes_in_a_pipe_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "genotypes.jsonl")
     with pytest.raises(UserError, match=r"^\S*genotypes\.jsonl: is not a regular file \(a pipe\)"):
-        found_genotype(tmp_path, None)
+        read_genotype(tmp_path, None)
     with pytest.raises(UserError, match=r"--genotype .*: cannot be read as text"):
         derive._read_genotype_text(str(tmp_path / "genotypes.jsonl"))
 
@@ -164,12 +164,12 @@ def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
     epoch = {"epoch": 3, "genotype": SOFTMAX_CASIA}
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "genotypes.jsonl").write_text(json.dumps(epoch) + "\n")
-    genotype, origin = found_genotype(tmp_path / folder, None)
+    genotype, origin = read_genotype(tmp_path / folder, None)
     args = argparse.Namespace(name="odd", rec=folder, embedding_size=128, channel=16, n_layers=18)
     path = tmp_path / "config_odd.py"
     path.write_text(config_text(args, genotype, origin, Cost()))
     config = load_config(path)
-    assert parse(config.genotypes["odd"]) == genotype and config.rec == folder
+    assert parse_genotype(config.genotypes["odd"]) == genotype and config.rec == folder
     assert f"Found by a search, epoch 3 of {tmp_path / folder}." in (
         ast.get_docstring(ast.parse(path.read_text())) or ""
     )
@@ -187,7 +187,7 @@ def test_the_demo_searches_anew_for_other_faces(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_search, "command", command)
     for faces, times in (("these", 1), ("these", 1), ("those", 2)):
         (tmp_path / "made.json").write_text(faces)
-        assert demo_search.search(tmp_path, ["cost_weight=1"], 5, 1) == parse(SOFTMAX_CASIA)
+        assert demo_search.search(tmp_path, ["cost_weight=1"], 5, 1) == parse_genotype(SOFTMAX_CASIA)
         assert len(searches) == times and "cost_weight=1" in searches[-1] and "seed=5" in searches[-1]
 
 

@@ -17,8 +17,8 @@ import torch
 
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields, step_of
-from tests.helpers.published_files import assert_same, weights
+from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
+from tests.helpers.published_files import assert_same_weights, read_weights_files
 from utils.checkpoints.run_file import read_checkpoint
 from utils.checkpoints.weights import remove_stale_tempfiles
 
@@ -33,60 +33,66 @@ SMALL = [
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_end_it_leaves_a_checkpoint_of_the_last_step(tiny_data, tmp_path, number, code):
-    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000")
-    assert run.until("Global Step: 13 "), run.said
+    run = RunningCommand(
+        sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=40", "save_step=1000"
+    )
+    assert run.until("Global Step: 13 "), run.output
     run.process.send_signal(number)
-    assert run.end() == code, run.said
-    last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
-    assert f"Stopped by {number.name} after step {last}: the same command resumes" in run.said
-    assert step_of(tmp_path) == last
+    assert run.end() == code, run.output
+    last = int(re.findall(r"Global Step: (\d+)", run.output)[-1])
+    assert f"Stopped by {number.name} after step {last}: the same command resumes" in run.output
+    assert checkpoint_step(tmp_path) == last
 
 
 def test_a_signal_to_all_of_its_processes_is_one_to_the_run(tiny_data, tmp_path):
     """As systemd and some schedulers send it: the loader workers get it too."""
-    command = [sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "workers=2"]
-    run = Started("setsid", *command, "num_epoch=40", "save_step=1000")
-    assert run.until("Global Step: 8 "), run.said
+    command = [sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "workers=2"]
+    run = RunningCommand("setsid", *command, "num_epoch=40", "save_step=1000")
+    assert run.until("Global Step: 8 "), run.output
     os.killpg(run.process.pid, signal.SIGTERM)
-    assert run.end() == 143, run.said
-    last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
-    assert f"Stopped by SIGTERM after step {last}" in run.said and step_of(tmp_path) == last
+    assert run.end() == 143, run.output
+    last = int(re.findall(r"Global Step: (\d+)", run.output)[-1])
+    assert f"Stopped by SIGTERM after step {last}" in run.output and checkpoint_step(tmp_path) == last
     with pytest.raises(ProcessLookupError):
         os.killpg(run.process.pid, 0)  # nobody is left
 
 
 def test_a_run_to_which_nobody_listens_any_more_still_leaves_its_checkpoint(tiny_data, tmp_path):
     """Ctrl-C in `./train.sh 2>&1 | tee FILE` ends tee at once."""
-    run = Started(sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000")
-    assert run.until("Global Step: 8 "), run.said
+    run = RunningCommand(
+        sys.executable, "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=40", "save_step=1000"
+    )
+    assert run.until("Global Step: 8 "), run.output
     run.process.stdout.close()
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(100) == 130
-    said = (tmp_path / "training.log").read_text()
-    assert step_of(tmp_path) == int(re.findall(r"Stopped by SIGINT after step (\d+)", said)[0])
+    log_capture = (tmp_path / "training.log").read_text()
+    assert checkpoint_step(tmp_path) == int(re.findall(r"Stopped by SIGINT after step (\d+)", log_capture)[0])
 
 
 def test_two_processes_stop_at_the_same_step(tiny_data, tmp_path):
     """The signal reaches the second alone."""
-    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=40", "save_step=1000", NPROC="2")
-    assert run.until("Global Step: 8 "), run.said
-    _, second = children(run.process.pid)
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=40", "save_step=1000", NPROC="2")
+    assert run.until("Global Step: 8 "), run.output
+    _, second = child_pids(run.process.pid)
     os.kill(second, signal.SIGTERM)
-    assert run.end() == 143, run.said
-    assert re.search(r"Stopped by SIGTERM after step (\d+)", run.said), run.said
-    assert step_of(tmp_path) == int(re.findall(r"after step (\d+)", run.said)[0])
+    assert run.end() == 143, run.output
+    assert re.search(r"Stopped by SIGTERM after step (\d+)", run.output), run.output
+    assert checkpoint_step(tmp_path) == int(re.findall(r"after step (\d+)", run.output)[0])
 
 
 @pytest.mark.parametrize("wish", ["stop", "bad image"])
 def test_what_no_new_start_mends_is_not_started_again(tiny_data, damaged_data, tmp_path, wish):
     data = tiny_data if wish == "stop" else damaged_data
-    run = Started("./train.sh", *fields(data, tmp_path / "out"), "num_epoch=40", NPROC="2", MAX_RESTARTS="5")
+    run = RunningCommand(
+        "./train.sh", *run_arguments(data, tmp_path / "out"), "num_epoch=40", NPROC="2", MAX_RESTARTS="5"
+    )
     if wish == "stop":
-        assert run.until("Global Step: 4 "), run.said
-        os.kill(children(run.process.pid)[1], signal.SIGTERM)
-    assert run.end() == {"stop": 143, "bad image": 2}[wish], run.said
-    assert run.said.count("Stopped by SIGTERM" if wish == "stop" else "not a readable image") == 1
-    assert "Resumes at step" not in run.said
+        assert run.until("Global Step: 4 "), run.output
+        os.kill(child_pids(run.process.pid)[1], signal.SIGTERM)
+    assert run.end() == {"stop": 143, "bad image": 2}[wish], run.output
+    assert run.output.count("Stopped by SIGTERM" if wish == "stop" else "not a readable image") == 1
+    assert "Resumes at step" not in run.output
 
 
 def test_bad_input_is_told_before_the_processes_meet_and_not_again(tiny_data, tmp_path):
@@ -96,61 +102,63 @@ def test_bad_input_is_told_before_the_processes_meet_and_not_again(tiny_data, tm
     assert done.stderr.count("error: config precision: the search runs in fp32 or bf16") in (1, 2), done.stderr
 
 
-def together(data, folder, *changes) -> list[Started]:
+def together(data, folder, *changes) -> list[RunningCommand]:
     """Two processes of a training, started without torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-u", "train.py", *fields(data, folder), *changes]
-    return [Started(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
+    command = [sys.executable, "-u", "train.py", *run_arguments(data, folder), *changes]
+    return [RunningCommand(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
 
 
 def test_a_process_that_hangs_is_told_of(tiny_data, tmp_path):
     first, second = together(tiny_data, tmp_path, "num_epoch=90", "timeout=4")
-    assert first.until("Global Step: 6 "), first.said
+    assert first.until("Global Step: 6 "), first.output
     second.process.send_signal(signal.SIGSTOP)
     code = first.end()
     second.process.kill()
     second.end()
-    assert code == 2, first.said
-    assert "error: another process has not answered for 4 s (config timeout)" in first.said
+    assert code == 2, first.output
+    assert "error: another process has not answered for 4 s (config timeout)" in first.output
 
 
 def test_a_process_whose_other_dies_says_so(tiny_data, tmp_path):
     first, second = together(tiny_data, tmp_path, "num_epoch=90")
-    assert first.until("Global Step: 6 "), first.said
+    assert first.until("Global Step: 6 "), first.output
     second.process.kill()
-    assert first.end() == 2 and "error: another process ended in the middle of a step" in first.said, first.said
+    assert first.end() == 2 and "error: another process ended in the middle of a step" in first.output, first.output
     second.end()
 
 
 def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
-    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
-    assert run.until("Global Step: 6 "), run.said
-    (worker,) = (pid for pid in children(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.output
+    (worker,) = (pid for pid in child_pids(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGKILL)
-    assert run.end() == 2, run.said
-    assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.said), run.said
+    assert run.end() == 2, run.output
+    assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.output), run.output
 
 
 def test_a_loader_worker_that_hangs_is_told_of(tiny_data, tmp_path):
-    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90", "timeout=3")
-    assert run.until("Global Step: 6 "), run.said
-    (worker,) = (pid for pid in children(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    run = RunningCommand(
+        sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90", "timeout=3"
+    )
+    assert run.until("Global Step: 6 "), run.output
+    (worker,) = (pid for pid in child_pids(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(worker, signal.SIGSTOP)
-    assert run.end() == 2, run.said
-    assert "\nerror: no images have come for 3 s (config timeout): a loader worker hangs" in run.said
+    assert run.end() == 2, run.output
+    assert "\nerror: no images have come for 3 s (config timeout): a loader worker hangs" in run.output
 
 
 def test_two_runs_in_a_folder_are_one_too_many(tiny_data, tmp_path):
-    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
-    assert run.until("Global Step: 6 "), run.said
-    other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=90")
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.output
+    other = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
     assert other.returncode == 2
     assert f"error: config output: another run is using {tmp_path} (process {run.process.pid} on " in other.stderr
     run.process.kill()  # and lets it go, though its loader worker lives on for a moment
-    other = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path), "num_epoch=4")
+    other = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=4")
     assert other.returncode == 0, other.stderr
     run.end()
 
@@ -174,22 +182,22 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_disk):
     (small_disk / "ballast").write_bytes(bytes(400_000))
-    run = Started(sys.executable, "-u", "train.py", *fields(tiny_data, small_disk), "num_epoch=8")
-    assert run.until("could not be written .*training continues, the next save tries again"), run.said
-    assert run.until("Global Step: 16 "), run.said
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, small_disk), "num_epoch=8")
+    assert run.until("could not be written .*training continues, the next save tries again"), run.output
+    assert run.until("Global Step: 16 "), run.output
     for path in small_disk.glob("*.pth"):  # whatever stands under its name is whole
         torch.load(path, weights_only=True)
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
-    assert run.end() == 0 and "Traceback" not in run.said, run.said
-    whole = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "whole"), "num_epoch=8")
+    assert run.end() == 0 and "Traceback" not in run.output, run.output
+    whole = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=8")
     assert whole.returncode == 0, whole.stderr
-    assert_same(weights(tmp_path / "whole"), weights(small_disk))
+    assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(small_disk))
 
 
 def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
     (small_disk / "ballast").write_bytes(bytes(512 << 10))  # to the last byte: logs have no room either
-    done = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, small_disk), "num_epoch=2")
+    done = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, small_disk), "num_epoch=2")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(
         r"error: .*20backbone.pth.* could not be written; free some disk space and start the run again", done.stderr
@@ -204,40 +212,46 @@ def copy_data(tiny_data: Path, tmp_path: Path) -> Path:
 
 def test_a_data_file_cut_short_under_a_run_is_told(tiny_data, tmp_path):
     data = copy_data(tiny_data, tmp_path)
-    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=90")
-    assert run.until("Global Step: 6 "), run.said
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(data, tmp_path / "out"), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.output
     os.truncate(data / "train.rec", 1000)
-    assert run.end() == 2, run.said
-    assert re.search(r"error: .*train.rec: shrank from \d+ to 1000 bytes while in use; copy it again", run.said)
+    assert run.end() == 2, run.output
+    assert re.search(r"error: .*train.rec: shrank from \d+ to 1000 bytes while in use; copy it again", run.output)
 
 
 def test_a_data_file_written_anew_under_a_run_is_told(tiny_data, tmp_path):
     """In place, by a cp of other data of the same size."""
     data = copy_data(tiny_data, tmp_path)
-    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=90")
-    assert run.until("Global Step: 6 "), run.said
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(data, tmp_path / "out"), "num_epoch=90")
+    assert run.until("Global Step: 6 "), run.output
     with (data / "train.rec").open("r+b") as file:
         file.write(bytes((tiny_data / "train.rec").stat().st_size))
-    assert run.end() == 2, run.said
-    assert re.search(r"error: .*train.rec: was written to while in use; copy it again", run.said), run.said
+    assert run.end() == 2, run.output
+    assert re.search(r"error: .*train.rec: was written to while in use; copy it again", run.output), run.output
 
 
 def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path):
     """What the run has opened is the file that was."""
     data = copy_data(tiny_data, tmp_path)
-    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path / "out"), "num_epoch=3")
-    assert run.until("Global Step: 3 "), run.said
+    run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(data, tmp_path / "out"), "num_epoch=3")
+    assert run.until("Global Step: 3 "), run.output
     (tmp_path / "other").write_bytes(bytes(5_000_000))
     (tmp_path / "other").replace(data / "train.rec")
-    assert run.end() == 0, run.said
-    whole = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "whole"), "num_epoch=3")
+    assert run.end() == 0, run.output
+    whole = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=3")
     assert whole.returncode == 0
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "out"))
+    assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_an_error_or_left_out(damaged_data, tmp_path, workers):
-    command = [sys.executable, "train.py", *fields(damaged_data, tmp_path / "out"), f"workers={workers}", "num_epoch=2"]
+    command = [
+        sys.executable,
+        "train.py",
+        *run_arguments(damaged_data, tmp_path / "out"),
+        f"workers={workers}",
+        "num_epoch=2",
+    ]
     failed = run_command(ROOT, *command)
     assert failed.returncode == 2
     assert re.fullmatch(r"error: .*train.rec: record \d+ at byte \d+: not a readable image, .*\n", failed.stderr)
@@ -250,7 +264,14 @@ def test_a_bad_image_is_an_error_or_left_out(damaged_data, tmp_path, workers):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_images(tiny_data, tmp_path):
     """A learning rate out of all measure."""
-    command = [sys.executable, "train.py", *fields(tiny_data, tmp_path), "lr=1e30", "weight_decay=0", "clip_norm=0"]
+    command = [
+        sys.executable,
+        "train.py",
+        *run_arguments(tiny_data, tmp_path),
+        "lr=1e30",
+        "weight_decay=0",
+        "clip_norm=0",
+    ]
     failed = run_command(ROOT, *command, "max_bad_steps=3", "num_epoch=9")
     assert failed.returncode == 2
     pattern = (
@@ -281,8 +302,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_pa
     rng = random.Random(1)
     step = hits = 0
     for _ in range(5):
-        run = Started(sys.executable, "-c", WRITER, tmp_path, step + 1, PYTHONPATH=str(ROOT))
-        assert run.until("writing"), run.said
+        run = RunningCommand(sys.executable, "-c", WRITER, tmp_path, step + 1, PYTHONPATH=str(ROOT))
+        assert run.until("writing"), run.output
         while not (tmp_path / f"checkpoint.{step + 1}.pth").exists():
             time.sleep(0.01)
         time.sleep(rng.random() / 5)

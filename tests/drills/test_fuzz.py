@@ -34,16 +34,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from backbones.augment_cells import AugmentCell
-from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse, to_json, to_text
+from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse_genotype, to_json, to_text
 from eval.inputs.bins import load_bin, read_bin
-from tests.helpers.faces import encode, write_data
+from tests.helpers.faces import encode_image, write_data
 from tests.helpers.paths import ROOT
-from tests.helpers.pickles import memory, pickle_of, zipped
+from tests.helpers.pickles import memory_bytes, read_data_pickle, zip_checkpoint
 from tests.helpers.training import CPU, small_config
 from utils.checkpoints.weights import load_weights, read_weights, save_atomic
-from utils.datasets.face_dataset import MOST_CLASSES, FaceDataset
+from utils.datasets.face_dataset import MAX_CLASSES, FaceDataset
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.datasets.training_data import load_training_data
 from utils.errors import UserError
 from utils.logs.meters import MeanMeter
@@ -148,7 +148,7 @@ DAMAGES = [
 def fuzz(target: Target) -> Counter[str]:
     """Reads every case and the damaged files. Counts what came of them."""
     outcomes: Counter[str] = Counter()
-    peak = memory("VmHWM") + PEAK
+    peak = memory_bytes("VmHWM") + PEAK
 
     def read(content: bytes) -> None:
         try:
@@ -157,7 +157,7 @@ def fuzz(target: Target) -> Counter[str]:
         except UserError as error:
             check_message(error, target.names)
             outcomes["errors"] += 1
-        assert memory("VmHWM") < peak, "too much memory"
+        assert memory_bytes("VmHWM") < peak, "too much memory"
 
     @settings(
         max_examples=target.examples,
@@ -228,8 +228,8 @@ def write_records(folder: Path, records: list[bytes]) -> tuple[Path, Path]:
 
 def records(folder: Path) -> Iterator[Target]:
     payloads = [
-        b"12345", MAGIC * 2, b"", b"1234" + MAGIC + b"567", pack(Header(0, 7.0, 1, 0), b"an image"),
-        pack(Header(2, np.array([3.0, 4.0]), 2, 0), MAGIC + b"another"), bytes(40),
+        b"12345", MAGIC * 2, b"", b"1234" + MAGIC + b"567", pack(RecordHeader(0, 7.0, 1, 0), b"an image"),
+        pack(RecordHeader(2, np.array([3.0, 4.0]), 2, 0), MAGIC + b"another"), bytes(40),
     ]  # fmt: skip
     rec, idx = write_records(folder, payloads)
     sound, sound_index = rec.read_bytes(), idx.read_bytes()
@@ -303,25 +303,25 @@ def image_bombs() -> list[bytes]:
         png(12_000, 12_000, 12_000),
         png(2**17, 1, 1),  # resized, as a face would be, it is 4 GB
         png(1, 2**17, 2**17),
-        with_size(encode(black), b"\xff\xc0", 5, struct.pack(">HH", 32_000, 32_000)),
+        with_size(encode_image(black), b"\xff\xc0", 5, struct.pack(">HH", 32_000, 32_000)),
         with_size(progressive, b"\xff\xc2", 5, struct.pack(">HH", 32_000, 32_000)),
         with_size(png(1, 1, 1), b"IDAT", -4, b"\x98\xf1\x3f\x59"),  # a chunk of 2.5 GB
-        with_size(encode(black, ".bmp"), b"BM", 18, struct.pack("<ii", 32_000, -32_000)),
-        with_size(encode(black, ".webp"), b"VP8L", 9, struct.pack("<I", 16_382 << 14 | 16_382)),
+        with_size(encode_image(black, ".bmp"), b"BM", 18, struct.pack("<ii", 32_000, -32_000)),
+        with_size(encode_image(black, ".webp"), b"VP8L", 9, struct.pack("<I", 16_382 << 14 | 16_382)),
         b"GIF89a%b\x80%b,%b%b\0\x02\x02\x4c\x01\0;" % (size, bytes(8), bytes(4), size),
     ]
 
 
 def flat(colour: int, kind: str, size: int = 112) -> bytes:
-    return encode(np.full((size, size, 3), colour, np.uint8), kind)
+    return encode_image(np.full((size, size, 3), colour, np.uint8), kind)
 
 
 def faces(folder: Path) -> Iterator[Target]:
     """Training data: images and labels of record files, and the file `property`."""
-    end = pack(Header(2, np.array([6.0, 6.0]), 0, 0), b"")
+    end = pack(RecordHeader(2, np.array([6.0, 6.0]), 0, 0), b"")
     shown = [flat(9, ".png"), flat(99, ".jpg"), png(112, 112, 112), flat(199, ".webp"), flat(9, ".png", 100)]
     labels = [0.0, np.array([1.0, 5.0]), 2.0, 1.0, 0.0]
-    people = [pack(Header(0, label, 0, 0), image) for label, image in zip(labels, shown, strict=True)]
+    people = [pack(RecordHeader(0, label, 0, 0), image) for label, image in zip(labels, shown, strict=True)]
     rec, idx = write_records(folder, [end, *people])
     sound, offsets = rec.read_bytes(), list(index_of(idx.read_bytes()).values())
     (folder / "property").unlink(missing_ok=True)  # of an earlier run
@@ -334,7 +334,7 @@ def faces(folder: Path) -> Iterator[Target]:
             if face is not None:
                 check_face(*face, payload_at(content, offsets[key]))
         classes = dataset.count_classes()
-        assert 1 <= classes <= MOST_CLASSES
+        assert 1 <= classes <= MAX_CLASSES
         for few in (2, classes):
             attempt(partial(dataset.check_labels, few), str(rec))
 
@@ -347,7 +347,7 @@ def faces(folder: Path) -> Iterator[Target]:
         assert image.shape == (112, 112, 3)
 
     def with_last(label: float, image: bytes) -> bytes:
-        record = pack(Header(0, label, 0, 0), image)
+        record = pack(RecordHeader(0, label, 0, 0), image)
         return sound[: offsets[-1]] + MAGIC + struct.pack("<I", len(record)) + record + bytes(-len(record) % 4)
 
     numbers = [float("nan"), float("inf"), -float("inf"), 1e30, -1.0, 1.5, 2.0**24]
@@ -358,7 +358,7 @@ def faces(folder: Path) -> Iterator[Target]:
 
     def read_property(text: bytes) -> None:
         (folder / "property").write_bytes(text)
-        assert 1 <= dataset.count_classes() <= MOST_CLASSES
+        assert 1 <= dataset.count_classes() <= MAX_CLASSES
 
     write_records(folder, [end, *people])
     dataset = FaceDataset(folder)
@@ -434,11 +434,14 @@ def genotypes(folder: Path) -> Iterator[Target]:
     built = set()
 
     def read_genotype(content: bytes) -> None:
-        genotype = parse(content.decode("utf-8", "surrogateescape"))
-        said = to_text(genotype)
-        assert parse(said) == parse(to_json(genotype)) == parse(genotype) == genotype and to_text(parse(said)) == said
-        if said not in built:
-            built.add(said)
+        genotype = parse_genotype(content.decode("utf-8", "surrogateescape"))
+        log_capture = to_text(genotype)
+        assert (
+            parse_genotype(log_capture) == parse_genotype(to_json(genotype)) == parse_genotype(genotype) == genotype
+            and to_text(parse_genotype(log_capture)) == log_capture
+        )
+        if log_capture not in built:
+            built.add(log_capture)
             check_cells(genotype)
 
     def check_cells(genotype) -> None:
@@ -449,7 +452,7 @@ def genotypes(folder: Path) -> Iterator[Target]:
 
     small = "Genotype(normal=[[('dw_conv_3x3', 0), ('none', 1)], [('max_pool_3x3', 2)]], normal_concat=range(2, 4), "
     small += "reduce=[[('skip_connect', 0)]], reduce_concat=[2])"
-    sound = [said.encode() for said in (small, small, to_json(parse(small)), SOFTMAX_CASIA)]
+    sound = [log_capture.encode() for log_capture in (small, small, to_json(parse_genotype(small)), SOFTMAX_CASIA)]
     words = [*PRIMITIVES, *"[](),'\"0125-{}é😀\n\r\f", "[2]", "range(2, 4)", "range(0, 3)", "normal", "reduce_concat"]
     words += ["null", "True", "1e999", "lambda: ", "\\N{a}"]
     normal = "Genotype(normal={}, normal_concat=[2], reduce=[[('none', 0)]], reduce_concat=[2])"
@@ -479,7 +482,7 @@ def saved(zip_file: bool) -> bytes:
 
 
 def with_pickle(content: bytes) -> bytes:
-    return zipped(content, *(value.numpy().tobytes() for value in module().state_dict().values()))
+    return zip_checkpoint(content, *(value.numpy().tobytes() for value in module().state_dict().values()))
 
 
 WORDS = b"( ) } ] u t R Q tR N . 1.bias weight meta cuda:0 _rebuild_sparse_tensor _rebuild_parameter".split()
@@ -504,7 +507,7 @@ def checkpoints(folder: Path) -> Iterator[Target]:
             assert value.numel() == 0 or 0 <= resume_point <= last < storage.nbytes() // value.element_size()
             torch.empty(0, dtype=torch.uint8).set_(storage).sum()  # every byte can be read
 
-    inner = pickle_of(saved(True))
+    inner = read_data_pickle(saved(True))
     pickles = [
         inner.replace(b"K\x06t", HUGE + b"t"),
         inner.replace(b"K\x03K\x02\x86", HUGE * 2 + b"\x86"),
@@ -514,14 +517,14 @@ def checkpoints(folder: Path) -> Iterator[Target]:
         b"\x80\x02" + b"]" * 10**5,
     ]
     files = [saved(True), saved(False)]
-    yield Target(read_checkpoint, str(path), files, WORDS, [b"", zipped(inner, *[b""] * 6), *pickles], 1000)
+    yield Target(read_checkpoint, str(path), files, WORDS, [b"", zip_checkpoint(inner, *[b""] * 6), *pickles], 1000)
     yield Target(lambda inside: read_checkpoint(with_pickle(inside)), str(path), [inner], WORDS, pickles, 1000)
 
 
 def networks(folder: Path) -> Iterator[Target]:
     """What is loaded into a network, and checkpoints that torch alone does not survive."""
     path = folder / "1header.pth"
-    network, inner = module(), pickle_of(saved(True))
+    network, inner = module(), read_data_pickle(saved(True))
 
     def load(content: bytes) -> None:
         path.write_bytes(content)
@@ -535,7 +538,7 @@ def networks(folder: Path) -> Iterator[Target]:
     large = inner.replace(b"X\x01\x00\x00\x000", b"X\x01\x00\x00\x006")  # its first storage is the seventh record
     large = large.replace(b"K\x06t", b"J" + struct.pack("<i", 250 * 10**6) + b"t")
     cases = [with_pickle(inner.replace(b"1.bias", b"\n\x1b[2Jx")), with_pickle(deep), deep]
-    cases.append(zipped(large, *[b""] * 6, inflated=1000))
+    cases.append(zip_checkpoint(large, *[b""] * 6, inflated=1000))
     yield Target(load, str(path), [saved(True), saved(False)], WORDS, cases, 300)
 
 
@@ -567,7 +570,7 @@ def runs(folder: Path) -> Iterator[Target]:
         again = state.state_dict(resume_point.progress)
         assert again and again["position"]["step"] == resume_point.progress.step and again["bad_steps"] >= 0
 
-    inner = pickle_of(sound)
+    inner = read_data_pickle(sound)
     with zipfile.ZipFile(io.BytesIO(sound)) as file:
         names = [name for name in file.namelist() if "/data/" in name]
         storages = [file.read(name) for name in sorted(names, key=lambda name: int(name.rpartition("/")[2]))]
@@ -579,8 +582,8 @@ def runs(folder: Path) -> Iterator[Target]:
         torch.save(altered(content, random.Random(seed)), buffer)
         go_on(buffer.getvalue())
 
-    yield Target(go_on, str(folder), [sound], words, [b"", zipped(inner, *storages, inflated=1000)], 200)
-    yield Target(lambda inside: go_on(zipped(inside, *storages)), str(folder), [inner], words, [], 400)
+    yield Target(go_on, str(folder), [sound], words, [b"", zip_checkpoint(inner, *storages, inflated=1000)], 200)
+    yield Target(lambda inside: go_on(zip_checkpoint(inside, *storages)), str(folder), [inner], words, [], 400)
     yield Target(go_on_from_another, str(folder), [bytes(range(8))], [b"a", b"b"], [], 1000)
 
 
@@ -627,7 +630,7 @@ def test_every_file_ends_in_a_clear_error_or_a_right_result(name, tmp_path):
 
 
 def main(name: str, folder: Path) -> None:
-    ceiling = memory("VmSize") + CEILING
+    ceiling = memory_bytes("VmSize") + CEILING
     resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
     folder.mkdir(exist_ok=True)
     for target in FORMATS[name](folder):

@@ -13,8 +13,8 @@ import torch
 
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields, step_of
-from tests.helpers.published_files import assert_same, weights
+from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
+from tests.helpers.published_files import assert_same_weights, read_weights_files
 
 
 @pytest.mark.parametrize("way", ["arcface", "template", "multi-step", "search"])
@@ -32,52 +32,54 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_pa
         "search": ["NAS/search.py", "n_nodes=2", "channel=2", "search_eval=6"],
     }[way]
     if way in ("template", "multi-step"):
-        taught = run_command(ROOT, sys.executable, "train.py", *fields(tiny_data, tmp_path / "teacher"), *few, "seed=5")
+        taught = run_command(
+            ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "teacher"), *few, "seed=5"
+        )
         assert taught.returncode == 0, taught.stderr
     script, *changes = command
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_command(ROOT, sys.executable, script, *fields(tiny_data, whole), *few, *changes)
+    done = run_command(ROOT, sys.executable, script, *run_arguments(tiny_data, whole), *few, *changes)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     rng = random.Random(way)
     resumed = 0
     for _ in range(20):
-        run = Started(sys.executable, "-u", script, *fields(tiny_data, cut), *few, *changes)
+        run = RunningCommand(sys.executable, "-u", script, *run_arguments(tiny_data, cut), *few, *changes)
         steps = rng.randint(4, 8)
         if all(run.until("Global Step") for _ in range(steps)):
             time.sleep(rng.random() / 5)  # anywhere within a step, or while a checkpoint is written
             run.process.kill()
         run.end()
-        resumed += "Resumes at step" in run.said
+        resumed += "Resumes at step" in run.output
         if run.process.returncode == 0:
             break
-    assert run.process.returncode == 0 and resumed >= 2, run.said
+    assert run.process.returncode == 0 and resumed >= 2, run.output
     if way == "search":
         assert (cut / "genotypes.jsonl").read_text() == (whole / "genotypes.jsonl").read_text()
         ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (whole, cut)]
         assert len(ends[0]) == 2
-        assert_same(*ends)
+        assert_same_weights(*ends)
     else:
-        assert_same(weights(whole), weights(cut))
+        assert_same_weights(read_weights_files(whole), read_weights_files(cut))
 
 
 def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
     """kill -9 of either of two processes at random; torchrun starts both again."""
     few = ["num_epoch=16", "lr_steps=9"]  # 80 steps
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_command(ROOT, "./train.sh", *fields(tiny_data, whole), *few, NPROC="2", OMP_NUM_THREADS="1")
+    done = run_command(ROOT, "./train.sh", *run_arguments(tiny_data, whole), *few, NPROC="2", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    run = Started("./train.sh", *fields(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
     rng = random.Random(0)
     for _ in range(20):
         for _ in range(rng.randint(1, 4)):
-            assert run.until("Global Step"), run.said
+            assert run.until("Global Step"), run.output
         time.sleep(rng.random() / 10)
-        os.kill(rng.choice(children(run.process.pid)), signal.SIGKILL)
-        before = step_of(cut)
-        assert run.until("Resumes at step"), run.said
-        resumed = int(re.findall(r"Resumes at step (\d+)", run.said)[-1])
-        last = max(int(step) for step in re.findall(r"Global Step: (\d+)", run.said))
-        assert before <= resumed and last - resumed <= 2 + 1, run.said  # save_step, and the one being written
-    assert run.end() == 0, run.said
-    assert_same(weights(whole), weights(cut))
+        os.kill(rng.choice(child_pids(run.process.pid)), signal.SIGKILL)
+        before = checkpoint_step(cut)
+        assert run.until("Resumes at step"), run.output
+        resumed = int(re.findall(r"Resumes at step (\d+)", run.output)[-1])
+        last = max(int(step) for step in re.findall(r"Global Step: (\d+)", run.output))
+        assert before <= resumed and last - resumed <= 2 + 1, run.output  # save_step, and the one being written
+    assert run.end() == 0, run.output
+    assert_same_weights(read_weights_files(whole), read_weights_files(cut))

@@ -11,13 +11,13 @@ import pytest
 
 from tests.helpers.commands import DEMO, copy_run
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields
-from tests.helpers.sockets import address_of, is_loopback, listening_addresses
+from tests.helpers.processes import RunningCommand, child_pids, run_arguments
+from tests.helpers.sockets import is_loopback, listening_addresses, parse_address
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs /proc/net of Linux")
 
 
-def listened(run: Started) -> set[str]:
+def listened(run: RunningCommand) -> set[str]:
     """The addresses at which its processes listen until it ends."""
     found: set[str] = set()
     while run.process.poll() is None:
@@ -31,63 +31,63 @@ def assert_loopback_alone(addresses: set[str]) -> None:
 
 
 def test_addresses_are_read_as_the_kernel_writes_them():
-    assert address_of("0100007F") == "127.0.0.1" and is_loopback("127.0.0.1")
-    assert address_of("00000000") == "0.0.0.0" and not is_loopback("0.0.0.0")
-    assert address_of("00000000000000000000000001000000") == "::1" and is_loopback("::1")
-    assert not is_loopback(address_of("0" * 32))
+    assert parse_address("0100007F") == "127.0.0.1" and is_loopback("127.0.0.1")
+    assert parse_address("00000000") == "0.0.0.0" and not is_loopback("0.0.0.0")
+    assert parse_address("00000000000000000000000001000000") == "::1" and is_loopback("::1")
+    assert not is_loopback(parse_address("0" * 32))
 
 
 # What a person may have set for runs on several machines does not open a port on one.
 @pytest.mark.parametrize("environment", [{}, {"MASTER_PORT": "29777", "GLOO_SOCKET_IFNAME": "eth0"}])
 def test_two_training_processes(tiny_data, tmp_path, environment):
-    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=2", NPROC="2", **environment)
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=2", NPROC="2", **environment)
     assert_loopback_alone(listened(run))
-    assert run.end() == 0, run.said
+    assert run.end() == 0, run.output
 
 
 def test_two_training_processes_that_are_started_again(tiny_data, tmp_path):
-    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=6", NPROC="2", MAX_RESTARTS="1")
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=6", NPROC="2", MAX_RESTARTS="1")
     while not (tmp_path / "checkpoint.pth").is_file():
-        assert run.process.poll() is None, run.end() and run.said
+        assert run.process.poll() is None, run.end() and run.output
         assert all(map(is_loopback, listening_addresses(run.process.pid)))
         time.sleep(0.03)
-    os.kill(children(run.process.pid)[-1], signal.SIGKILL)
+    os.kill(child_pids(run.process.pid)[-1], signal.SIGKILL)
     assert_loopback_alone(listened(run))
-    assert run.end() == 0 and "Resumes at step" in run.said, run.said
+    assert run.end() == 0 and "Resumes at step" in run.output, run.output
 
 
 def test_two_processes_of_eval_whose_terminal_is_closed(demo, tmp_path):
     """Under nohup, that ends none of them."""
     out = copy_run(demo / "output" / "demo", tmp_path / "out")
     command = [sys.executable, "eval/eval.py", *DEMO, f"output={out}"]
-    run = Started("env", f"--chdir={demo}", "nohup", *command, NPROC="2")
+    run = RunningCommand("env", f"--chdir={demo}", "nohup", *command, NPROC="2")
     found: set[str] = set()
-    while len(children(run.process.pid)) < 2 or not found:
-        assert run.process.poll() is None, run.end() and run.said
+    while len(child_pids(run.process.pid)) < 2 or not found:
+        assert run.process.poll() is None, run.end() and run.output
         found |= listening_addresses(run.process.pid)
         time.sleep(0.03)
-    for pid in (run.process.pid, *children(run.process.pid)):
+    for pid in (run.process.pid, *child_pids(run.process.pid)):
         os.kill(pid, signal.SIGHUP)
     assert_loopback_alone(found | listened(run))
-    assert run.end() == 0 and run.said.count("Accuracy-Flip") == 3, run.said
+    assert run.end() == 0 and run.output.count("Accuracy-Flip") == 3, run.output
 
 
 def test_two_processes_of_the_search(tiny_data, tmp_path):
-    small = [*fields(tiny_data, tmp_path), "n_nodes=2", "channel=2", "search_eval=0", "max_steps=2"]
-    run = Started("NAS/search.sh", *small, NPROC="2")
+    small = [*run_arguments(tiny_data, tmp_path), "n_nodes=2", "channel=2", "search_eval=0", "max_steps=2"]
+    run = RunningCommand("NAS/search.sh", *small, NPROC="2")
     assert_loopback_alone(listened(run))
-    assert run.end() == 0, run.said
+    assert run.end() == 0, run.output
 
 
 def test_the_files_through_which_processes_meet_are_this_users_alone(tiny_data, tmp_path):
     """The launcher unpickles what one of them holds."""
     (tmp_path / "tmp").mkdir(mode=0o777)
-    places = fields(tiny_data, tmp_path / "out")
-    run = Started("./train.sh", *places, "num_epoch=9", NPROC="2", TMPDIR=str(tmp_path / "tmp"))
-    assert run.until("Global Step: 4 "), run.said
+    places = run_arguments(tiny_data, tmp_path / "out")
+    run = RunningCommand("./train.sh", *places, "num_epoch=9", NPROC="2", TMPDIR=str(tmp_path / "tmp"))
+    assert run.until("Global Step: 4 "), run.output
     (rendezvous,) = (tmp_path / "tmp").rglob("rendezvous")
     assert stat.S_IMODE(rendezvous.parent.stat().st_mode) == 0o700
-    assert run.end() == 0, run.said
+    assert run.end() == 0, run.output
     assert not rendezvous.parent.exists()
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from NAS.data import split
+from NAS.data import split_halves
 from tests.helpers.commands import run_command
 from tests.helpers.faces import write_data
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields, step_of
-from tests.helpers.training import CPU, run, small_config
+from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
+from tests.helpers.training import CPU, small_config, train_small
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import LOOKAHEAD
@@ -80,25 +80,25 @@ def test_batches_stay_as_they_are_until_the_one_after_next_is_asked_for(data):
             before = decoded
 
 
-def test_a_bad_image_ends_a_run_with_a_checkpoint(data, tmp_path, said):
+def test_a_bad_image_ends_a_run_with_a_checkpoint(data, tmp_path, log_capture):
     config = small_config(tmp_path, data, "batch_size=4", "save_step=1000", "num_epoch=2")
     sampler = load_training_data(config, CPU)[0].sampler
     break_image(data, list(sampler)[6][0])  # of the seventh batch
     with pytest.raises(UserError, match="not a readable image"):
-        run(config)
-    assert step_of(tmp_path / "out") == 7 - LOOKAHEAD
-    assert "the same command resumes from the last checkpoint" in said.text
+        train_small(config)
+    assert checkpoint_step(tmp_path / "out") == 7 - LOOKAHEAD
+    assert "the same command resumes from the last checkpoint" in log_capture.text
 
 
 def test_touching_the_files_changes_nothing(data, tmp_path):
-    command = [sys.executable, "-u", "train.py", *fields(data, tmp_path), "num_epoch=4", "save_step=1000"]
-    run = Started(*command)
-    assert run.until("Global Step: 4 "), run.said
+    command = [sys.executable, "-u", "train.py", *run_arguments(data, tmp_path), "num_epoch=4", "save_step=1000"]
+    train_small = RunningCommand(*command)
+    assert train_small.until("Global Step: 4 "), train_small.output
     os.utime(data / "train.rec")
     copy = Path(shutil.copy(data / "train.rec", data / "copy"))
-    assert run.until("Global Step: 12 "), run.said
+    assert train_small.until("Global Step: 12 "), train_small.output
     copy.replace(data / "train.rec")  # the same bytes in another file
-    assert run.end() == 0, run.said
+    assert train_small.end() == 0, train_small.output
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -106,29 +106,38 @@ def test_a_file_cut_short_ends_a_run_with_a_checkpoint_and_code_2(data, tmp_path
     """By train.sh, in one process and in two, of which both must write the checkpoint."""
     output = tmp_path / "out"
     slow = ["batch_size=2", "channel=16", "num_epoch=40", "save_step=1000"]
-    run = Started("./train.sh", *fields(data, output), *slow, NPROC=processes)
-    assert run.until("Global Step: 3 "), run.said
+    train_small = RunningCommand("./train.sh", *run_arguments(data, output), *slow, NPROC=processes)
+    assert train_small.until("Global Step: 3 "), train_small.output
     truncate(data)
-    assert run.end() == 2, run.said
-    last = int(re.findall(r"Global Step: (\d+)", run.said)[-1])
-    assert step_of(output) == last
-    assert re.search(r"error: .*train\.rec: shrank from \d+ to \d+ bytes while in use; copy it again\n", run.said)
-    assert "Traceback" not in run.said and "the same command resumes from the last checkpoint" in run.said
+    assert train_small.end() == 2, train_small.output
+    last = int(re.findall(r"Global Step: (\d+)", train_small.output)[-1])
+    assert checkpoint_step(output) == last
+    assert re.search(
+        r"error: .*train\.rec: shrank from \d+ to \d+ bytes while in use; copy it again\n", train_small.output
+    )
+    assert (
+        "Traceback" not in train_small.output
+        and "the same command resumes from the last checkpoint" in train_small.output
+    )
 
 
 def test_a_bad_image_of_the_second_process_ends_both_with_a_checkpoint(data, tmp_path):
     output = tmp_path / "out"
     break_image(data, list(EpochSampler(40, 2, 1, 2))[6][0])  # of its seventh batch; the other process has none
-    run = Started("./train.sh", *fields(data, output), "batch_size=2", "num_epoch=2", "save_step=1000", NPROC="2")
-    assert run.end() == 2, run.said
-    assert step_of(output) == 6  # the other process learns of it after step 5, of which both have the next batch
-    assert len(re.findall(r"^error: .*not a readable image", run.said, re.MULTILINE)) == 1, run.said
-    assert "Traceback" not in run.said and "another process" not in run.said
+    train_small = RunningCommand(
+        "./train.sh", *run_arguments(data, output), "batch_size=2", "num_epoch=2", "save_step=1000", NPROC="2"
+    )
+    assert train_small.end() == 2, train_small.output
+    assert (
+        checkpoint_step(output) == 6
+    )  # the other process learns of it after step 5, of which both have the next batch
+    assert len(re.findall(r"^error: .*not a readable image", train_small.output, re.MULTILINE)) == 1, train_small.output
+    assert "Traceback" not in train_small.output and "another process" not in train_small.output
 
 
 def val_batches(data: Path, seed: int, batch_size: int, epoch: int, processes: int) -> list[list[int]]:
     """The images of each validation batch of a search's epoch, those of all processes together."""
-    half = split(FaceDataset(data).label_values.astype(int), seed).val
+    half = split_halves(FaceDataset(data).label_values.astype(int), seed).val
     sampler = EpochSampler(half, batch_size * processes, seed=seed)
     sampler.epoch = epoch
     return list(sampler)
@@ -147,41 +156,46 @@ def test_a_bad_validation_image_ends_a_search_with_a_checkpoint(tmp_path, proces
     seed = next(seed for seed in range(99) if images_at_the_start(seed))
     break_image(data, min(images_at_the_start(seed)))
     small = ["n_nodes=2", "channel=2", "search_eval=0", "batch_size=3", "save_step=1000", f"seed={seed}", "num_epoch=2"]
-    run = Started("NAS/search.sh", *fields(data, output), *small, NPROC=str(processes))
-    assert run.end() == 2, run.said
+    train_small = RunningCommand("NAS/search.sh", *run_arguments(data, output), *small, NPROC=str(processes))
+    assert train_small.end() == 2, train_small.output
     # Of 5 batches, or 2 in two processes; AHEAD of them are read ahead. The second process learns of it a step later.
-    assert step_of(output) == (4 if processes == 1 else 2)
-    assert len(re.findall(r"^error: .*not a readable image", run.said, re.MULTILINE)) == 1, run.said
-    assert "Traceback" not in run.said and "the same command resumes from the last checkpoint" in run.said
+    assert checkpoint_step(output) == (4 if processes == 1 else 2)
+    assert len(re.findall(r"^error: .*not a readable image", train_small.output, re.MULTILINE)) == 1, train_small.output
+    assert (
+        "Traceback" not in train_small.output
+        and "the same command resumes from the last checkpoint" in train_small.output
+    )
 
 
 def test_a_bad_validation_image_is_known_before_its_turn(data, tmp_path):
     break_image(data, val_batches(data, 0, 2, 0, 1)[8][1])
     small = ["n_nodes=2", "channel=2", "search_eval=0", "batch_size=2", "save_step=1000", "num_epoch=1"]
-    search = [sys.executable, "NAS/search.py", *fields(data, tmp_path / "out"), *small]
+    search = [sys.executable, "NAS/search.py", *run_arguments(data, tmp_path / "out"), *small]
     failed = run_command(ROOT, *search)
     assert failed.returncode == 2 and re.fullmatch("error: .*not a readable image.*\n", failed.stderr), failed.stderr
-    assert step_of(tmp_path / "out") == 5
+    assert checkpoint_step(tmp_path / "out") == 5
     done = run_command(ROOT, *search, "on_bad_image=skip")
     assert done.returncode == 0 and "Resumes at step 5" in done.stdout, done.stderr
 
 
 def test_a_worker_that_is_killed_leaves_a_checkpoint(data, tmp_path):
-    run = Started(sys.executable, "-u", "train.py", *fields(data, tmp_path), "num_epoch=400", "save_step=100000")
-    assert run.until("Global Step: 7 "), run.said
-    for worker in children(run.process.pid):
+    train_small = RunningCommand(
+        sys.executable, "-u", "train.py", *run_arguments(data, tmp_path), "num_epoch=400", "save_step=100000"
+    )
+    assert train_small.until("Global Step: 7 "), train_small.output
+    for worker in child_pids(train_small.process.pid):
         os.kill(worker, 9)
-    assert run.end() == 2, run.said
-    assert step_of(tmp_path) == int(re.findall(r"Global Step: (\d+)", run.said)[-1])
-    assert "a loader worker ended (Killed)" in run.said and "Traceback" not in run.said
+    assert train_small.end() == 2, train_small.output
+    assert checkpoint_step(tmp_path) == int(re.findall(r"Global Step: (\d+)", train_small.output)[-1])
+    assert "a loader worker ended (Killed)" in train_small.output and "Traceback" not in train_small.output
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "said"),
+    ("limit", "value", "log_capture"),
     [(resource.RLIMIT_NOFILE, 40, "Too many open files"), (resource.RLIMIT_AS, None, "an(not|'t) allocate memory")],
     ids=["file handles", "memory"],
 )
-def test_too_little_for_the_workers_is_one_line(data, limit, value, said):
+def test_too_little_for_the_workers_is_one_line(data, limit, value, log_capture):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -203,5 +217,7 @@ run(main)
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert re.search(rf"^error: config workers: 20 loader workers .*{said}.*; lower workers", done.stderr), done.stderr
+    assert re.search(rf"^error: config workers: 20 loader workers .*{log_capture}.*; lower workers", done.stderr), (
+        done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields
-from tests.helpers.published_files import assert_same, weights
+from tests.helpers.processes import RunningCommand, child_pids, run_arguments
+from tests.helpers.published_files import assert_same_weights, read_weights_files
 
 NAMES = [f"pocketnet{os.getpid()}-{i}" for i in range(2)]
 ADDRESSES = ["10.213.77.1", "10.213.77.2"]
@@ -44,42 +44,44 @@ def machines():
             ip("netns", "del", name)
 
 
-def on_both(machines, *command: str, **environment: str) -> list[Started]:
+def on_both(machines, *command: str, **environment: str) -> list[RunningCommand]:
     """The command on both machines, as README.md has it."""
     meet = {"NNODES": "2", "NPROC": "2", "MASTER_ADDR": ADDRESSES[0], **environment}
     return [
-        Started("ip", "netns", "exec", name, *command, NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet)
+        RunningCommand("ip", "netns", "exec", name, *command, NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet)
         for i, name in enumerate(machines)
     ]
 
 
 def test_two_machines_of_two_processes_train_as_one_of_four(machines, tiny_data, tmp_path):
     few = ["num_epoch=3", "lr_steps=2"]
-    runs = on_both(machines, "./train.sh", *fields(tiny_data, tmp_path / "two"), *few)
-    assert [run.end() for run in runs] == [0, 0], runs[0].said + runs[1].said
-    assert "Done: 6 steps" in runs[0].said and "Done" not in runs[1].said
-    one = run_command(ROOT, "./train.sh", *fields(tiny_data, tmp_path / "one"), *few, NPROC="4", OMP_NUM_THREADS="1")
+    runs = on_both(machines, "./train.sh", *run_arguments(tiny_data, tmp_path / "two"), *few)
+    assert [run.end() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    assert "Done: 6 steps" in runs[0].output and "Done" not in runs[1].output
+    one = run_command(
+        ROOT, "./train.sh", *run_arguments(tiny_data, tmp_path / "one"), *few, NPROC="4", OMP_NUM_THREADS="1"
+    )
     assert one.returncode == 0, one.stderr
-    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    assert_same_weights(read_weights_files(tmp_path / "one"), read_weights_files(tmp_path / "two"))
 
 
 def test_what_no_new_start_mends_ends_both_machines(machines, damaged_data, tmp_path):
     few = ["num_epoch=30", "log_step=1"]
-    runs = on_both(machines, "./train.sh", *fields(damaged_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
-    assert [run.end() for run in runs] == [2, 2], runs[0].said + runs[1].said
-    said = runs[0].said + runs[1].said
-    assert said.count("not a readable image") == 1 and "Resumes at step" not in said
+    runs = on_both(machines, "./train.sh", *run_arguments(damaged_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
+    assert [run.end() for run in runs] == [2, 2], runs[0].output + runs[1].output
+    log_capture = runs[0].output + runs[1].output
+    assert log_capture.count("not a readable image") == 1 and "Resumes at step" not in log_capture
 
 
 def test_a_process_that_dies_on_one_machine_is_started_again_with_all(machines, tiny_data, tmp_path):
     """Elastic: both machines start their processes again, from the last checkpoint."""
     few = ["num_epoch=30", "lr_steps=9"]  # 60 steps
-    runs = on_both(machines, "./train.sh", *fields(tiny_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
+    runs = on_both(machines, "./train.sh", *run_arguments(tiny_data, tmp_path / "two"), *few, MAX_RESTARTS="3")
     while not (tmp_path / "two" / "checkpoint.pth").is_file():
-        assert all(run.process.poll() is None for run in runs), runs[0].end() and runs[0].said
+        assert all(run.process.poll() is None for run in runs), runs[0].end() and runs[0].output
         time.sleep(0.1)
-    os.kill(children(runs[1].process.pid)[-1], signal.SIGKILL)
-    assert [run.end() for run in runs] == [0, 0], runs[0].said + runs[1].said
-    said = runs[0].said + runs[1].said
-    assert re.search(r"Resumes at step \d+", said) and "Done: 60 steps" in said
-    assert "60backbone.pth" in weights(tmp_path / "two")
+    os.kill(child_pids(runs[1].process.pid)[-1], signal.SIGKILL)
+    assert [run.end() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    log_capture = runs[0].output + runs[1].output
+    assert re.search(r"Resumes at step \d+", log_capture) and "Done: 60 steps" in log_capture
+    assert "60backbone.pth" in read_weights_files(tmp_path / "two")

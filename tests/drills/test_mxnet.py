@@ -14,7 +14,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack, unpack
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack, unpack
 
 PYTHON = ROOT / os.environ.get("POCKETNET_MXNET_PYTHON", ".venv-mxnet/bin/python")
 
@@ -41,7 +41,7 @@ def theirs(tmp_path_factory):
 def packed(record):
     if record["label"] is None:
         return record["payload"]
-    return pack(Header(0, record["label"], record["id"], record["id2"]), record["payload"])
+    return pack(RecordHeader(0, record["label"], record["id"], record["id2"]), record["payload"])
 
 
 def test_we_read_what_mxnet_writes(theirs):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import Started, children, fields, step_of
+from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
 from tests.helpers.training import CPU
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals, is_ignored
@@ -30,44 +30,44 @@ def hangup_as_in_a_terminal():
     signal.signal(signal.SIGHUP, before)
 
 
-def resume_point(ways: str, data: Path, folder: Path, *changes: str, before: tuple[str, ...] = ()) -> Started:
+def resume_point(ways: str, data: Path, folder: Path, *changes: str, before: tuple[str, ...] = ()) -> RunningCommand:
     """A training in one process, or in two that torchrun starts."""
     if ways == "one process":
-        return Started(*before, sys.executable, "-u", "train.py", *fields(data, folder), *LONG, *changes)
-    return Started(*before, "./train.sh", *fields(data, folder), *LONG, *changes, NPROC="2")
+        return RunningCommand(*before, sys.executable, "-u", "train.py", *run_arguments(data, folder), *LONG, *changes)
+    return RunningCommand(*before, "./train.sh", *run_arguments(data, folder), *LONG, *changes, NPROC="2")
 
 
-def last_step(said: str) -> int:
-    return int(re.findall(r"Global Step: (\d+)", said)[-1])
+def last_step(log_capture: str) -> int:
+    return int(re.findall(r"Global Step: (\d+)", log_capture)[-1])
 
 
 @pytest.mark.parametrize("ways", ["one process", "two processes"])
 def test_hangup_ends_a_run_with_a_checkpoint(tiny_data, tmp_path, ways):
     """Sent to the process that the person started, which is the launcher where there are several."""
     run = resume_point(ways, tiny_data, tmp_path)
-    assert run.until("Global Step: 8 "), run.said
+    assert run.until("Global Step: 8 "), run.output
     run.process.send_signal(signal.SIGHUP)
-    assert run.end() == 129, run.said
-    assert step_of(tmp_path) == last_step(run.said)
-    assert f"Stopped by SIGHUP after step {last_step(run.said)}" in run.said
+    assert run.end() == 129, run.output
+    assert checkpoint_step(tmp_path) == last_step(run.output)
+    assert f"Stopped by SIGHUP after step {last_step(run.output)}" in run.output
 
 
 @pytest.mark.parametrize("ways", ["one process", "two processes"])
 def test_hangup_to_every_process_of_a_run_under_nohup_changes_nothing(tiny_data, tmp_path, ways):
     run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "workers=2", before=("nohup",))
-    assert run.until("Global Step: 6 "), run.said
-    for pid in (run.process.pid, *children(run.process.pid)):
-        for one in (pid, *children(pid)):
+    assert run.until("Global Step: 6 "), run.output
+    for pid in (run.process.pid, *child_pids(run.process.pid)):
+        for one in (pid, *child_pids(pid)):
             os.kill(one, signal.SIGHUP)
-    assert run.end() == 0, run.said
-    assert "Done" in run.said and "SIGHUP" not in run.said
+    assert run.end() == 0, run.output
+    assert "Done" in run.output and "SIGHUP" not in run.output
 
 
 @pytest.mark.parametrize("ways", ["one process", "two processes"])
 def test_a_terminal_that_is_closed_costs_nothing(tiny_data, tmp_path, ways):
     """For real: a terminal of its own, whose other end goes. The run can then write to it no more."""
     ours, theirs = pty.openpty()
-    command = ["./train.sh", *fields(tiny_data, tmp_path), *LONG, f"output={tmp_path}"]
+    command = ["./train.sh", *run_arguments(tiny_data, tmp_path), *LONG, f"output={tmp_path}"]
     environment = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     number = "1" if ways == "one process" else "2"
     run = subprocess.Popen(
@@ -81,38 +81,38 @@ def test_a_terminal_that_is_closed_costs_nothing(tiny_data, tmp_path, ways):
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
-    said = b""
-    while b"Global Step: 8 " not in said:
-        said += os.read(ours, 1 << 16)
+    log_capture = b""
+    while b"Global Step: 8 " not in log_capture:
+        log_capture += os.read(ours, 1 << 16)
     os.close(ours)
     assert run.wait(100) == 129
     text = (tmp_path / "training.log").read_text()
     assert "Stopped by SIGHUP" in text and "Traceback" not in text
-    assert step_of(tmp_path) == last_step(text)
+    assert checkpoint_step(tmp_path) == last_step(text)
 
 
 @pytest.mark.parametrize(("ways", "number"), [("one process", signal.SIGUSR1), ("two processes", signal.SIGUSR2)])
 def test_a_request_for_a_checkpoint_leaves_one_and_the_run_goes_on(tiny_data, tmp_path, ways, number):
     run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "keep=99")
-    assert run.until("Global Step: 6 "), run.said
+    assert run.until("Global Step: 6 "), run.output
     run.process.send_signal(number)
-    assert run.until(SAVED), run.said
-    step = int(re.findall(SAVED, run.said)[0])
-    assert run.end() == 0, run.said
-    assert run.said.count("Checkpoint requested") == 1
+    assert run.until(SAVED), run.output
+    step = int(re.findall(SAVED, run.output)[0])
+    assert run.end() == 0, run.output
+    assert run.output.count("Checkpoint requested") == 1
     assert (tmp_path / f"checkpoint.{step}.pth").is_file()
 
 
 def test_a_request_to_every_process_of_a_run_ends_none(tiny_data, tmp_path):
     """As Slurm sends it: to the launcher, the training processes and the loader workers."""
     run = resume_point("two processes", tiny_data, tmp_path, "num_epoch=4", "workers=2", "keep=99")
-    assert run.until("Global Step: 6 "), run.said
-    for pid in (run.process.pid, *children(run.process.pid)):
-        for one in (pid, *children(pid)):
+    assert run.until("Global Step: 6 "), run.output
+    for pid in (run.process.pid, *child_pids(run.process.pid)):
+        for one in (pid, *child_pids(pid)):
             os.kill(one, signal.SIGUSR1)
-    assert run.end() == 0, run.said
-    steps = re.findall(SAVED, run.said)
-    assert steps and all((tmp_path / f"checkpoint.{step}.pth").is_file() for step in steps), run.said
+    assert run.end() == 0, run.output
+    steps = re.findall(SAVED, run.output)
+    assert steps and all((tmp_path / f"checkpoint.{step}.pth").is_file() for step in steps), run.output
 
 
 @pytest.fixture
@@ -136,8 +136,8 @@ sys.meta_path.insert(0, Send())
 
 @pytest.mark.parametrize("script", ["train.py", "train_kd.py", "NAS/search.py"])
 def test_a_request_during_the_imports_ends_nothing(requests_at_imports, script):
-    run = Started(sys.executable, script, "--help", PYTHONPATH=str(requests_at_imports))
-    assert run.end() == 0 and "usage: " in run.said, run.said
+    run = RunningCommand(sys.executable, script, "--help", PYTHONPATH=str(requests_at_imports))
+    assert run.end() == 0 and "usage: " in run.output, run.output
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -153,24 +153,24 @@ exec {sys.executable} -u "$@"
     environment = {"PYTHON": str(python), "PYTHONPATH": str(requests_at_imports)}
     if processes == "2":
         environment["NPROC"] = "2"  # else train.sh asks Python how many, as it asks for the config of two
-    run = Started("./train.sh", *fields(tiny_data, tmp_path), "num_epoch=3", **environment)
-    assert run.until("Global Step: 6 "), run.said
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=3", **environment)
+    assert run.until("Global Step: 6 "), run.output
     assert (tmp_path / "sent").exists()
     run.process.send_signal(signal.SIGUSR1)
-    assert run.until(SAVED), run.said
-    assert run.end() == 0, run.said
+    assert run.until(SAVED), run.output
+    assert run.end() == 0, run.output
 
 
 def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
     """By a shell that says: trap '' INT HUP USR1 USR2 TERM."""
     quiet = ("bash", "-c", "trap '' INT HUP USR1 USR2 TERM; exec \"$@\"", "quiet")
-    run = Started(*quiet, "./train.sh", *fields(tiny_data, tmp_path), "num_epoch=3", NPROC="2")
-    assert run.until("Global Step: 4 "), run.said
+    run = RunningCommand(*quiet, "./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=3", NPROC="2")
+    assert run.until("Global Step: 4 "), run.output
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-        for pid in (run.process.pid, *children(run.process.pid)):
+        for pid in (run.process.pid, *child_pids(run.process.pid)):
             os.kill(pid, number)
-    assert run.end() == 0, run.said
-    assert "Done" in run.said and "Asked" not in run.said and "stopping after this step" not in run.said
+    assert run.end() == 0, run.output
+    assert "Done" in run.output and "Asked" not in run.output and "stopping after this step" not in run.output
 
 
 def test_a_hangup_in_a_stop_is_noted_unless_it_is_ignored():

@@ -21,7 +21,7 @@ def run_command(folder: Path, *command: object, **environment: str) -> subproces
     full_environment = inherited | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
     parts = [str(part) for part in command]
     if parts[0] == sys.executable and (parts[1] == "-m" or parts[1].endswith(".py")) and not environment:
-        return fork_server.run(parts[1:], folder, full_environment)
+        return fork_server.run_script(parts[1:], folder, full_environment)
     return subprocess.run(
         parts,
         cwd=folder,

@@ -22,11 +22,11 @@ def one_process_on_a_cpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def config_of(folder, data, *fields):
+def make_config(folder, data, *fields):
     return small_config(folder, data, "val_targets=tiny", *fields)
 
 
-def ask(config, *subjects: str, kd: bool = False) -> list[Check]:
+def run_checks(config, *subjects: str, kd: bool = False) -> list[Check]:
     """Runs the checks of the subjects in order and returns those of the last. kd: for knowledge distillation."""
     plan = doctor.plan_run(config, kd)
     checks: list[Check] = []
@@ -35,32 +35,32 @@ def ask(config, *subjects: str, kd: bool = False) -> list[Check]:
     return checks
 
 
-def known(config, kd: bool = False) -> RunPlan:
+def plan_with_data(config, kd: bool = False) -> RunPlan:
     """Returns the doctor's plan after the checks of data and steps passed. kd: for knowledge distillation."""
     plan = doctor.plan_run(config, kd)
     assert all(check.state == PASS for subject in ("data", "steps") for check in doctor.SUBJECTS[subject](plan))
     return plan
 
 
-def states(checks) -> list[str]:
+def check_states(checks) -> list[str]:
     return [check.state for check in checks]
 
 
-def only(checks) -> Check:
+def single(checks) -> Check:
     (check,) = checks
     return check
 
 
-def ill(checks) -> Check:
+def single_failure(checks) -> Check:
     """Returns the only check that did not pass, which must have a fix."""
-    check = only([check for check in checks if check.state != PASS])
+    check = single([check for check in checks if check.state != PASS])
     assert check.found and check.fix
     return check
 
 
-def teachers_of(folder, data, epochs) -> Path:
+def write_teachers(folder, data, epochs) -> Path:
     """Writes a teacher's checkpoint of each epoch (steps 5, 10, …) and returns their folder."""
-    task = small_task(config_of(folder, data), 4)
+    task = small_task(make_config(folder, data), 4)
     for epoch in range(epochs):
         save_weights(folder / "teachers" / f"{5 * (epoch + 1)}backbone.pth", task.backbone)
     return folder / "teachers"

@@ -20,7 +20,7 @@ TIMEOUT = 120  # seconds
 _server: list[subprocess.Popen[str]] = []
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_script(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Runs `python SCRIPT …` or `python -m MODULE …` in the folder, with the result of subprocess.run."""
     if not _server:
         server_command = [sys.executable, __file__]
@@ -47,7 +47,7 @@ def serve() -> None:
         job = json.loads(line)
         if not (child := os.fork()):
             replies.close()
-            become(job)
+            run_job(job)
             return
         print(wait_for(child), file=replies, flush=True)
 
@@ -65,7 +65,7 @@ def wait_for(child: int) -> int:
         time.sleep(0.01)
 
 
-def become(job: dict) -> None:
+def run_job(job: dict) -> None:
     """Turns this fork into the process that the job's command would have started, and runs its script."""
     for number, name in ((1, "1"), (2, "2")):
         file = os.open(Path(job["output"], name), os.O_WRONLY | os.O_CREAT)

@@ -6,14 +6,14 @@ import zipfile
 from pathlib import Path
 
 
-def memory(field: str) -> int:
+def memory_bytes(field: str) -> int:
     """Bytes of this process: VmHWM, the most it has had; VmSize, its addresses."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
 
 
-def zipped(pickled_weights: bytes, *records: bytes, inflated: int = 0) -> bytes:
+def zip_checkpoint(pickled_weights: bytes, *records: bytes, inflated: int = 0) -> bytes:
     """A checkpoint as torch lays it out, of this pickle and the bytes of these storages.
 
     inflated: megabytes that a last record has, compressed to a thousandth.
@@ -32,6 +32,6 @@ def zipped(pickled_weights: bytes, *records: bytes, inflated: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def pickle_of(checkpoint: bytes) -> bytes:
+def read_data_pickle(checkpoint: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(checkpoint)) as file:
         return next(file.read(name) for name in file.namelist() if name.endswith("data.pkl"))

@@ -12,17 +12,17 @@ from tests.helpers.paths import ROOT
 from utils.checkpoints.run_file import read_checkpoint
 
 
-def fields(data, folder) -> list[str]:
+def run_arguments(data, folder) -> list[str]:
     return ["--config", "config/config_demo.py", *SMALL, f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
 
 
-class Started:
+class RunningCommand:
     """A command under way, in the project's folder."""
 
     def __init__(self, *command: object, **environment: str) -> None:
         plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
         ours = {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        self.said = ""
+        self.output = ""
         self.process = subprocess.Popen(
             [str(part) for part in command],
             cwd=ROOT,
@@ -38,7 +38,7 @@ class Started:
         """Reads what it says as far as a line with the pattern; False where it ends without one."""
         assert self.process.stdout
         for line in self.process.stdout:
-            self.said += line
+            self.output += line
             if re.search(pattern, line):
                 return True
         return False
@@ -46,11 +46,11 @@ class Started:
     def end(self) -> int:
         """Its exit code, once it has ended."""
         assert self.process.stdout
-        self.said += self.process.stdout.read()
+        self.output += self.process.stdout.read()
         return self.process.wait(timeout=100)
 
 
-def children(pid: int) -> list[int]:
+def child_pids(pid: int) -> list[int]:
     """The processes that a process has started, by threads of its."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -58,7 +58,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     state = read_checkpoint(folder)
     assert state
     return state["position"]["step"]

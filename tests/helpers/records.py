@@ -7,7 +7,7 @@ from utils.datasets.recordio.record_format import IndexedRecordWriter
 MAGIC = bytes.fromhex("0a23d7ce")
 
 
-def write(folder, records, name="a"):
+def write_records(folder, records, name="a"):
     """Write `records`, a dict by key or a list, and return the paths of rec and idx."""
     rec, idx = folder / f"{name}.rec", folder / f"{name}.idx"
     with IndexedRecordWriter(rec, idx) as writer:

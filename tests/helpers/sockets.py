@@ -12,13 +12,13 @@ LISTENING = "0A"  # TCP_LISTEN in Linux's /proc/net/tcp
 
 def listening_addresses(process: int) -> set[str]:
     """Returns the addresses at which the process or any of its descendants listens now."""
-    inodes = {inode for pid in (process, *descendants(process)) for inode in sockets_of(pid)}
+    inodes = {inode for pid in (process, *descendants(process)) for inode in socket_inodes(pid)}
     addresses = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == LISTENING and inode in inodes:
-                addresses.add(address_of(local.partition(":")[0]))
+                addresses.add(parse_address(local.partition(":")[0]))
     return addresses
 
 
@@ -26,7 +26,7 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def address_of(words: str) -> str:
+def parse_address(words: str) -> str:
     """Parses an address that the kernel writes as hexadecimal words in native byte order."""
     packed = b"".join(struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
@@ -44,7 +44,7 @@ def descendants(pid: int) -> Iterator[int]:
             yield from descendants(child)
 
 
-def sockets_of(pid: int) -> Iterator[str]:
+def socket_inodes(pid: int) -> Iterator[str]:
     """Yields the inodes of a process's open sockets."""
     for link in Path(f"/proc/{pid}/fd").glob("*"):
         try:

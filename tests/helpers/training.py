@@ -35,7 +35,7 @@ def small_task(config, num_classes, world=CPU, header=None, task_type=ArcFaceTas
     return task_type(wrap_ddp(backbone, world), wrap_ddp(header, world))
 
 
-def run(config, verify=None, world=CPU, task_type=ArcFaceTask):
+def train_small(config, verify=None, world=CPU, task_type=ArcFaceTask):
     """Trains, resuming from config.output. Returns the last step and the task."""
     loader, num_classes = load_training_data(config, world)
     resume_point = resolve_resume(config, task_type, loader, world)
@@ -43,7 +43,7 @@ def run(config, verify=None, world=CPU, task_type=ArcFaceTask):
     return train(task, loader, config, world, verify, resume_point), task
 
 
-def spawn(function, folder, *args, size=2):
+def spawn_ranks(function, folder, *args, size=2):
     """Calls function(world, folder, *args) in `size` processes, and asserts that all of them exit with 0."""
     context = mp.get_context("forkserver")  # slow imports happen only once
     # DistributedDataParallel imports torch._dynamo.

@@ -6,7 +6,7 @@ from sklearn.model_selection import KFold
 from eval.verification import FINE_THRESHOLDS, THRESHOLDS
 
 
-def reference(dist, same, n_folds):
+def published_verification(dist, same, n_folds):
     """The published evaluation, read off its text: fold by fold, threshold by threshold, pair by pair."""
     accuracy, best, curves, val, far = [], [], [], [], []
     for train, test in KFold(n_folds, shuffle=False).split(dist):

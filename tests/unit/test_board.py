@@ -54,11 +54,11 @@ def points(*steps):
     return [(step, step / 8) for step in steps]
 
 
-def warnings(said):
-    return [record.getMessage() for record in said.records if record.levelname == "WARNING"]
+def warnings(log_capture):
+    return [record.getMessage() for record in log_capture.records if record.levelname == "WARNING"]
 
 
-def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, said):
+def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, log_capture):
     """Long enough each time that the file's last block is full too, and a record is cut."""
     board = Board(disk.logs, 0, True)
     add(board, *range(50))
@@ -72,7 +72,7 @@ def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, said):
     assert curve(disk.logs) == points(*range(450))
     assert curve(disk.logs, "train/lr") == [(step, 0.5) for step in range(450)]
     assert (
-        warnings(said)
+        warnings(log_capture)
         == [f"TensorBoard: {disk.logs} is not writable ({FULL}); training continues, the points are kept for later"] * 2
     )
 
@@ -89,7 +89,7 @@ def test_a_reader_that_follows_the_file_sees_each_point_once(disk):
     assert [point.step for point in reader.Reload().Scalars("train/Loss")] == list(range(151))
 
 
-def test_a_disk_full_at_the_beginning(disk, said):
+def test_a_disk_full_at_the_beginning(disk, log_capture):
     disk.fill()
     board = Board(disk.logs, 0, True)
     add(board, 1, 2)
@@ -97,10 +97,10 @@ def test_a_disk_full_at_the_beginning(disk, said):
     disk.free()
     board.close()
     assert curve(disk.logs) == points(1, 2)
-    assert len(warnings(said)) == 1
+    assert len(warnings(log_capture)) == 1
 
 
-def test_a_disk_full_till_the_end_is_told_with_what_is_lost(disk, said):
+def test_a_disk_full_till_the_end_is_told_with_what_is_lost(disk, log_capture):
     board = Board(disk.logs, 0, True)
     add(board, *range(10))
     disk.fill()
@@ -108,7 +108,7 @@ def test_a_disk_full_till_the_end_is_told_with_what_is_lost(disk, said):
     board.close()
     kept = len(curve(disk.logs)) + len(curve(disk.logs, "train/lr"))
     assert 20 <= kept < 420
-    told, lost = warnings(said)
+    told, lost = warnings(log_capture)
     assert told.startswith(f"TensorBoard: {disk.logs} is not writable ({FULL})")
     counted = re.fullmatch(rf"TensorBoard: up to (\d+) points are lost, {disk.logs} is not writable \({FULL}\)", lost)
     assert counted and 420 - kept <= int(counted[1]) <= 400
@@ -131,7 +131,7 @@ def test_no_file_is_left_open(disk):
     assert len(os.listdir("/proc/self/fd")) == opened  # noqa: PTH208
 
 
-def test_points_that_wait_take_little_memory(tmp_path, said):
+def test_points_that_wait_take_little_memory(tmp_path, log_capture):
     (tmp_path / "logs").write_text("a file where the folder should be")
     board = Board(tmp_path / "logs", 0, True)
     tracemalloc.start()
@@ -139,7 +139,7 @@ def test_points_that_wait_take_little_memory(tmp_path, said):
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert held < 200 * 2000
-    assert len(warnings(said)) == 1
+    assert len(warnings(log_capture)) == 1
 
 
 def test_a_folder_that_was_removed_comes_back(tmp_path):
@@ -151,20 +151,20 @@ def test_a_folder_that_was_removed_comes_back(tmp_path):
     assert curve(tmp_path / "logs" / "out") == points(1)
 
 
-def test_only_the_main_process_writes(tmp_path, said):
+def test_only_the_main_process_writes(tmp_path, log_capture):
     board = Board(tmp_path / "logs", 0, False)
     add(board, 1)
     board.close()
-    assert not (tmp_path / "logs").exists() and not said.records
+    assert not (tmp_path / "logs").exists() and not log_capture.records
 
 
-def test_a_full_disk_does_not_change_how_a_run_ends(disk, said):
+def test_a_full_disk_does_not_change_how_a_run_ends(disk, log_capture):
     config = EasyDict(log_dir=str(disk.logs.parent), output="output/out")
     disk.fill()
     with pytest.raises(SystemExit) as ended, RunLog(config, 0, 4000, 8, True) as run_log:
         for step in range(100):
             run_log.report(step, 0, {"Loss": step / 8}, 0.1)
-            run_log.verified(step, {"lfw": 0.5})
+            run_log.log_accuracies(step, {"lfw": 0.5})
         raise SystemExit(143)
     assert ended.value.code == 143
-    assert len(warnings(said)) == 2 and "up to 400 points are lost" in warnings(said)[1]
+    assert len(warnings(log_capture)) == 2 and "up to 400 points are lost" in warnings(log_capture)[1]

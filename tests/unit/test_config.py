@@ -8,18 +8,18 @@ import sys
 import pytest
 
 import config as config_package
-from backbones.names import parse_name
+from backbones.names import parse_network_name
 from config import (
     CommandParser,
     ConfigError,
     add_config_arguments,
+    collect_overrides,
     load_config,
-    log_unused,
-    overrides_of,
+    output_override,
     require_data,
     save_config,
     shipped_configs,
-    typed_output,
+    warn_unused_fields,
 )
 from config.base import config as base
 from config.usage import unused_fields
@@ -73,7 +73,7 @@ def test_the_promised_configs_are_shipped_and_load():
 
 
 def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_package, "FOLDER", tmp_path)
+    monkeypatch.setattr(config_package, "CONFIG_FOLDER", tmp_path)
     (tmp_path / "config.py").write_text(PUBLISHED_CONFIG)
     config = load_config()
     assert (config.embedding_size, config.channel, config.n_layers, config.w) == (256, 32, 9, 100.0)
@@ -98,12 +98,16 @@ def test_each_published_config_loads_unchanged(tmp_path, name):
 
 
 def test_published_spellings_name_networks():
-    assert parse_name("resnet") == parse_name("iresnet100") == (100, "")
-    assert parse_name("DartFaceNet") == parse_name("PocketNet") == (0, "")
-    assert [parse_name(name).size for name in ("PocketNetS-128", "pocketnetM256", "PocketNet-128")] == ["s", "m", ""]
+    assert parse_network_name("resnet") == parse_network_name("iresnet100") == (100, "")
+    assert parse_network_name("DartFaceNet") == parse_network_name("PocketNet") == (0, "")
+    assert [parse_network_name(name).size for name in ("PocketNetS-128", "pocketnetM256", "PocketNet-128")] == [
+        "s",
+        "m",
+        "",
+    ]
     for name in ("mobilefacenet", "m", "", "resnet101", "PocketNetXS"):
         with pytest.raises(UserError, match="known are PocketNet, PocketNetS, PocketNetM, iresnet18"):
-            parse_name(name)
+            parse_network_name(name)
 
 
 def test_what_only_distillation_needs_never_stops_training(tmp_path):
@@ -119,12 +123,12 @@ def test_what_only_distillation_needs_never_stops_training(tmp_path):
     assert "known are PocketNet" in messages[-1]
 
 
-def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, said):
+def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, log_capture):
     path = written(tmp_path, "config.scale = 1.0\nconfig.fp16 = True\nconfig.frequent = 10\nconfig.multi_step = True")
     config = load_config(path, ["cost_weight=1", "n_layers=9", "net_name=iresnet18", "seed=0"])
     assert set(config) == set(base)
-    log_unused(config, "train")
-    assert [(record.levelname, record.getMessage()) for record in said.records] == [
+    warn_unused_fields(config, "train")
+    assert [(record.levelname, record.getMessage()) for record in log_capture.records] == [
         ("INFO", "Config: scale: published config fields without effect"),
         ("WARNING", "Config: fp16, frequent: unknown fields, ignored (config/base.py lists the fields)"),
         (
@@ -175,23 +179,23 @@ def test_a_folder_from_elsewhere_says_nothing_of_where_to_write_or_begin(tmp_pat
     assert (config.output, config.test_output, config.resume, config.global_step) == (str(tmp_path), "", "auto", 0)
 
 
-def test_a_full_disk_costs_the_kept_config_and_no_run(tmp_path, said):
+def test_a_full_disk_costs_the_kept_config_and_no_run(tmp_path, log_capture):
     config = load_config(S128, [f"output={tmp_path}"])
     (tmp_path / "config.json").mkdir()  # in place of a full disk
     save_config(config)
-    assert "config.json could not be written (Is a directory)" in said.text
+    assert "config.json could not be written (Is a directory)" in log_capture.text
 
 
 def test_the_folder_that_is_typed():
-    assert typed_output(["lr=1", "output=a=b"]) == "a=b" and typed_output(["config.output=c"]) == "c"
-    assert typed_output(["test_output=a"]) is None
+    assert output_override(["lr=1", "output=a=b"]) == "a=b" and output_override(["config.output=c"]) == "c"
+    assert output_override(["test_output=a"]) is None
 
 
-def test_a_name_that_means_another_size_is_a_warning(said):
+def test_a_name_that_means_another_size_is_a_warning(log_capture):
     for overrides, warned in ((["net_name=PocketNetM"], True), (["channel=32", "n_layers=9"], True), ([], False)):
-        said.clear()
-        log_unused(load_config(S128, overrides), "train")
-        assert ("by its name, but channel=" in said.text) == warned
+        log_capture.clear()
+        warn_unused_fields(load_config(S128, overrides), "train")
+        assert ("by its name, but channel=" in log_capture.text) == warned
 
 
 def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
@@ -269,7 +273,7 @@ def test_a_wrong_option_names_the_field_that_is_meant(arguments, message):
 def test_only_commands_that_resume_take_resume():
     parser = CommandParser("A command.")
     add_config_arguments(parser, resume=True)
-    assert overrides_of(parser.parse(["lr=1", "--resume", "0"])) == ["lr=1", "resume=0"]
+    assert collect_overrides(parser.parse(["lr=1", "--resume", "0"])) == ["lr=1", "resume=0"]
     with pytest.raises(ConfigError, match="--resume: invalid choice: '2'"):
         parser.parse(["--resume", "2"])
 
@@ -284,7 +288,7 @@ def test_every_published_field_keeps_its_value(tmp_path):
 
 
 def test_a_file_copied_again_within_the_second_is_read_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_package, "FOLDER", tmp_path)
+    monkeypatch.setattr(config_package, "CONFIG_FOLDER", tmp_path)
     for size in (128, 256):
         text = f"from easydict import EasyDict\nconfig = EasyDict(embedding_size={size})\n"
         (tmp_path / "config.py").write_text(text)
@@ -293,7 +297,7 @@ def test_a_file_copied_again_within_the_second_is_read_again(tmp_path, monkeypat
 
 
 def test_no_config_lists_those_there_are_and_shows_the_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(config_package, "FOLDER", tmp_path)
+    monkeypatch.setattr(config_package, "CONFIG_FOLDER", tmp_path)
     (tmp_path / "config_PocketNetS128.py").write_text("")
     message = refused(path=None)
     assert "config/config.py is missing" in message and "one of config_PocketNetS128.py" in message
@@ -490,11 +494,11 @@ def test_the_command_prints_every_field_and_fails_with_2(tmp_path):
     between = command("seed=5", "--config", "config/config_demo.py", f"rec={tmp_path}")
     assert between.returncode == 0 and "seed = 5\n" in between.stdout
     unused = ["--config", "config/config_demo.py", f"rec={tmp_path}", "n_nodes=2", "w=3"]
-    for options, said in (
+    for options, log_capture in (
         ([], "Config: n_nodes, w: set, but not used by ./train.sh; ./train_kd.sh trains with a teacher"),
         (["--kd", "teacher_pth=x"], "Config: n_nodes: set, but not used by ./train_kd.sh"),
     ):
         shown = command(*unused, *options)
-        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.splitlines()[-1] == said
+        assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.splitlines()[-1] == log_capture
     failed = command("--config", "config/config_demo.py", "lr=x")
     assert (failed.returncode, failed.stderr) == (2, "error: config lr: should be float, is 'x'\n")

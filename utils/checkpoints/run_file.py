@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoints.state_dicts import first_not_finite
+from utils.checkpoints.state_dicts import first_nonfinite
 from utils.checkpoints.weights import CheckpointError, as_checkpoint_error, load_safe, save_atomic
 from utils.filesystem import path_exists
 from utils.logs.run_log import log
 
 CHECKPOINT_FILE = "checkpoint.pth"
-VERSION = 2  # version of the file format
-KEYS = {
+FORMAT_VERSION = 2  # version of the file format
+REQUIRED_KEYS = {
     "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
     "task", "ranks",
 }  # fmt: skip
@@ -33,7 +33,7 @@ def write_checkpoint(folder: Path, keep: int, state: dict[str, Any]) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     temporary.replace(folder / CHECKPOINT_FILE)
-    for other in [other for other in kept_checkpoints(folder) if other != path][keep - 1 :]:
+    for other in [other for other in list_checkpoints(folder) if other != path][keep - 1 :]:
         other.unlink(missing_ok=True)
 
 
@@ -44,7 +44,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     all are damaged.
     """
     last_error = None
-    for path in (folder / CHECKPOINT_FILE, *kept_checkpoints(folder)):
+    for path in (folder / CHECKPOINT_FILE, *list_checkpoints(folder)):
         if not path_exists(path.exists):
             continue
         try:
@@ -70,19 +70,19 @@ def _read(path: Path) -> dict[str, Any]:
     """Reads one checkpoint. Raises CheckpointError where it is damaged, not finite or of another format version."""
     state = load_safe(path)
     with as_checkpoint_error(path):
-        if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= KEYS:
+        if not isinstance(state, dict) or state.get("version") != FORMAT_VERSION or not state.keys() >= REQUIRED_KEYS:
             raise CheckpointError(f"{path}: not the checkpoint of a run, or from another version of the project")
-        if name := first_not_finite_entry(state):
+        if name := first_nonfinite_entry(state):
             raise CheckpointError(f"{path}: {name} is not finite")
     return state
 
 
-def first_not_finite_entry(state: dict[str, Any]) -> str | None:
+def first_nonfinite_entry(state: dict[str, Any]) -> str | None:
     """Returns the name of the first NaN or infinite tensor or number in a run's state, None where all are finite."""
-    return first_not_finite({part: content for part, content in state.items() if part != "config"})
+    return first_nonfinite({part: content for part, content in state.items() if part != "config"})
 
 
-def kept_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the paths of checkpoint.{step}.pth in a folder, the newest first."""
     paths = {
         int(match[1]): path

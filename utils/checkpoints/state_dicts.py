@@ -65,7 +65,7 @@ def is_finite(value: Tensor, dtype: torch.dtype | None = None) -> bool:
     return -limit <= lowest <= highest <= limit  # False for NaN
 
 
-def first_not_finite(content: Any, name: str = "") -> str | None:
+def first_nonfinite(content: Any, name: str = "") -> str | None:
     """Returns the path of the first tensor or number that is not finite in nested dicts and lists, None where all are.
 
     A path is the keys joined by slashes, below `name`.
@@ -75,12 +75,12 @@ def first_not_finite(content: Any, name: str = "") -> str | None:
     if isinstance(content, dict | list | tuple):
         parts = content.items() if isinstance(content, dict) else enumerate(content)
         prefix = f"{name}/" if name else ""
-        paths = (first_not_finite(value, prefix + _format_key(key)) for key, value in parts)
+        paths = (first_nonfinite(value, prefix + _format_key(key)) for key, value in parts)
         return next(filter(None, paths), None)
     return name if isinstance(content, float) and not math.isfinite(content) else None
 
 
-def check_state(expected: dict[str, Tensor], weights: Any, source: str, fields: str = NETWORK_FIELDS) -> None:
+def check_state_dict(expected: dict[str, Tensor], weights: Any, source: str, fields: str = NETWORK_FIELDS) -> None:
     """Raises CheckpointError unless the weights are finite and have the names, shapes and dtype kinds of `expected`.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.checkpoints.safe_pickle import UnsupportedContent, check_file
-from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state, extract_state_dict
+from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state_dict, extract_state_dict
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file, write_atomic
 
@@ -26,15 +26,15 @@ _DAMAGE_ERRORS = (
 _NOT_A_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # names of other .pth files
 
 
-def snapshot(content: Any) -> Any:
+def cpu_snapshot(content: Any) -> Any:
     """Returns a copy of nested dicts and lists with all tensors copied to the CPU. Tuples become lists."""
     if isinstance(content, Tensor):
         # contiguous: files should not depend on the memory format of the run that wrote them
         return content.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if isinstance(content, dict):
-        return {key: snapshot(value) for key, value in content.items()}
+        return {key: cpu_snapshot(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [snapshot(value) for value in content]
+        return [cpu_snapshot(value) for value in content]
     return content
 
 
@@ -67,7 +67,7 @@ def remove_stale_tempfiles(folder: str | Path) -> None:
 
 def save_weights(path: str | Path, module: nn.Module) -> None:
     """Saves the module's state dict atomically, with all tensors on the CPU."""
-    save_atomic(Path(path), snapshot(dict(module.state_dict())))
+    save_atomic(Path(path), cpu_snapshot(dict(module.state_dict())))
 
 
 def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]:
@@ -180,10 +180,12 @@ def load_weights(module: nn.Module, path: str | Path, fields: str = NETWORK_FIEL
 
     Raises CheckpointError naming the first that does not, both shapes, and the config `fields` to check.
     """
-    load_state(module, read_weights(path), str(path), fields)
+    load_checked_state_dict(module, read_weights(path), str(path), fields)
 
 
-def load_state(module: nn.Module, weights: dict[str, Tensor], source: str, fields: str = NETWORK_FIELDS) -> None:
+def load_checked_state_dict(
+    module: nn.Module, weights: dict[str, Tensor], source: str, fields: str = NETWORK_FIELDS
+) -> None:
     """Loads weights that have been read, with the checks of `load_weights`; `source` names them in errors."""
-    check_state(module.state_dict(), weights, source, fields)
+    check_state_dict(module.state_dict(), weights, source, fields)
     module.load_state_dict(weights)

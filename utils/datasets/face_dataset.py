@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from utils.datasets.data_folder import check_training_files
-from utils.datasets.image_header import image_size
+from utils.datasets.image_header import read_image_size
 from utils.datasets.recordio.image_keys import find_image_keys
 from utils.datasets.recordio.index import RecordError, open_record_file
 from utils.datasets.recordio.reader import IndexedRecordReader
@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.filesystem import fingerprint
 from utils.logs.run_log import log
 
-MOST_CLASSES = 1 << 24  # a label is a float32, which holds every integer only up to 2^24
+MAX_CLASSES = 1 << 24  # a label is a float32, which holds every integer only up to 2^24
 
 
 class FaceDataset:
@@ -65,12 +65,12 @@ class FaceDataset:
         """
         for i, key in enumerate(self.keys[indices]):
             header, payload = self.reader.read_image(key)
-            size = image_size(payload)
+            size = read_image_size(payload)
             image = _decode(payload) if size == (SIZE, SIZE) else None
             if image is None or image.shape != images.shape[1:]:
                 raise self._bad_image_error(key, size)
             label = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
-            if not abs(label) < MOST_CLASSES:
+            if not abs(label) < MAX_CLASSES:
                 raise RecordError(f"{self.reader.location(key)}: label {label:g} is not the number of a class")
             images[i], labels[i] = image, label
 
@@ -84,13 +84,13 @@ class FaceDataset:
         path = self.folder / "property"
         if not path.exists():
             largest = self.label_values.max()
-            if not 0 <= largest < MOST_CLASSES:
+            if not 0 <= largest < MAX_CLASSES:
                 raise RecordError(f"{self.reader.rec}: the largest label is {largest:g}, not the number of a class")
             return int(largest) + 1
         with open_record_file(path) as file:
             text = file.read(40).decode(errors="replace")
         identities = text.split(",")[0].strip()
-        if not identities.isdecimal() or not 1 <= int(identities) <= MOST_CLASSES:
+        if not identities.isdecimal() or not 1 <= int(identities) <= MAX_CLASSES:
             raise UserError(f"{path}: should read 'identities,112,112', reads {text!r}")
         return int(identities)
 
@@ -100,7 +100,7 @@ class FaceDataset:
         wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes) & (labels == np.floor(labels))))
         if len(wrong):
             label = labels[wrong[0]]
-            countable = label >= num_classes and labels.max() < MOST_CLASSES  # False where one of them is NaN
+            countable = label >= num_classes and labels.max() < MAX_CLASSES  # False where one of them is NaN
             fix = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
             raise UserError(
                 f"{self.reader.location(self.keys[wrong[0]])}: label {label:g} is not one of the {num_classes} classes "

@@ -13,10 +13,10 @@ _PNM_HEADER = re.compile(rb"P[1-6](?:\s+|#[^\n\r]*[\n\r])+(\d{1,9})(?:\s+|#[^\n\
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # integer types of a TIFF tag's value
 
 
-def photo_size(image: bytes) -> tuple[int, int] | None:
+def read_photo_size(image: bytes) -> tuple[int, int] | None:
     """Returns the width and height that a photo's file header announces, None for any other file.
 
-    Knows the formats of `image_size`, and also GIF, TIFF and PNM (PBM, PGM, PPM).
+    Knows the formats of `read_image_size`, and also GIF, TIFF and PNM (PBM, PGM, PPM).
     """
     try:
         if image.startswith((b"GIF87a", b"GIF89a")):
@@ -28,10 +28,10 @@ def photo_size(image: bytes) -> tuple[int, int] | None:
         return None
     if match := _PNM_HEADER.match(image):
         return int(match[1]), int(match[2])
-    return image_size(image)
+    return read_image_size(image)
 
 
-def image_size(image: bytes) -> tuple[int, int] | None:
+def read_image_size(image: bytes) -> tuple[int, int] | None:
     """Returns the width and height that the file header of a JPEG, PNG, BMP or WebP announces, None for any other file.
 
     Call it before decoding: a few bytes can announce gigabytes, and decoders allocate them. For the same reason it

@@ -92,7 +92,7 @@ class Loader(Generic[SourceT]):
         queue: deque[SlotRef] = deque()
         self._fetch(LOOKAHEAD, refs, queue)
         if self.failure:
-            self.raise_failure()
+            self.raise_pending_error()
         while True:
             self._fetch(1, refs, queue)
             if not queue:
@@ -104,7 +104,7 @@ class Loader(Generic[SourceT]):
             batch = self._buffers.batch(ref)
             yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
         if self.failure:
-            self.raise_failure()
+            self.raise_pending_error()
 
     def _start(self) -> Iterator[Any]:
         """Returns the slot references of an epoch. Raises UserError where workers cannot start or do not answer."""
@@ -123,7 +123,7 @@ class Loader(Generic[SourceT]):
             sys.unraisablehook = hook
             raise translated from None
 
-    def raise_failure(self) -> NoReturn:
+    def raise_pending_error(self) -> NoReturn:
         """Raises the pending error and clears it."""
         error, self.failure = self.failure, None
         assert error

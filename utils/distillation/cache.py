@@ -18,7 +18,7 @@ from utils.distributed.collectives import shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_no_follow, preallocate, sha256, write_text_atomic
-from utils.logs.progress_bar import Progress
+from utils.logs.progress_bar import ProgressReporter
 from utils.logs.run_log import log
 
 VERSION = 1  # format of the cache files
@@ -111,7 +111,7 @@ def fill(
     missing = cache.missing(shard_slice(len(data), world))
     if not len(missing):
         return 0
-    with Progress(len(missing), "Teacher", "images", world.is_main) as progress:
+    with ProgressReporter(len(missing), "Teacher", "images", world.is_main) as progress:
         try:
             loader = Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
             for host_batch in loader.epoch(0):

@@ -12,8 +12,8 @@ from utils.distillation.teacher import Teacher, is_onnx, make_teacher
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import is_no_folder
-from utils.logs.progress_bar import Progress
+from utils.filesystem import exists_as_non_folder
+from utils.logs.progress_bar import ProgressReporter
 from utils.logs.run_log import log
 
 _MAX_EPOCHS = 1_000_000  # the schedule is a list with an entry per epoch
@@ -37,7 +37,7 @@ def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path
             f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
         )
     path = Path(config.teacher_pth)
-    if is_onnx(config) or is_no_folder(path):
+    if is_onnx(config) or exists_as_non_folder(path):
         if config.multi_step:
             raise UserError(f"config teacher_pth: multi-step needs the folder of a teacher's checkpoints, not {path}")
         return [path] * len(epoch_end_steps)
@@ -59,7 +59,7 @@ def check_folders(config: EasyDict) -> None:
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
     path = Path(config.teacher_pth)
-    folder = path.parent if is_no_folder(path) else path
+    folder = path.parent if exists_as_non_folder(path) else path
     if folder.resolve() == Path(config.output).resolve():
         raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
 
@@ -92,7 +92,7 @@ def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
 
     def load_all() -> None:
         unique_files = list(dict.fromkeys(files))
-        with Progress(len(unique_files), "Checking", "teachers", world.is_main) as progress:
+        with ProgressReporter(len(unique_files), "Checking", "teachers", world.is_main) as progress:
             for path in unique_files:
                 teacher.load(path)
                 progress.update()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones.names import SIZES, parse_name
+from backbones.names import SIZES, parse_network_name
 from utils.checkpoints.weights import load_weights
 from utils.distillation.onnx_teacher import OnnxTeacher
 from utils.distributed.process_group import World, autocast, to_device
@@ -51,7 +51,7 @@ def teacher_network(config: EasyDict) -> EasyDict:
     PocketNetS and PocketNetM have the channel and n_layers of their name; a PocketNet without a size has the student's.
     The fields teacher_channel, teacher_n_layers and teacher_genotype override them.
     """
-    size = parse_name(config.teacher_network).size
+    size = parse_network_name(config.teacher_network).size
     channel, n_layers = SIZES.get(size, (config.channel, config.n_layers))
     genotype = config.teacher_genotype or config.genotype
     return EasyDict(
@@ -75,7 +75,7 @@ def teacher_description(config: EasyDict) -> str:
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
     net = teacher_network(config)
-    if depth := parse_name(net.net_name).depth:
+    if depth := parse_network_name(net.net_name).depth:
         network = f"IResNet {depth}"
     else:
         genotype = net.genotypes[net.genotype]

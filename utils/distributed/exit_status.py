@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.distributed.collectives import all_gather_rows, run_on_main
 from utils.distributed.process_group import World
-from utils.errors import EXIT_CODE_FILE, RetryableError, RetryableExit, UserError, print_error, restart_count
+from utils.errors import EXIT_CODE_FILE_ENV, RetryableError, RetryableExit, UserError, print_error, restart_count
 from utils.filesystem import write_text_atomic
 
 EXIT_STATUS_FILE = ".ended"  # in the output folder; line 1: exit code, further lines: IDs of the run
@@ -21,7 +21,7 @@ def run_ids(world: World) -> list[str]:
 
     Returns an empty list without torchrun.
     """
-    run_id = os.environ.get(EXIT_CODE_FILE) or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    run_id = os.environ.get(EXIT_CODE_FILE_ENV) or os.environ.get("TORCHELASTIC_RUN_ID", "")
     return sorted({str(name) for name in all_gather_rows(np.array([run_id]), world) if name})
 
 
@@ -40,7 +40,7 @@ def record_exit_status(folder: Path, world: World) -> Iterator[None]:
     """
     status_file, ids, restarted = folder / EXIT_STATUS_FILE, run_ids(world), was_restarted(world)
     if code := run_on_main(world, lambda: _read_exit_status(status_file, ids, restarted)):
-        Path(os.environ.get(EXIT_CODE_FILE, os.devnull)).write_text(code)
+        Path(os.environ.get(EXIT_CODE_FILE_ENV, os.devnull)).write_text(code)
         raise SystemExit(0)
     try:
         yield

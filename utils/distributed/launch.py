@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from utils.distributed.process_group import LOOPBACK_ENVIRONMENT
-from utils.distributed.shutdown import SAVE_FILE
+from utils.distributed.shutdown import CHECKPOINT_REQUEST_FILE
 from utils.distributed.signals import CHECKPOINT_SIGNALS, ignore_checkpoint_signals, is_ignored
-from utils.errors import EXIT_CODE_FILE, UserError
+from utils.errors import EXIT_CODE_FILE_ENV, UserError
 
 
 def launch(arguments: list[str]) -> int:
@@ -42,7 +42,7 @@ def launch(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         exit_code_file = folder / "code"
-        os.environ[EXIT_CODE_FILE] = str(exit_code_file)
+        os.environ[EXIT_CODE_FILE_ENV] = str(exit_code_file)
         for number in CHECKPOINT_SIGNALS:
             if not is_ignored(number):  # passed on as a file: the signal could end processes that are starting
                 signal.signal(number, lambda *_: _request_checkpoint(folder))
@@ -64,7 +64,7 @@ def launch(arguments: list[str]) -> int:
 def _request_checkpoint(folder: Path) -> None:
     """Creates the file that requests a checkpoint from the run."""
     with suppress(FileNotFoundError):  # the run has ended
-        (folder / SAVE_FILE).touch()
+        (folder / CHECKPOINT_REQUEST_FILE).touch()
 
 
 def _loopback_rendezvous(file: Path) -> list[str]:

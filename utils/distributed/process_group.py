@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
-from utils.errors import EXIT_CODE_FILE, UserError, restart_count
+from utils.errors import EXIT_CODE_FILE_ENV, UserError, restart_count
 
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
 # Makes gloo and NCCL listen on the loopback address only. NCCL reads "=" as an exact match of the name.
@@ -71,7 +71,7 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
 
 def launcher_folder() -> Path | None:
     """Returns the private folder that the launcher shares with its processes, or None without a launcher."""
-    return Path(os.environ[EXIT_CODE_FILE]).parent if EXIT_CODE_FILE in os.environ else None
+    return Path(os.environ[EXIT_CODE_FILE_ENV]).parent if EXIT_CODE_FILE_ENV in os.environ else None
 
 
 def _keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ from utils.distributed.process_group import World, launcher_folder
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
 from utils.errors import ignore_broken_pipe
 
-SAVE_FILE = "save"  # in the launcher's folder; its presence requests a checkpoint
+CHECKPOINT_REQUEST_FILE = "save"  # in the launcher's folder; its presence requests a checkpoint
 
 
 class Requests(NamedTuple):
@@ -40,7 +40,7 @@ class GracefulShutdown:
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
         folder = launcher_folder()
-        self._save_file = folder / SAVE_FILE if folder else None
+        self._save_file = folder / CHECKPOINT_REQUEST_FILE if folder else None
         self._requests = torch.zeros(len(Requests()), dtype=torch.int32)
         self._pending: Any = None
         self._old_handlers: dict[int, Any] = {}

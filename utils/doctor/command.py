@@ -19,14 +19,14 @@ from backbones import build_backbone
 from config import (
     CommandParser,
     add_config_arguments,
+    collect_overrides,
+    ensure_output_folder,
     load_config,
-    log_unused,
-    make_folder,
-    overrides_of,
+    output_override,
     require_data,
-    typed_output,
+    warn_unused_fields,
 )
-from eval.inputs.sets import config_sets
+from eval.inputs.sets import load_config_sets
 from utils.checkpoints.run_file import saved_task_type
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
@@ -43,16 +43,16 @@ from utils.errors import UserError
 # The order matters, because some checks need the results of earlier ones. The partials pass in functions of config,
 # backbones and eval, which the modules of the checks do not import.
 SUBJECTS: dict[str, Callable[[RunPlan], Iterator[Check]]] = {
-    "config": partial(check_config, log_unused),
+    "config": partial(check_config, warn_unused_fields),
     "device": check_device,
     "precision": check_precision,
     "data": partial(check_data, require_data),
     "images": check_images,
-    "sets": partial(check_sets, config_sets),
+    "sets": partial(check_sets, load_config_sets),
     "steps": check_steps,
     "head": check_head,
     "workers": check_workers,
-    "output": partial(check_output, make_folder),
+    "output": partial(check_output, ensure_output_folder),
     "resume": check_resume,
     "student": check_student_weights,
     "teacher": partial(check_teacher, build_backbone),
@@ -82,8 +82,8 @@ def parse_arguments() -> tuple[EasyDict, bool]:
     add_config_arguments(parser, switches=["multi_step"], resume=True)
     parser.add_argument("--kd", action="store_true", help="check knowledge distillation, as run by ./train_kd.sh")
     args = parser.parse()
-    overrides = overrides_of(args)
-    load = partial(load_config, args.config, overrides, saved_in=typed_output(overrides))
+    overrides = collect_overrides(args)
+    load = partial(load_config, args.config, overrides, saved_in=output_override(overrides))
     distils = args.kd or bool(args.on) or saved_task_type(Path(load().output)) == DistillTask.__name__
     return load(distills=distils), distils
 

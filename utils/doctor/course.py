@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from backbones.names import parse_name
+from backbones.names import parse_network_name
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT
-from utils.checkpoints.weights import check_state, read_weights
+from utils.checkpoints.state_dicts import check_state_dict
+from utils.checkpoints.weights import read_weights
 from utils.datasets.sampler import EpochSampler, check_batch_size
 from utils.datasets.shared_loader import Loader
 from utils.distillation.task import DistillTask
@@ -31,7 +32,7 @@ def check_config(log_unused: Callable[[EasyDict, str, str], None], plan: RunPlan
     log_unused: config.log_unused.
     """
     config = plan.config
-    size = "" if parse_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
+    size = "" if parse_network_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
     lr = config.lr * config.batch_size * plan.processes / 512
     rates = [(lr * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
@@ -123,10 +124,10 @@ def _check_weights(plan: RunPlan, resume_point: ResumePoint) -> None:
         header = ArcFace(plan.config.embedding_size, plan.num_classes)  # a sharded header has the same files
     for name, module in (("header", header), ("backbone", plan.backbone)):
         if resume_point.state:
-            check_state(module.state_dict(), resume_point.state[name], f"{folder / CHECKPOINT_FILE} ({name})")
+            check_state_dict(module.state_dict(), resume_point.state[name], f"{folder / CHECKPOINT_FILE} ({name})")
             continue
         path = folder / f"{resume_point.progress.step}{name}.pth"
         try:
-            check_state(module.state_dict(), read_weights(path), str(path))
+            check_state_dict(module.state_dict(), read_weights(path), str(path))
         except UserError as error:
             raise UserError(f"{error}; name another step with global_step=STEP; {START_OVER_HINT}") from None

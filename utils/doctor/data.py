@@ -18,7 +18,7 @@ from utils.filesystem import path_exists
 
 SAMPLE, SECONDS = 300, 5.0  # number of training images that are read, and time limit
 
-ReadSets = Callable[[EasyDict, World], Sequence[Any]]  # eval.inputs.sets.config_sets
+ReadSets = Callable[[EasyDict, World], Sequence[Any]]  # eval.inputs.sets.load_config_sets
 
 
 def check_data(require: Callable[[EasyDict], None], plan: RunPlan) -> Iterator[Check]:
@@ -55,7 +55,7 @@ def check_images(plan: RunPlan) -> Iterator[Check]:
 def check_sets(read: ReadSets, plan: RunPlan) -> Iterator[Check]:
     """Reads every image of the evaluation sets. A problem is only a warning if the run does not evaluate.
 
-    read: eval.inputs.sets.config_sets.
+    read: eval.inputs.sets.load_config_sets.
     """
     config = plan.config
     present = [name for name in config.val_targets if path_exists(Path(config.rec, f"{name}.bin").exists)]

@@ -11,11 +11,11 @@ from easydict import EasyDict
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, Check, collect_checks, compare_with_free, format_bytes, not_checked
 
-MakeFolder = Callable[[EasyDict, str], Path]  # config.make_folder
+MakeFolder = Callable[[EasyDict, str], Path]  # config.ensure_output_folder
 
 
 def check_output(make: MakeFolder, plan: RunPlan) -> Iterator[Check]:
-    """Creates the folders that the run writes to. make: config.make_folder."""
+    """Creates the folders that the run writes to. make: config.ensure_output_folder."""
     cached = plan.distils and plan.config.teacher_cache
     for name in ("output", "log_dir", *(["teacher_cache"] if cached else [])):
         yield from collect_checks("output", _check_folder(make, plan.config, name))

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from utils.logs.run_log import log
 
-EVERY = 60  # seconds between two log lines
+LOG_INTERVAL = 60  # seconds between two log lines
 
 
-class Progress:
+class ProgressReporter:
     """Context manager that counts finished items out of `total` and shows the progress."""
 
     def __init__(self, total: int, name: str, unit: str, is_main: bool = True) -> None:
@@ -29,7 +29,7 @@ class Progress:
         self._done += count
         self._bar.update(count)
         now = time.monotonic()
-        if self._writes_lines and now - self._last_line >= EVERY and self._done < self.total:
+        if self._writes_lines and now - self._last_line >= LOG_INTERVAL and self._done < self.total:
             self._last_line = now
             minutes_left = (now - self._start) / self._done * (self.total - self._done) / 60
             log.info(f"{self.name}: {self._done} of {self.total} {self.unit}, {minutes_left:.1f} minutes to go")

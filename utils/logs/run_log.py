@@ -17,7 +17,7 @@ from utils.filesystem import open_no_follow
 from utils.logs.tensorboard import Board
 
 log = logging.getLogger("pocketnet")
-OUTPUT = Path(__file__).resolve().parents[2] / "output"
+OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "output"
 
 
 class _BarSafeHandler(logging.StreamHandler):
@@ -76,15 +76,15 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
         log.addHandler(handler)
 
 
-def curves_folder(config: EasyDict) -> Path:
+def tensorboard_folder(config: EasyDict) -> Path:
     """Returns the folder for the TensorBoard files of a run, different for every config.output.
 
     For output/A/run in the project it is {log_dir}/A/run. For any other …/A/run it is {log_dir}/A/run-{hash}, with a
     hash of the absolute path.
     """
     output = Path(config.output).resolve()
-    if OUTPUT in output.parents:
-        return Path(config.log_dir, output.relative_to(OUTPUT))
+    if OUTPUT_FOLDER in output.parents:
+        return Path(config.log_dir, output.relative_to(OUTPUT_FOLDER))
     digest = hashlib.sha256(os.fsencode(output)).hexdigest()[:8]
     return Path(config.log_dir, output.parent.name, f"{output.name}-{digest}")
 
@@ -92,20 +92,20 @@ def curves_folder(config: EasyDict) -> Path:
 class RunLog:
     """Log lines, TensorBoard points and progress bar of a training run. Does nothing on ranks other than 0."""
 
-    def __init__(self, config: EasyDict, step: int, total_steps: int, images_a_step: int, is_main: bool) -> None:
+    def __init__(self, config: EasyDict, step: int, total_steps: int, images_per_step: int, is_main: bool) -> None:
         """Opens the progress bar and the TensorBoard file.
 
         step: the step from which the run starts or resumes. TensorBoard hides points of later steps, which come from
         an interrupted run. images_a_step: images per step over all ranks.
         """
         self.total_steps = total_steps
-        self.images_a_step = images_a_step
-        self._board = Board(curves_folder(config), step + 1, is_main)
+        self.images_per_step = images_per_step
+        self._board = Board(tensorboard_folder(config), step + 1, is_main)
         self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
         self._started = self._last_line = time.perf_counter()
         self._reported_step = self._last_line_step = step
 
-    def resume_clock(self, step: int) -> None:
+    def restart_clock(self, step: int) -> None:
         """Restarts the speed measurement at `step`, so that verification and saving do not count as training."""
         self._started, self._reported_step = time.perf_counter(), step
 
@@ -128,7 +128,7 @@ class RunLog:
         and the hours left, also in minutes if there are fewer than six.
         """
         seconds = (time.perf_counter() - self._started) / max(1, step - self._reported_step)  # per step
-        speed = self.images_a_step / seconds
+        speed = self.images_per_step / seconds
         hours = (self.total_steps - step) * seconds / 3600
         minutes = f" ({hours * 60:.1f} minutes)" if 0.05 <= hours * 60 < 6 else ""
         # Four decimals as published. The MSE of unit vectors is at most 4 / embedding_size: six decimals.
@@ -138,10 +138,10 @@ class RunLog:
             f"Global Step: {step}   Required: {hours:.2f} hours{minutes}"
         )
         self._write_scalars("train", {**losses, "lr": lr, "speed": speed}, step)
-        self.resume_clock(step)
+        self.restart_clock(step)
         self._last_line, self._last_line_step = self._started, step
 
-    def verified(self, step: int, accuracies: dict[str, float]) -> None:
+    def log_accuracies(self, step: int, accuracies: dict[str, float]) -> None:
         """Writes the accuracy of each verification set to TensorBoard."""
         self._write_scalars("verification", accuracies, step)
 

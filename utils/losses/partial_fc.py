@@ -214,7 +214,7 @@ def full_state_dict(module: ShardedArcFace) -> dict[str, Tensor] | None:
     return None if kernel is None else {"kernel": kernel}
 
 
-def load_full(module: ShardedArcFace, kernel: Tensor | None) -> None:
+def load_full_state_dict(module: ShardedArcFace, kernel: Tensor | None) -> None:
     """Loads the full kernel, (in_features, n_classes), given on rank 0; other ranks pass None. Collective.
 
     The kernel may come from any number of ranks. Raises UserError where its shape does not fit.

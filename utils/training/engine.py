@@ -78,7 +78,7 @@ def train(
         while not progress.is_finished(config):
             epoch = progress.epoch
             task.on_epoch_start(epoch)
-            run_log.resume_clock(progress.step)
+            run_log.restart_clock(progress.step)
             lr = optimizer_step.set_learning_rate(epoch)
             for host_batch in _batches(loader, progress, config, world):
                 batch = _device_batch(host_batch, task, _augmentation_rng(config, progress, world), world)
@@ -92,8 +92,8 @@ def train(
                     optimizer_step.nonfinite.flush()
                     run_log.report(step, epoch, mean_losses.compute_and_reset(), lr)
                 if verify and config.eval_step and step % config.eval_step == 0:
-                    run_log.verified(step, verify(step))
-                    run_log.resume_clock(step)
+                    run_log.log_accuracies(step, verify(step))
+                    run_log.restart_clock(step)
                 if is_last_step:
                     break
                 failed_loader = _failed_loader(loader, task)
@@ -182,7 +182,7 @@ def _raise_data_failure(code: int, failed_loader: Loader | None, config: EasyDic
     """
     _log_data_failure(config)
     if failed_loader:
-        failed_loader.raise_failure()
+        failed_loader.raise_pending_error()
     if code == LOADER_FAILED:
         raise RetryableError(f"the loader of another process failed; {resume_hint(config)}")
     raise SystemExit(2)

@@ -9,14 +9,14 @@ from typing import Any
 
 from easydict import EasyDict
 
-from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, kept_checkpoints, read_checkpoint
+from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import Loader
 from utils.distributed.collectives import run_on_main
 from utils.distributed.exit_status import run_ids, was_restarted
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import archive, path_exists
+from utils.filesystem import archive_files, path_exists
 from utils.logs.run_log import log
 from utils.training.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
 from utils.training.step_ranges import StepRanges
@@ -137,7 +137,7 @@ def archive_previous_checkpoints(folder: Path, resume_point: ResumePoint, suffix
     files = previous_run_files(folder, resume_point, suffixes)
     if not files:
         return
-    log.info(f"Archived: {len(files)} files of an earlier run are now in {archive(folder, files)}")
+    log.info(f"Archived: {len(files)} files of an earlier run are now in {archive_files(folder, files)}")
 
 
 def previous_run_files(folder: Path, resume_point: ResumePoint, suffixes: Sequence[str]) -> list[Path]:
@@ -145,7 +145,7 @@ def previous_run_files(folder: Path, resume_point: ResumePoint, suffixes: Sequen
     if resume_point.state is not None:
         return []
     last = resume_point.progress.step if resume_point.export_folder else -1
-    files = [folder / CHECKPOINT_FILE, *kept_checkpoints(folder), *exported_files(folder, suffixes, last)]
+    files = [folder / CHECKPOINT_FILE, *list_checkpoints(folder), *exported_files(folder, suffixes, last)]
     files = [path for path in files if path.is_file()]
     if not files or resume_point.export_folder:
         return files

@@ -6,8 +6,8 @@ from pathlib import Path
 from easydict import EasyDict
 
 from utils.checkpoints.async_writer import AsyncFileWriter, WriteJobs
-from utils.checkpoints.run_file import CHECKPOINT_FILE, first_not_finite_entry, write_checkpoint
-from utils.checkpoints.state_dicts import first_not_finite
+from utils.checkpoints.run_file import CHECKPOINT_FILE, first_nonfinite_entry, write_checkpoint
+from utils.checkpoints.state_dicts import first_nonfinite
 from utils.checkpoints.weights import save_atomic
 from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
@@ -68,7 +68,7 @@ def export_jobs(task: Task, step: int, config: EasyDict, world: World) -> WriteJ
         name: gather_full_state_dict(module, dict(module.state_dict()), world)
         for name, module in task.exported_modules(step).items()
     }
-    run_on_main(world, lambda: require_finite(first_not_finite(weights), step, config.output))
+    run_on_main(world, lambda: require_finite(first_nonfinite(weights), step, config.output))
     if not world.is_main:
         return {}
     folder = Path(config.output)
@@ -88,7 +88,7 @@ def _checkpoint_jobs(state: TrainingState, progress: TrainProgress, config: Easy
     Collective: call on all ranks. Raises UserError if the state is not finite.
     """
     content = state.state_dict(progress)
-    name = first_not_finite_entry(content) if content is not None else None
+    name = first_nonfinite_entry(content) if content is not None else None
     run_on_main(state.world, lambda: require_finite(name, progress.step, config.output))
     if content is None:
         return {}

@@ -9,13 +9,20 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.checkpoints.run_file import CHECKPOINT_FILE, VERSION
-from utils.checkpoints.weights import as_checkpoint_error, check_state, load_state, load_weights, read_weights, snapshot
+from utils.checkpoints.run_file import CHECKPOINT_FILE, FORMAT_VERSION
+from utils.checkpoints.state_dicts import check_state_dict
+from utils.checkpoints.weights import (
+    as_checkpoint_error,
+    cpu_snapshot,
+    load_checked_state_dict,
+    load_weights,
+    read_weights,
+)
 from utils.datasets.shared_loader import Loader
 from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
 from utils.distributed.exit_status import run_ids
 from utils.distributed.process_group import World, unwrap_ddp
-from utils.losses.partial_fc import ShardedArcFace, gather_columns, load_full, scatter_columns
+from utils.losses.partial_fc import ShardedArcFace, gather_columns, load_full_state_dict, scatter_columns
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.progress import TrainProgress
 from utils.training.resume import ResumePoint, config_values
@@ -28,7 +35,7 @@ def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world:
     Collective: call on all ranks. tensors: the module's state dict, or tensors of the same shapes, as its momentum.
     """
     if not isinstance(module, ShardedArcFace):
-        return snapshot(tensors) if world.is_main else None
+        return cpu_snapshot(tensors) if world.is_main else None
     columns = {name: gather_columns(value, module.n_classes, module.world) for name, value in tensors.items()}
     return {name: value for name, value in columns.items() if value is not None} or None
 
@@ -66,7 +73,7 @@ class TrainingState:
         Collective: call on all ranks.
         """
         ranks: list[Any] | None = [None] * self.world.size if self.world.is_main else None
-        rank_state = snapshot(self._rank_state_dict())
+        rank_state = cpu_snapshot(self._rank_state_dict())
         if self.world.size > 1:
             dist.gather_object(rank_state, ranks)
         else:
@@ -82,7 +89,7 @@ class TrainingState:
         if not self.world.is_main:
             return None
         return {
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "way": type(self.task).__name__,
             "run": self.run_ids,
             "position": {"step": progress.step, "ends": progress.epoch_end_steps.save(), "seen": progress.samples_seen},
@@ -93,7 +100,7 @@ class TrainingState:
             "momentum": momentum,
             "scaler": self.scaler.state_dict(),
             "bad_steps": self.nonfinite.total,
-            "task": snapshot(self.task.state_dict()),
+            "task": cpu_snapshot(self.task.state_dict()),
             "ranks": ranks,
         }
 
@@ -132,9 +139,9 @@ class TrainingState:
         """Restores the entries one after another. where: path of the file, for error messages."""
         for name, module in self.modules.items():
             if not isinstance(module, ShardedArcFace):
-                load_state(module, state[name], f"{where} ({name})")
+                load_checked_state_dict(module, state[name], f"{where} ({name})")
                 buffers = self._momentum(module)
-                check_state(buffers, state["momentum"][name], f"{where} (momentum)")
+                check_state_dict(buffers, state["momentum"][name], f"{where} (momentum)")
                 for parameter, buffer in buffers.items():
                     buffer.copy_(state["momentum"][name][parameter])
         if state["scaler"]:  # empty if the run did not train in fp16
@@ -150,7 +157,7 @@ class TrainingState:
         tensors: list[Tensor] = []  # kernel and momentum on rank 0; not returned by `read`, which would broadcast them
 
         def take_kernel(weights: Any, where: str) -> None:
-            check_state(expected, weights, where)
+            check_state_dict(expected, weights, where)
             tensors.append(weights["kernel"])
 
         def read() -> None:
@@ -164,7 +171,7 @@ class TrainingState:
 
         run_on_main(self.world, read)
         kernel, momentum = (*tensors, None, None)[:2]
-        load_full(header, kernel)
+        load_full_state_dict(header, kernel)
         if resume_point.state:
             scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
 

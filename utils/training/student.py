@@ -10,15 +10,15 @@ from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, unwrap_ddp
 from utils.errors import UserError
-from utils.filesystem import is_no_folder
+from utils.filesystem import exists_as_non_folder
 from utils.logs.run_log import log
-from utils.losses.partial_fc import ShardedArcFace, load_full
+from utils.losses.partial_fc import ShardedArcFace, load_full_state_dict
 
 
 def check_student(config: EasyDict) -> None:
     """Raises UserError if student_pth is in config.output, where the run would archive it as an earlier run's file."""
     path = Path(config.student_pth)
-    folder = path.parent if is_no_folder(path) else path
+    folder = path.parent if exists_as_non_folder(path) else path
     if config.student_pth and folder.resolve() == Path(config.output).resolve():
         raise UserError(
             f"config student_pth: {config.student_pth!r} is in the output folder; to resume from a step there use "
@@ -43,7 +43,7 @@ def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module 
     has another number of classes.
     """
     folder, step = Path(config.student_pth), config.student_global_step
-    path = folder if is_no_folder(folder) else folder / f"{step}backbone.pth"
+    path = folder if exists_as_non_folder(folder) else folder / f"{step}backbone.pth"
     run_on_all(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
     if header is not None:
         _load_header(unwrap_ddp(header), path.with_name(f"{step}header.pth"), world)
@@ -72,7 +72,7 @@ def _load_header(header: nn.Module, path: Path, world: World) -> None:
 
     if isinstance(header, ShardedArcFace):
         run_on_main(world, read)
-        load_full(header, loaded[0] if loaded else None)
+        load_full_state_dict(header, loaded[0] if loaded else None)
     else:
         run_on_all(world, read)
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backbones.genotypes import SOFTMAX_CASIA, SOFTMAX_CIFAR10, Genotype, GenotypeError, parse
+from backbones.genotypes import SOFTMAX_CASIA, SOFTMAX_CIFAR10, Genotype, GenotypeError, parse_genotype
 
 NODE = "[('dw_conv_3x3', 0), ('skip_connect', 1)]"
 
@@ -12,7 +12,7 @@ def text(normal=f"[{NODE}]", normal_concat="[2]", reduce=f"[{NODE}]", reduce_con
 
 
 def test_the_genotype_of_every_published_pocketnet():
-    genotype = parse(SOFTMAX_CASIA)
+    genotype = parse_genotype(SOFTMAX_CASIA)
     assert genotype.normal == [
         [("dw_conv_3x3", 0), ("dw_conv_1x1", 1)],
         [("dw_conv_3x3", 2), ("dw_conv_5x5", 0)],
@@ -29,7 +29,7 @@ def test_the_genotype_of_every_published_pocketnet():
 
 
 def test_the_genotype_found_on_cifar10():
-    genotype = parse(SOFTMAX_CIFAR10)
+    genotype = parse_genotype(SOFTMAX_CIFAR10)
     assert genotype.normal == [
         [("dw_conv_7x7", 0), ("dw_conv_3x3", 1)],
         [("dw_conv_1x1", 1), ("dw_conv_1x1", 2)],
@@ -45,8 +45,8 @@ def test_the_genotype_found_on_cifar10():
 
 
 def test_what_python_prints_of_a_genotype_reads_back():
-    genotype = parse(SOFTMAX_CASIA)
-    assert parse(repr(genotype)) == parse(genotype) == genotype
+    genotype = parse_genotype(SOFTMAX_CASIA)
+    assert parse_genotype(repr(genotype)) == parse_genotype(genotype) == genotype
     assert isinstance(genotype, Genotype)
 
 
@@ -102,7 +102,7 @@ def test_what_python_prints_of_a_genotype_reads_back():
 )
 def test_a_malformed_genotype_names_the_part(malformed, part):
     with pytest.raises(GenotypeError, match=part) as error:
-        parse(malformed)
+        parse_genotype(malformed)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
@@ -121,5 +121,5 @@ def test_nothing_of_the_text_is_run(tmp_path, field, around):
     canary = tmp_path / "ran"
     payload = f"__import__('pathlib').Path({str(canary)!r}).touch()"
     with pytest.raises(GenotypeError, match=f"{field}: not a list"):
-        parse(text(**{field: around.format(payload)}))
+        parse_genotype(text(**{field: around.format(payload)}))
     assert not canary.exists()

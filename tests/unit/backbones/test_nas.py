@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
 
-from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse, to_json, to_text
+from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_json, to_text
 from config import load_config
-from NAS.architect import Architect, running_statistics_kept
-from NAS.cost import expected, operation_costs
-from NAS.data import RESIZED, Cifar10, enlarge, resize_and_crop, split
-from NAS.search import CONFIG
-from NAS.supernet import NONE, PRIMITIVES, SKIP, Supernet, derive
+from NAS.architect import Architect, freeze_running_statistics
+from NAS.cost import expected_multiply_adds, operation_costs
+from NAS.data import RESIZED_SIZE, Cifar10, resize_and_crop, resize_for_crop, split_halves
+from NAS.search import DEFAULT_CONFIG
+from NAS.supernet import NONE, PRIMITIVES, SKIP, Supernet, derive_nodes
 from NAS.task import SearchTask
 from NAS.visualize import draw_cells
 from tests.helpers.golden import golden_images, golden_state
@@ -96,7 +96,7 @@ def test_logits_first_order_gradient_and_genotype(golden, stepped):
     assert min(np.abs(ours - wanted).max(), np.abs(ours - flat(exact)).max()) < 1e-4
     assert off(gradients, wanted) < 2e-3
     assert float(loss) == pytest.approx(F.cross_entropy(net(val[0]), val[1]).item(), abs=1e-6)
-    assert net.genotype() == parse(str(golden["genotype"]))
+    assert net.genotype() == parse_genotype(str(golden["genotype"]))
 
 
 def second_order_in_float64(stepped) -> list[torch.Tensor]:
@@ -139,7 +139,7 @@ def test_second_order_is_the_derivative_of_the_unrolled_loss(monkeypatch):
     for alpha in net.alphas():
         alpha.requires_grad_(True)
     names = [name for name, _ in net.named_parameters() if name.startswith("net.")]
-    with running_statistics_kept(net):
+    with freeze_running_statistics(net):
         loss = F.cross_entropy(net(train[0]), train[1])
         of_weights = torch.autograd.grad(loss, net.weights(), create_graph=True)
         unrolled = {
@@ -182,7 +182,7 @@ def test_a_derived_network_runs_its_operations_alone(stepped):
     net, *_ = stepped
     genotype = net.genotype()
     kinds = ((net.alpha_normal, genotype.normal), (net.alpha_reduce, genotype.reduce))
-    with torch.no_grad(), running_statistics_kept(net):
+    with torch.no_grad(), freeze_running_statistics(net):
         for alphas, nodes in kinds:
             for alpha, edges in zip(alphas, nodes, strict=True):
                 alpha.fill_(-1e4)
@@ -200,23 +200,25 @@ def test_derive_leaves_out_none_and_limits_skips():
     for alpha in alphas:
         alpha[:, NONE] = 9
         alpha[:, SKIP] += 2
-    free = derive(alphas)
+    free = derive_nodes(alphas)
     assert all(operation == "skip_connect" for node in free for operation, _ in node)
     for limit in range(8):
-        nodes = derive(alphas, skip_limit=limit)
+        nodes = derive_nodes(alphas, skip_limit=limit)
         kept = [(n, state) for n, node in enumerate(nodes) for operation, state in node if operation == "skip_connect"]
         assert len(kept) <= limit and all(len(node) == len({state for _, state in node}) == 2 for node in nodes)
         assert "none" not in {operation for node in nodes for operation, _ in node}
     best = max(((float(alpha[state, SKIP]), n, state) for n, alpha in enumerate(alphas) for state in range(len(alpha))))
     (only,) = [
-        (n, s) for n, node in enumerate(derive(alphas, 1)) for operation, s in node if operation == "skip_connect"
+        (n, s) for n, node in enumerate(derive_nodes(alphas, 1)) for operation, s in node if operation == "skip_connect"
     ]
     assert only == best[1:]
 
 
 def test_genotypes_in_text_and_json(golden):
-    genotype = parse(str(golden["genotype"]))
-    assert parse(to_text(genotype)) == parse(to_json(genotype)) == genotype and "\n" not in to_text(genotype)
+    genotype = parse_genotype(str(golden["genotype"]))
+    assert parse_genotype(to_text(genotype)) == parse_genotype(to_json(genotype)) == genotype and "\n" not in to_text(
+        genotype
+    )
     for text, message in (
         ("{", "not JSON"),
         ('{"normal": []}', "needs normal"),
@@ -224,32 +226,32 @@ def test_genotypes_in_text_and_json(golden):
         (to_json(genotype).replace('["dw_conv_3x3", 3]', '["dw_conv_3x3", 9]'), "reads state 9"),
     ):
         with pytest.raises(UserError, match=message):
-            parse(text)
+            parse_genotype(text)
 
 
 def test_split_takes_half_of_every_identity_and_every_image_once():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(40), rng.integers(1, 10, 40))
     rng.shuffle(labels)
-    halves = split(labels, seed=3)
+    halves = split_halves(labels, seed=3)
     assert sorted([*halves.train, *halves.val]) == list(range(len(labels)))
     counts = np.bincount(labels)
     in_train, in_val = (np.bincount(labels[half], minlength=40) for half in (halves.train, halves.val))
     several = counts > 1
     assert (np.abs(in_train - in_val)[several] <= 1).all() and (in_train[~several] == 1).all()
     assert abs(int(np.sum((in_train - in_val)[several]))) <= 1  # odd ones by turns
-    again, other = split(labels, seed=3), split(labels, seed=4)
+    again, other = split_halves(labels, seed=3), split_halves(labels, seed=4)
     assert np.array_equal(again.train, halves.train) and not np.array_equal(other.train, halves.train)
     with pytest.raises(UserError, match="no identity has two images"):
-        split(np.arange(5), 0)
+        split_halves(np.arange(5), 0)
 
 
 def test_crops_are_cut_from_the_enlarged_image():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 112, 112, 3), np.uint8))
     crops = resize_and_crop(images, torch.Generator().manual_seed(0))
     assert crops.shape == images.shape and crops.dtype == torch.uint8
-    large = F.interpolate(images.permute(0, 3, 1, 2), (RESIZED, RESIZED), mode="bilinear", antialias=True)
-    offsets = list(itertools.product(range(RESIZED - 111), repeat=2))
+    large = F.interpolate(images.permute(0, 3, 1, 2), (RESIZED_SIZE, RESIZED_SIZE), mode="bilinear", antialias=True)
+    offsets = list(itertools.product(range(RESIZED_SIZE - 111), repeat=2))
     found = [
         [(y, x) for y, x in offsets if torch.equal(large[i, :, y : y + 112, x : x + 112], crops[i].permute(2, 0, 1))]
         for i in range(len(crops))
@@ -261,8 +263,8 @@ def test_floats_and_integers_enlarge_alike():
     """A GPU does it in floats."""
     noise = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3), np.uint8)
     images = torch.from_numpy(np.concatenate([noise, 255 * (noise[:1] // 128), np.full_like(noise[:1], 255)]))
-    integers, floats = enlarge(images, in_floats=False), enlarge(images, in_floats=True)
-    assert floats.shape == (5, RESIZED, RESIZED, 3) and floats.dtype == torch.uint8
+    integers, floats = resize_for_crop(images, in_floats=False), resize_for_crop(images, in_floats=True)
+    assert floats.shape == (5, RESIZED_SIZE, RESIZED_SIZE, 3) and floats.dtype == torch.uint8
     difference = (integers.int() - floats.int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 0.25  # cut off instead of rounded: 0.5
 
@@ -320,7 +322,9 @@ def test_costs_are_the_multiply_adds_of_the_operations():
         assert edges[:, PRIMITIVES.index("dw_conv_3x3")].tolist() == pytest.approx([conv3] * (2 + node), rel=1e-5)
         assert edges[:, SKIP].tolist() == pytest.approx([skip] * 2 + [0] * node, rel=1e-5)
     weights = [torch.full_like(edges, 0.5) for edges in normal]
-    assert float(expected(weights, normal)) == pytest.approx(0.5 * float(sum(edges.sum() for edges in normal)))
+    assert float(expected_multiply_adds(weights, normal)) == pytest.approx(
+        0.5 * float(sum(edges.sum() for edges in normal))
+    )
 
 
 class Noise:
@@ -333,7 +337,7 @@ class Noise:
 
 def search_task(*overrides: str, sample: int = 0) -> SearchTask:
     """A small search at its start; sample: images to be measured on."""
-    config = load_config(CONFIG, ["batch_size=4", "second_order=False", *overrides])
+    config = load_config(DEFAULT_CONFIG, ["batch_size=4", "second_order=False", *overrides])
     torch.manual_seed(0)
     net = Supernet(2, 4, 1, 2, 3, emb=8)
     for alpha in net.alphas():
@@ -373,8 +377,8 @@ def test_the_gradient_of_the_cost_is_relative_to_equal_weights(monkeypatch):
     task(step_of_training())
     normal, reduce = operation_costs(task.net.net)
     costs = [*normal, *reduce]
-    of_equals = expected([torch.full_like(cost, 1 / len(PRIMITIVES)) for cost in costs], costs)
-    relative = expected([leaf.softmax(dim=1) for leaf in leaves], costs) / of_equals
+    of_equals = expected_multiply_adds([torch.full_like(cost, 1 / len(PRIMITIVES)) for cost in costs], costs)
+    relative = expected_multiply_adds([leaf.softmax(dim=1) for leaf in leaves], costs) / of_equals
     assert relative.item() == pytest.approx(1, abs=0.01)
     wanted = torch.autograd.grad(3 * relative, leaves)
     torch.testing.assert_close(flat(found), flat(wanted), rtol=1e-4, atol=1e-6)
@@ -393,7 +397,7 @@ def test_no_part_of_a_sample_is_one_image(sample, batch_size):
 
 
 def test_the_learning_rate_does_not_rise_again():
-    factor = load_config(CONFIG, ["num_epoch=10"]).lr_func
+    factor = load_config(DEFAULT_CONFIG, ["num_epoch=10"]).lr_func
     factors = [factor(epoch) for epoch in range(20)]
     assert factors[0] == 1 and factors == sorted(factors, reverse=True)
     assert factors[10:] == pytest.approx([0.04] * 10)
@@ -404,7 +408,7 @@ CHAIN = Genotype(
 )
 
 
-@pytest.mark.parametrize("genotype", [parse(SOFTMAX_CASIA), CHAIN], ids=["published", "chain"])
+@pytest.mark.parametrize("genotype", [parse_genotype(SOFTMAX_CASIA), CHAIN], ids=["published", "chain"])
 def test_no_arrow_of_a_picture_runs_through_a_box(genotype):
     figure = draw_cells(genotype)
     figure.draw_without_rendering()

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from tests.helpers.paths import ROOT, SHARED
-from tests.helpers.pickles import memory, pickle_of, zipped
+from tests.helpers.pickles import memory_bytes, read_data_pickle, zip_checkpoint
 from utils.checkpoints.weights import CheckpointError, load_safe, read_weights
 
 LIMIT = 256 << 20  # bytes of addresses beside those of Python and torch
@@ -69,7 +69,7 @@ def many_names(same: bool) -> bytes:
 def bombs() -> Iterator[tuple[str, bytes]]:
     """What the error says, and the file."""
     huge, resume_point = number(10**10), b"\x80\x02"
-    tensor = pickle_of(saved({"a": torch.zeros(2, 3)}))
+    tensor = read_data_pickle(saved({"a": torch.zeros(2, 3)}))
     old = saved({"a": torch.zeros(2, 3)}, zip_file=False)
     shape, stored = b"K\x02K\x03\x86", b"K\x06t"
     copies = b"ccollections\nOrderedDict\nq\x00)Rq\x01" + b"(" + b"".join(
@@ -84,7 +84,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     ):
         call = resume_point + b"c" + called + b"\n" + arguments + b"R."
         name = called.decode().replace("\n", ".")
-        yield rf"holds more than tensors \({re.escape(name)}\)", zipped(call)
+        yield rf"holds more than tensors \({re.escape(name)}\)", zip_checkpoint(call)
         yield rf"holds more than tensors \({re.escape(name)}\)", replaced(old, old[old.index(b"}q", 100) - 2 :], call)
     for called, arguments in (
         (b"torch\nSize", b"K\x01\x85\x85"),
@@ -96,36 +96,39 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         name = called.decode().replace("\n", ".")
         yield (
             rf"only dense real tensors and plain values; it has {re.escape(name)}",
-            zipped(resume_point + b"c" + called + b"\n" + arguments + b"R."),
+            zip_checkpoint(resume_point + b"c" + called + b"\n" + arguments + b"R."),
         )
-    yield "TypeError", zipped(resume_point + b"ctorch\nFloatStorage\n" + huge + b"\x85R.")
-    yield "TypeError", zipped(resume_point + copies)  # of an OrderedDict, which takes no arguments here
-    yield "is not 40000000000 bytes long", zipped(replaced(tensor, stored, huge + b"t"), b"")
+    yield "TypeError", zip_checkpoint(resume_point + b"ctorch\nFloatStorage\n" + huge + b"\x85R.")
+    yield "TypeError", zip_checkpoint(resume_point + copies)  # of an OrderedDict, which takes no arguments here
+    yield "is not 40000000000 bytes long", zip_checkpoint(replaced(tensor, stored, huge + b"t"), b"")
     yield "larger than the file", replaced(old, stored[:2] + b"N", huge + b"N")
     yield "more elements than the 1 stored", saved({"a": torch.zeros(1).expand(10**9)})
     yield "more elements than the 1 stored", saved({"a": torch.zeros(1).expand(10**9)}, zip_file=False)
-    yield "more elements than the 6 stored", zipped(replaced(tensor, shape, huge + huge + b"\x86"), bytes(24))
-    yield "more elements than the 6 stored", zipped(replaced(tensor, b"K\x03K\x01\x86", huge + b"K\x01\x86"), bytes(24))
-    yield "a tensor of invalid size", zipped(replaced(tensor, shape, number(-1) * 2 + b"\x86"), bytes(24))
+    yield "more elements than the 6 stored", zip_checkpoint(replaced(tensor, shape, huge + huge + b"\x86"), bytes(24))
+    yield (
+        "more elements than the 6 stored",
+        zip_checkpoint(replaced(tensor, b"K\x03K\x01\x86", huge + b"K\x01\x86"), bytes(24)),
+    )
+    yield "a tensor of invalid size", zip_checkpoint(replaced(tensor, shape, number(-1) * 2 + b"\x86"), bytes(24))
     shared = torch.zeros(10**6)
     yield "together are larger", saved({str(key): shared[key:] for key in range(5000)})
     yield "two records of one name", many_names(same=True)
     yield "larger than the file", many_names(same=False)
-    yield "a compressed record", zipped(tensor, inflated=1000)
-    yield "too many values", zipped(resume_point + b"Nr\xff\xff\xff\x7f.")  # a table of 2^31 places
-    yield "too many values", zipped(resume_point + b"]" + b"]0" * 10**6 + b".")
-    yield "too many values", zipped(resume_point + b"})" + b"\x85" * 500_000 + b"K\x01s.")
-    yield "too large a pickle", zipped(resume_point + b"}0" * (9 << 20) + b"}.")
+    yield "a compressed record", zip_checkpoint(tensor, inflated=1000)
+    yield "too many values", zip_checkpoint(resume_point + b"Nr\xff\xff\xff\x7f.")  # a table of 2^31 places
+    yield "too many values", zip_checkpoint(resume_point + b"]" + b"]0" * 10**6 + b".")
+    yield "too many values", zip_checkpoint(resume_point + b"})" + b"\x85" * 500_000 + b"K\x01s.")
+    yield "too large a pickle", zip_checkpoint(resume_point + b"}0" * (9 << 20) + b"}.")
     yield "too many values", resume_point + b"]0" * 10**6 + b"."
-    yield "two pickles", with_record(zipped(tensor, bytes(24)), "a/b/data.pkl")
-    yield "two records of one name", with_record(zipped(tensor, bytes(24)), "A/DATA/0")
+    yield "two pickles", with_record(zip_checkpoint(tensor, bytes(24)), "a/b/data.pkl")
+    yield "two records of one name", with_record(zip_checkpoint(tensor, bytes(24)), "A/DATA/0")
 
 
 def main(folder: Path) -> None:
     """Reads every bomb with little memory. Raises AssertionError where one is not refused in the right words."""
     files = list(bombs())
     path = folder / "1backbone.pth"
-    limit = memory("VmSize") + LIMIT
+    limit = memory_bytes("VmSize") + LIMIT
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for expected, content in files:
         path.write_bytes(content)
@@ -210,9 +213,9 @@ def test_tensors_of_other_layouts_are_refused_in_one_line(tmp_path, make):
 def test_a_file_that_was_saved_on_a_gpu_loads(tmp_path):
     weights = {"a": torch.arange(6.0).reshape(2, 3)}
     place = b"X\x03\x00\x00\x00cpu"
-    on_gpu = replaced(pickle_of(saved(weights)), place, b"X\x06\x00\x00\x00cuda:1")
+    on_gpu = replaced(read_data_pickle(saved(weights)), place, b"X\x06\x00\x00\x00cuda:1")
     for content in (
-        zipped(on_gpu, weights["a"].numpy().tobytes()),
+        zip_checkpoint(on_gpu, weights["a"].numpy().tobytes()),
         replaced(saved(weights, zip_file=False), place, b"X\x06\x00\x00\x00cuda:1"),
     ):
         (tmp_path / "1header.pth").write_bytes(content)

@@ -9,7 +9,7 @@ from torch import nn
 from backbones import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
-from utils.checkpoints.state_dicts import CheckpointError, check_state, first_not_finite, is_finite
+from utils.checkpoints.state_dicts import CheckpointError, check_state_dict, first_nonfinite, is_finite
 from utils.checkpoints.weights import load_weights, read_weights
 from utils.losses.arcface import ArcFace
 
@@ -57,12 +57,12 @@ def test_the_forms_in_which_networks_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model", "net"])
-def test_the_one_state_dict_inside_is_taken_and_said(tmp_path, said, name):
+def test_the_one_state_dict_inside_is_taken_and_said(tmp_path, log_capture, name):
     weights = network().state_dict()
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1).state_dict()
     content = {name: {f"module.{k}": v for k, v in weights.items()}, "epoch": 7, "optimizer": optimizer, "scores": {}}
     assert_equal(load(tmp_path / "1backbone.pth", content | {"loss": torch.zeros(())}), weights)
-    assert f"1backbone.pth: uses the state dict under its key {name}" in said.text
+    assert f"1backbone.pth: uses the state dict under its key {name}" in log_capture.text
 
 
 def test_none_inside_and_no_state_dict_at_all(tmp_path):
@@ -161,9 +161,9 @@ def test_finite_is_asked_of_every_number(dtype):
 
 def test_the_first_that_is_not_finite_is_named_by_its_keys():
     nan = torch.full((2,), torch.nan)
-    assert first_not_finite({"a": [1, {"b": nan}], "c": nan}) == "a/1/b"
-    assert first_not_finite({"a": torch.ones(2), "n": float("inf")}) == "n"
-    assert first_not_finite({"a": [torch.ones(2), None, "nan", 3, 0.5], "b": ()}) is None
+    assert first_nonfinite({"a": [1, {"b": nan}], "c": nan}) == "a/1/b"
+    assert first_nonfinite({"a": torch.ones(2), "n": float("inf")}) == "n"
+    assert first_nonfinite({"a": [torch.ones(2), None, "nan", 3, 0.5], "b": ()}) is None
 
 
 def test_shapes_and_kinds_are_asked_of_what_has_no_memory():
@@ -172,4 +172,4 @@ def test_shapes_and_kinds_are_asked_of_what_has_no_memory():
     with pytest.raises(
         CheckpointError, match=r"\(16, 5\), but the config needs \(16, 1000000000\); check num_classes and rec"
     ):
-        check_state(expected, ArcFace(16, 5).state_dict(), "file")
+        check_state_dict(expected, ArcFace(16, 5).state_dict(), "file")

@@ -27,13 +27,13 @@ class Disk:
         return {name: write}
 
 
-def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(said):
+def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(log_capture):
     disk = Disk("5header")
     with AsyncFileWriter() as writer:
         writer.submit(disk.file("5header", 5) | disk.file("5backbone", 5), disk.file("checkpoint", 5))
         writer.wait()
         assert disk.files == {"checkpoint": 5}  # where the backbone stands the header stands too
-        assert said.messages == [
+        assert log_capture.messages == [
             "5header: could not be written (No space left on device); training continues, the next save tries again"
         ]
         writer.submit(disk.file("checkpoint", 6))

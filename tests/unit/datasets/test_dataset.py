@@ -18,12 +18,12 @@ from easydict import EasyDict
 from config import require_data
 from NAS.data import SearchFaces
 from tests.helpers.commands import run_command
-from tests.helpers.faces import encode, face, write_data
+from tests.helpers.faces import draw_face, encode_image, write_data
 from tests.helpers.paths import GOLDEN, ROOT
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.recordio.image_keys import find_image_end, find_image_keys
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
@@ -67,18 +67,18 @@ def test_golden_file_gives_the_pixels_and_labels_that_mxnet_read():
 def test_plain_files_without_a_header_record(tmp_path):
     rng = np.random.default_rng(0)
     # Record 0 is an image although its label is an array, as that of a header is.
-    records = [pack(Header(2, np.array([i, 9.0]), 0, 0), encode(face(i, rng))) for i in range(5)]
+    records = [pack(RecordHeader(2, np.array([i, 9.0]), 0, 0), encode_image(draw_face(i, rng))) for i in range(5)]
     dataset = FaceDataset(write_images(tmp_path, records))
     assert len(dataset) == 5 and dataset.count_classes() == 5
     assert [dataset[i][1] for i in range(5)] == [0, 1, 2, 3, 4]
 
 
 def header_record(*ends: float) -> bytes:
-    return pack(Header(2, np.array(ends), 0, 0), b"")
+    return pack(RecordHeader(2, np.array(ends), 0, 0), b"")
 
 
 def face_record(label: float = 0.0) -> bytes:
-    return pack(Header(0, label, 0, 0), encode(face(int(label), np.random.default_rng(0))))
+    return pack(RecordHeader(0, label, 0, 0), encode_image(draw_face(int(label), np.random.default_rng(0))))
 
 
 def test_an_index_that_lacks_records_of_the_file_is_refused(tmp_path):
@@ -94,7 +94,7 @@ def test_an_index_that_lacks_records_of_the_file_is_refused(tmp_path):
         assert f"python data/reindex.py --force {folder}/train.rec" in str(caught.value)
 
 
-def test_images_that_a_tool_left_out_are_counted(tmp_path, said):
+def test_images_that_a_tool_left_out_are_counted(tmp_path, log_capture):
     """The tool that makes such files skips photos that it cannot read, after it has announced them."""
     with IndexedRecordWriter(tmp_path / "train.rec", tmp_path / "train.idx") as writer:
         writer.write(0, header_record(9, 11))
@@ -106,7 +106,7 @@ def test_images_that_a_tool_left_out_are_counted(tmp_path, said):
     config = EasyDict(rec=str(tmp_path), on_bad_image="error", **fields)
     assert load_training_data(config, World(0, 1, torch.device("cpu")))[1] == 2
     assert FaceDataset(tmp_path).keys.tolist() == [1, 2, 4, 5, 6]
-    assert "train.idx: 3 of the images that record 0 announces are missing" in said.text
+    assert "train.idx: 3 of the images that record 0 announces are missing" in log_capture.text
 
 
 def test_an_index_that_is_cut_short_is_refused(tmp_path):
@@ -160,8 +160,8 @@ def test_the_whole_of_17_million_keys_is_counted():
         def __init__(self, keys: np.ndarray) -> None:
             self.keys = keys
 
-        def read_image(self, key: int) -> tuple[Header, bytes]:
-            return Header(
+        def read_image(self, key: int) -> tuple[RecordHeader, bytes]:
+            return RecordHeader(
                 2, np.array([end - 1, end + 2], np.float32), 0, 0
             ), b"" if key == 0 or key >= end else b"image"
 
@@ -193,26 +193,26 @@ def test_images_of_one_identity_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("property_", [None, "2001,112,112"])
-def test_labels_with_gaps_are_warned_of(tmp_path, said, property_):
+def test_labels_with_gaps_are_warned_of(tmp_path, log_capture, property_):
     folder = with_labels(tmp_path, [0.0, 1000.0, 2000.0] * 4)
     if property_:
         (folder / "property").write_text(property_)
     assert load_training_data(config_for(folder), CPU)[1] == 2001
-    assert "1998 of 2001 identities have no image, the first is label 1: the header learns nothing" in said.text
+    assert "1998 of 2001 identities have no image, the first is label 1: the header learns nothing" in log_capture.text
     SearchFaces(str(folder))
-    assert said.text.count("1998 of 2001 identities have no image") == 2
+    assert log_capture.text.count("1998 of 2001 identities have no image") == 2
 
 
-def test_identities_beyond_the_labels_are_warned_of(tmp_path, said):
+def test_identities_beyond_the_labels_are_warned_of(tmp_path, log_capture):
     folder = with_labels(tmp_path, [0.0, 1.0, 2.0] * 4)
     (folder / "property").write_text("10,112,112")
     assert load_training_data(config_for(folder), CPU)[1] == 10
-    assert "7 of 10 identities have no image, the first is label 3" in said.text
+    assert "7 of 10 identities have no image, the first is label 3" in log_capture.text
 
 
-def test_sound_data_bring_no_warning(tiny_data, said):
+def test_sound_data_bring_no_warning(tiny_data, log_capture):
     load_training_data(config_for(tiny_data), CPU)
-    assert [record.levelname for record in said.records] == ["INFO"]
+    assert [record.levelname for record in log_capture.records] == ["INFO"]
 
 
 def test_more_classes_than_the_files_hold_are_refused(tiny_data, tmp_path):
@@ -248,7 +248,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "log_capture"),
     [
         (
             ["Ann/1.jpg", "Bob/1.JPG"],
@@ -262,7 +262,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
         (["train.idx"], rf"{WANTED}; put them there"),
     ],
 )
-def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_path, files, said):
+def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_path, files, log_capture):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
@@ -271,7 +271,7 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
             FaceDataset(tmp_path)
         except UserError as error:
             raise UserError(str(error).replace(str(tmp_path), "FOLDER")) from None
-    assert re.search(said, str(caught.value)) and "\n" not in str(caught.value)
+    assert re.search(log_capture, str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_the_record_file_in_place_of_its_folder(tiny_data):
@@ -293,7 +293,7 @@ def test_records_without_an_index_say_how_to_make_it(tmp_path):
 def test_colours_are_red_green_blue(tmp_path):
     red = np.zeros((112, 112, 3), np.uint8)
     red[..., 0] = 255
-    dataset = FaceDataset(write_images(tmp_path, [pack(Header(0, 0.0, 0, 0), encode(red, ".png"))]))
+    dataset = FaceDataset(write_images(tmp_path, [pack(RecordHeader(0, 0.0, 0, 0), encode_image(red, ".png"))]))
     assert dataset[0][0][0, 0].tolist() == [255, 0, 0]
 
 
@@ -347,8 +347,8 @@ def test_a_batch_larger_than_the_data_is_refused():
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8\xff no jpeg", None])
 def test_an_unreadable_image_names_file_record_and_offset(tmp_path, payload, workers):
     rng = np.random.default_rng(0)
-    good = pack(Header(0, 0.0, 0, 0), encode(face(0, rng)))
-    bad = pack(Header(0, 0.0, 0, 0), encode(face(0, rng)[:50]) if payload is None else payload)
+    good = pack(RecordHeader(0, 0.0, 0, 0), encode_image(draw_face(0, rng)))
+    bad = pack(RecordHeader(0, 0.0, 0, 0), encode_image(draw_face(0, rng)[:50]) if payload is None else payload)
     dataset = FaceDataset(write_images(tmp_path, [good, bad, good, good], first_key=1))
     offset = 8 + len(good) + -len(good) % 4
     with pytest.raises(UserError, match=rf"train\.rec: record 2 at byte {offset}: .*112×112") as error:
@@ -378,17 +378,17 @@ def test_workers_forked_from_a_process_with_opencv_threads_do_not_hang(tiny_data
 
 
 def test_a_truncated_jpeg_is_an_error_and_never_a_grey_image(tmp_path):
-    jpeg = encode(face(0, np.random.default_rng(0)))
+    jpeg = encode_image(draw_face(0, np.random.default_rng(0)))
     for length in (len(jpeg) // 4, len(jpeg) // 2, len(jpeg) - 200):
-        dataset = FaceDataset(write_images(tmp_path, [pack(Header(0, 0.0, 0, 0), jpeg[:length])], first_key=1))
+        dataset = FaceDataset(write_images(tmp_path, [pack(RecordHeader(0, 0.0, 0, 0), jpeg[:length])], first_key=1))
         with pytest.raises(UserError, match="record 1 at byte 0"):
             dataset[0]
 
 
 @pytest.mark.parametrize("label", [4.0, -1.0, 1.5, float("nan")])
 def test_labels_that_are_no_class_are_refused_before_training(tmp_path, label):
-    image = encode(face(0, np.random.default_rng(0)))
-    records = [pack(Header(0, value, 0, 0), image) for value in (0.0, 3.0, label)]
+    image = encode_image(draw_face(0, np.random.default_rng(0)))
+    records = [pack(RecordHeader(0, value, 0, 0), image) for value in (0.0, 3.0, label)]
     dataset = FaceDataset(write_images(tmp_path, records))
     with pytest.raises(UserError, match=r"train\.rec: record 2 at byte \d+: label .* 4 classes"):
         dataset.check_labels(4)

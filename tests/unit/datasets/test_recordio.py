@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.records import MAGIC, overwrite, random_payloads, write
+from tests.helpers.records import MAGIC, overwrite, random_payloads, write_records
 from utils.datasets.recordio import reader as record_reader
 from utils.datasets.recordio.index import RecordError
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header, IndexedRecordWriter, pack, unpack
+from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack, unpack
 from utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rec"
@@ -64,7 +64,7 @@ def test_payloads_of_golden_parts(golden_payloads):
 
 
 def test_golden_parts_are_written_byte_for_byte(golden_payloads, tmp_path):
-    rec, idx = write(tmp_path, golden_payloads)
+    rec, idx = write_records(tmp_path, golden_payloads)
     assert rec.read_bytes() == (GOLDEN / "parts.rec").read_bytes()
     assert idx.read_bytes() == (GOLDEN / "parts.idx").read_bytes()
 
@@ -89,7 +89,7 @@ def test_golden_images():
 def test_golden_images_are_written_byte_for_byte(tmp_path):
     with IndexedRecordReader(GOLDEN / "train.rec", GOLDEN / "train.idx") as reader:
         records = {int(key): pack(*reader.read_image(key)) for key in reader.keys}
-    rec, idx = write(tmp_path, records)
+    rec, idx = write_records(tmp_path, records)
     assert rec.read_bytes() == (GOLDEN / "train.rec").read_bytes()
     assert idx.read_bytes() == (GOLDEN / "train.idx").read_bytes()
 
@@ -109,7 +109,7 @@ KEYS = {
 @pytest.mark.parametrize("seed, keys", list(enumerate(KEYS.values())), ids=list(KEYS))
 def test_round_trip(seed, keys, tmp_path):
     payloads = list(random_payloads(seed, len(keys)))
-    rec, idx = write(tmp_path, dict(zip(keys.tolist(), payloads, strict=True)))
+    rec, idx = write_records(tmp_path, dict(zip(keys.tolist(), payloads, strict=True)))
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.keys.tolist() == keys.tolist()
         assert [reader.read(key) for key in keys] == payloads
@@ -123,10 +123,10 @@ def test_labels(seed, tmp_path, monkeypatch):
     rng = np.random.default_rng(seed)
     expected = rng.integers(0, 100_000, 300).astype(np.float32)
     records = [
-        pack(Header(0, label if n == 0 else np.array([label] + [7.0] * (n - 1)), 0, 0), payload)
+        pack(RecordHeader(0, label if n == 0 else np.array([label] + [7.0] * (n - 1)), 0, 0), payload)
         for label, n, payload in zip(expected, rng.integers(0, 4, 300), random_payloads(seed, 300), strict=True)
     ]
-    with IndexedRecordReader(*write(tmp_path, records)) as reader:
+    with IndexedRecordReader(*write_records(tmp_path, records)) as reader:
         labels = reader.labels(reader.keys)
         assert labels.dtype == np.float32
         assert np.array_equal(labels, expected)
@@ -137,7 +137,7 @@ def test_labels(seed, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("label", [0, 3.0, True, np.float32(0.1), np.int64(93430), [2.0], np.arange(5), (1, 2)])
 def test_image_header_round_trip(label):
-    header, payload = unpack(pack(Header(9, label, 2**64 - 1, 5), b"image"))
+    header, payload = unpack(pack(RecordHeader(9, label, 2**64 - 1, 5), b"image"))
     assert payload == b"image"
     assert header.flag == (np.size(label) if np.ndim(label) else 0)
     assert np.array_equal(header.label, np.asarray(label, np.float32))
@@ -145,15 +145,15 @@ def test_image_header_round_trip(label):
 
 
 def test_image_header_bytes():
-    assert pack(Header(0, 1.5, 2, 3), b"x") == struct.pack("<IfQQ", 0, 1.5, 2, 3) + b"x"
-    assert pack(Header(0, np.array([1.5, 2]), 2, 3), b"x") == struct.pack("<IfQQff", 2, 0, 2, 3, 1.5, 2) + b"x"
+    assert pack(RecordHeader(0, 1.5, 2, 3), b"x") == struct.pack("<IfQQ", 0, 1.5, 2, 3) + b"x"
+    assert pack(RecordHeader(0, np.array([1.5, 2]), 2, 3), b"x") == struct.pack("<IfQQff", 2, 0, 2, 3, 1.5, 2) + b"x"
 
 
 def test_offsets_beyond_4_gb(tmp_path):
     """The file is sparse: two records at its begin, a hole, two records behind 5 GB."""
-    records = [pack(Header(0, float(n), n, 0), b"payload" * n) for n in range(4)]
-    rec, idx = write(tmp_path, records[:2])
-    far, _ = write(tmp_path, records[2:], "far")
+    records = [pack(RecordHeader(0, float(n), n, 0), b"payload" * n) for n in range(4)]
+    rec, idx = write_records(tmp_path, records[:2])
+    far, _ = write_records(tmp_path, records[2:], "far")
     start = 5 * 2**30
     os.truncate(rec, start)
     overwrite(rec, start, far.read_bytes())
@@ -166,14 +166,14 @@ def test_offsets_beyond_4_gb(tmp_path):
 
 
 def test_index_with_windows_line_ends(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two"])
+    rec, idx = write_records(tmp_path, [b"one", b"two"])
     idx.write_bytes(idx.read_bytes().replace(b"\n", b"\r\n"))
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.read(1) == b"two"
 
 
 def test_index_without_last_newline(tmp_path):
-    rec, idx = write(tmp_path, [bytes(8 * n) for n in range(1, 30)])
+    rec, idx = write_records(tmp_path, [bytes(8 * n) for n in range(1, 30)])
     text = idx.read_bytes()
     idx.write_bytes(text[:-1])
     with IndexedRecordReader(rec, idx) as reader:
@@ -183,7 +183,7 @@ def test_index_without_last_newline(tmp_path):
 
 
 def test_reader_is_read_only_and_closes(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     reader = IndexedRecordReader(rec, idx)
     with pytest.raises(ValueError, match="read-only"):
         reader.keys[0] = 1
@@ -194,7 +194,7 @@ def test_reader_is_read_only_and_closes(tmp_path):
 
 
 def test_open_by_relative_path(tmp_path, monkeypatch):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     monkeypatch.chdir(tmp_path)
     reader = IndexedRecordReader(rec.name, idx.name)
     monkeypatch.chdir("/")
@@ -219,7 +219,7 @@ def _digests(keys):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_at_once(method, tmp_path):
     records = list(random_payloads(1, 500))
-    with IndexedRecordReader(*write(tmp_path, records)) as reader:
+    with IndexedRecordReader(*write_records(tmp_path, records)) as reader:
         assert reader.read(3) == records[3]  # so the parent has a map when it forks
         parents = reader._map
         orders = [np.random.default_rng(seed).permutation(500).tolist() for seed in range(6)]
@@ -236,7 +236,7 @@ def test_processes_read_at_once(method, tmp_path):
 
 def test_pickle_holds_no_map(tmp_path):
     records = [b"one", b"two"]
-    with IndexedRecordReader(*write(tmp_path, records)) as reader:
+    with IndexedRecordReader(*write_records(tmp_path, records)) as reader:
         assert reader.read(0) == b"one"
         copy = pickle.loads(pickle.dumps(reader))
     assert copy._map is None
@@ -252,14 +252,14 @@ def test_error_is_the_users():
 
 
 def test_missing_files(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     open_error(tmp_path / "no.rec", idx, tmp_path / "no.rec", "No such file")
     open_error(rec, tmp_path / "no.idx", tmp_path / "no.idx", "No such file")
     error_of(lambda: IndexedRecordWriter(tmp_path / "no" / "a.rec", idx), tmp_path / "no" / "a.rec", "No such file")
 
 
 def test_file_gone_before_first_read(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     reader = IndexedRecordReader(rec, idx)
     rec.unlink()
     error_of(lambda: reader.read(0), rec, "No such file")
@@ -268,7 +268,7 @@ def test_file_gone_before_first_read(tmp_path):
 def test_file_truncated_anywhere(tmp_path):
     """Every record of a file cut at any byte is read in full or is an error; the last one is an error."""
     payloads = [b"12345", MAGIC * 2, b"", b"1234" + MAGIC + b"567", b"89"]
-    rec, idx = write(tmp_path, payloads)
+    rec, idx = write_records(tmp_path, payloads)
     for size in reversed(range(rec.stat().st_size)):
         os.truncate(rec, size)
         try:
@@ -289,7 +289,7 @@ def rec_offset(idx, key):
 @pytest.mark.parametrize("read", ["read", "labels"])
 def test_file_that_shrinks_while_in_use(read, tmp_path):
     """An access beyond the present end of a mapped file would kill the process with SIGBUS."""
-    rec, idx = write(tmp_path, [pack(Header(0, 1.0, 0, 0), bytes(10_000))] * 5)
+    rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, 0, 0), bytes(10_000))] * 5)
     size = rec.stat().st_size
     with IndexedRecordReader(rec, idx) as reader:
         assert len(reader.read(4)) == 10_024
@@ -298,7 +298,7 @@ def test_file_that_shrinks_while_in_use(read, tmp_path):
 
 
 def test_file_that_shrinks_before_first_read(tmp_path):
-    rec, idx = write(tmp_path, [bytes(10_000)])
+    rec, idx = write_records(tmp_path, [bytes(10_000)])
     with IndexedRecordReader(rec, idx) as reader:
         os.truncate(rec, 0)
         error_of(lambda: reader.read(0), rec, "from 10008 to 0 bytes")
@@ -308,7 +308,7 @@ def test_file_that_shrinks_before_first_read(tmp_path):
 
 
 def test_empty_index(tmp_path):
-    rec, idx = write(tmp_path, [])
+    rec, idx = write_records(tmp_path, [])
     open_error(rec, idx, idx, "empty")
 
 
@@ -317,13 +317,13 @@ def test_empty_index(tmp_path):
     ["", "1", "1\t", "\t16", "1 16", "1\t16\t3", "one\t16", "1\t16.0", "1\t+16", "1\t\t16", "1\t" + "9" * 19, "\r"],
 )
 def test_malformed_index_line(line, tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    rec, idx = write_records(tmp_path, [b"one", b"two", b"three"])
     idx.write_text(f"0\t0\n{line}\n2\t24\n", newline="")
     open_error(rec, idx, idx, "line 2", repr(line.rstrip("\r")), "key<TAB>offset", "copy it again")
 
 
 def test_negative_numbers_in_index(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two"])
+    rec, idx = write_records(tmp_path, [b"one", b"two"])
     idx.write_text("0\t0\n1\t-12\n")
     open_error(rec, idx, idx, "line 2", r"1\t-12", "negative")
     idx.write_text("-1\t0\n1\t12\n")
@@ -331,27 +331,27 @@ def test_negative_numbers_in_index(tmp_path):
 
 
 def test_binary_index(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     idx.write_bytes(os.urandom(10_000) + b"\n")
     open_error(rec, idx, idx, "line 1")
     open_error(rec, rec, rec, "line 1")
 
 
 def test_long_line_is_cut_in_the_message(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     idx.write_bytes(b"x" * 10_000)
     assert len(open_error(rec, idx, idx, "line 1")) < 300 + len(str(idx))
 
 
 def test_index_points_past_the_end(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two"])
+    rec, idx = write_records(tmp_path, [b"one", b"two"])
     for offset in (20, 24, 28, 10**17):
         idx.write_text(f"0\t0\n7\t{offset}\n")
         open_error(rec, idx, idx, rec, "line 2", f"record 7 at byte {offset}", "24 bytes", "at or past its end")
 
 
 def test_index_points_amid_a_record(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"0123456789ab", b"two"])
+    rec, idx = write_records(tmp_path, [b"one", b"0123456789ab", b"two"])
     idx.write_text("0\t0\n1\t14\n")
     open_error(rec, idx, idx, rec, "line 2", "record 1 at byte 14", "no record begins there")
     idx.write_text("0\t0\n1\t20\n")
@@ -359,7 +359,7 @@ def test_index_points_amid_a_record(tmp_path):
 
 
 def test_duplicate_key(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    rec, idx = write_records(tmp_path, [b"one", b"two", b"three"])
     idx.write_text("5\t0\n3\t12\n5\t24\n")
     open_error(rec, idx, idx, "line 3", "key 5", "offset 24", "line 1", "offset 0")
 
@@ -367,7 +367,7 @@ def test_duplicate_key(tmp_path):
 @pytest.mark.parametrize("keys", [[0, 1, 2], [10, 30, 20]])
 @pytest.mark.parametrize("unknown", [-1, 3, 15, 31, 2**70, -(2**70)])
 def test_unknown_key(keys, unknown, tmp_path):
-    rec, idx = write(tmp_path, dict.fromkeys(keys, b"one"))
+    rec, idx = write_records(tmp_path, dict.fromkeys(keys, b"one"))
     named = rec, idx, f"no record {unknown}", f"3 keys from {min(keys)} to {max(keys)}"
     with IndexedRecordReader(rec, idx) as reader:
         error_of(lambda: reader.read(unknown), *named)
@@ -376,7 +376,7 @@ def test_unknown_key(keys, unknown, tmp_path):
 
 
 def test_index_cut_at_the_end_of_a_line(tmp_path):
-    rec, idx = write(tmp_path, list(random_payloads(5, 60)))
+    rec, idx = write_records(tmp_path, list(random_payloads(5, 60)))
     lines = idx.read_bytes().splitlines(keepends=True)
     for count in (1, 30, 59):
         idx.write_bytes(b"".join(lines[:count]))
@@ -385,7 +385,7 @@ def test_index_cut_at_the_end_of_a_line(tmp_path):
 
 
 def test_index_without_its_first_lines(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    rec, idx = write_records(tmp_path, [b"one", b"two", b"three"])
     lines = idx.read_bytes().splitlines(keepends=True)
     idx.write_bytes(b"".join(lines[1:]))
     open_error(rec, idx, idx, rec, "its first record is at byte 12", f"python data/reindex.py --force {rec}")
@@ -393,21 +393,21 @@ def test_index_without_its_first_lines(tmp_path):
 
 def test_what_follows_the_last_record_need_not_be_a_record(tmp_path):
     """Space that was set aside is no record that the index lacks."""
-    rec, idx = write(tmp_path, [b"one", b"two"])
+    rec, idx = write_records(tmp_path, [b"one", b"two"])
     os.truncate(rec, 4096)
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.read(1) == b"two"
 
 
 def test_keys_at_the_same_offset(tmp_path):
-    rec, idx = write(tmp_path, [b"one", b"two", b"three"])
+    rec, idx = write_records(tmp_path, [b"one", b"two", b"three"])
     idx.write_text("0\t0\n" + "".join(f"{key}\t12\n" for key in range(1, 11)) + "11\t24\n")
     open_error(rec, idx, idx, "line 3", "keys 1 and 2 have the same offset 12", "9 of 12 lines repeat an offset")
 
 
 @pytest.mark.parametrize("name", ["a.rec", "a.idx"])
 def test_what_is_no_regular_file(name, tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     (tmp_path / name).unlink()
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a pipe\)"):
@@ -493,7 +493,7 @@ def test_damage_anywhere_in_a_header_is_found(tmp_path):
     The payloads need no padding: a length that takes in its own padding cannot be told from a payload that ends so.
     """
     payloads = [b"one!", b"1234" + MAGIC + b"5678", b"", MAGIC + b"1234" + MAGIC, b"last"]
-    rec, idx = write(tmp_path, payloads)
+    rec, idx = write_records(tmp_path, payloads)
     sound = rec.read_bytes()
     begins = [at for at in range(0, len(sound), 4) if sound[at : at + 4] == MAGIC]
     assert len(begins) == 8
@@ -547,7 +547,13 @@ def test_labels_beyond_the_record(count, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "header", [Header(0, [], 0, 0), Header(0, 1.0, -1, 0), Header(0, 1.0, 0, 2**64), Header(0, 1e300, 0, 0)]
+    "header",
+    [
+        RecordHeader(0, [], 0, 0),
+        RecordHeader(0, 1.0, -1, 0),
+        RecordHeader(0, 1.0, 0, 2**64),
+        RecordHeader(0, 1e300, 0, 0),
+    ],
 )
 def test_pack_refuses(header):
     error_of(lambda: pack(header, b""), "image header")
@@ -584,8 +590,8 @@ def test_a_file_replaced_before_another_process_opens_it_is_an_error(tmp_path):
 @pytest.mark.parametrize("read", ["read", "labels"])
 def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added, tmp_path):
     """As `cp other.rec a.rec` does."""
-    rec, idx = write(tmp_path, [pack(Header(0, 1.0, 0, 0), b"first")] * 3)
-    other, _ = write(tmp_path, [pack(Header(0, 2.0, 0, 0), b"other")] * (3 + added), "other")
+    rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, 0, 0), b"first")] * 3)
+    other, _ = write_records(tmp_path, [pack(RecordHeader(0, 2.0, 0, 0), b"other")] * (3 + added), "other")
     os.utime(rec, (1, 1))  # long ago, for a clock that ticks slowly
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.read_image(2)[1] == b"first"
@@ -598,7 +604,7 @@ def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added
 
 
 def test_a_file_that_is_touched_while_in_use_is_read_on(tmp_path):
-    rec, idx = write(tmp_path, [pack(Header(0, 1.0, 0, 0), b"first")] * 3)
+    rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, 0, 0), b"first")] * 3)
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.read_image(2)[1] == b"first"
         for second in (1, 2):
@@ -611,7 +617,7 @@ def test_a_file_that_is_touched_while_in_use_is_read_on(tmp_path):
 
 
 def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_path):
-    rec, idx = write(tmp_path, [b"first"] * 3)
+    rec, idx = write_records(tmp_path, [b"first"] * 3)
     with IndexedRecordReader(rec, idx) as reader:
         (tmp_path / "copy").write_bytes(rec.read_bytes())
         (tmp_path / "copy").replace(rec)
@@ -622,7 +628,7 @@ def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_pa
 def test_other_content_is_found_wherever_it_is(where, tmp_path):
     """Of a large file, records of which have moved, or that is another from some place on."""
     rng = np.random.default_rng(0)
-    rec, idx = write(tmp_path, [rng.bytes(30_000) for _ in range(200)])
+    rec, idx = write_records(tmp_path, [rng.bytes(30_000) for _ in range(200)])
     size = rec.stat().st_size
     os.utime(rec, (1, 1))
     with IndexedRecordReader(rec, idx) as reader:
@@ -635,8 +641,8 @@ def test_other_content_is_found_wherever_it_is(where, tmp_path):
 
 
 def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(tmp_path):
-    rec, idx = write(tmp_path, [b"first"] * 3)
-    other, _ = write(tmp_path, [b"other"] * 3, "other")
+    rec, idx = write_records(tmp_path, [b"first"] * 3)
+    other, _ = write_records(tmp_path, [b"other"] * 3, "other")
     with IndexedRecordReader(rec, idx) as reader:
         assert reader.read(0) == b"first"
         other.replace(rec)
@@ -646,7 +652,7 @@ def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(
 
 
 def test_no_file_is_left_open(tmp_path):
-    rec, idx = write(tmp_path, [b"one"])
+    rec, idx = write_records(tmp_path, [b"one"])
     gc.collect()  # files of earlier tests
     opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     readers = [IndexedRecordReader(rec, idx) for _ in range(3)]

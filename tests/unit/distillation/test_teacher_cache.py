@@ -211,8 +211,8 @@ def test_another_teacher_or_other_data_have_a_cache_of_their_own(tmp_path, tiny_
 def test_the_description_says_what_is_kept_and_is_checked(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher_sha256": "ab"}, 3, 4)
     described = cache.path.with_name(cache.path.name + ".json")
-    said = json.loads(described.read_text())
-    assert (said["teacher_sha256"], said["images"], said["embedding_size"]) == ("ab", 3, 4)
+    log_capture = json.loads(described.read_text())
+    assert (log_capture["teacher_sha256"], log_capture["images"], log_capture["embedding_size"]) == ("ab", 3, 4)
     described.write_text(described.read_text().replace("ab", "cd"))
     with pytest.raises(UserError, match=r"7backbone-.*\.json: is of another teacher or other data; delete it"):
         TeacherCache(tmp_path, "7backbone", {"teacher_sha256": "ab"}, 3, 4)

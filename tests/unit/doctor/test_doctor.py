@@ -13,12 +13,12 @@ from config import load_config
 from tests.helpers.commands import DEMO, run_command
 from tests.helpers.doctor_helpers import (
     Usage,
-    ask,
-    config_of,
-    ill,
+    check_states,
+    make_config,
     one_process_on_a_cpu,  # noqa: F401  (for every test here)
-    only,
-    states,
+    run_checks,
+    single,
+    single_failure,
 )
 from tests.helpers.faces import write_data
 from tests.helpers.paths import ROOT
@@ -104,7 +104,7 @@ def test_a_wrong_config_is_exit_code_2(demo):
 def test_one_failure_hides_no_other(tmp_path, data):
     (data / "train.rec").unlink()
     (data / "tiny.bin").write_bytes(b"no pickle")
-    config = config_of(tmp_path, data, "eval_step=1", "teacher_pth=nowhere")
+    config = make_config(tmp_path, data, "eval_step=1", "teacher_pth=nowhere")
     told = list(doctor.run_checks(doctor.plan_run(config, distils=True)))
     assert {check.subject for check in told if check.state == FAIL} == {"data", "sets", "teacher"}
     unknown = [check.subject for check in told if "needs the data" in check.found]
@@ -113,10 +113,12 @@ def test_one_failure_hides_no_other(tmp_path, data):
 
 
 def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
-    config = config_of(tmp_path, tmp_path, "num_classes=7", "num_image=100")
+    config = make_config(tmp_path, tmp_path, "num_classes=7", "num_image=100")
     config.rec = str(tmp_path / "none")  # as a config file may say
     told = list(doctor.run_checks(doctor.plan_run(config)))
-    assert ill([check for check in told if check.subject == "data"]).found.startswith("config rec: no folder")
+    assert single_failure([check for check in told if check.subject == "data"]).found.startswith(
+        "config rec: no folder"
+    )
     assert [check.found for check in told if check.subject == "steps"] == [
         "36, 12 an epoch; 1 process with 8 images each"
     ]
@@ -131,7 +133,7 @@ def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
     ],
 )
 def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, unused, fix):
-    check = ill(ask(config_of(tmp_path, tiny_data, *fields), "config", kd=kd))
+    check = single_failure(run_checks(make_config(tmp_path, tiny_data, *fields), "config", kd=kd))
     assert check.state == WARN and check.found == f"Config: {unused}" and check.fix.startswith(fix)
 
 
@@ -155,23 +157,23 @@ def test_the_schedule_is_said():
 def test_a_truncated_record_file(tmp_path, data):
     whole = (data / "train.rec").read_bytes()
     (data / "train.rec").write_bytes(whole[: len(whole) // 2])
-    check = ill(ask(config_of(tmp_path, data), "data"))
+    check = single_failure(run_checks(make_config(tmp_path, data), "data"))
     assert check.state == FAIL and "train.idx, line" in check.found and "copy both again" in check.fix
 
 
 def test_a_label_that_is_no_class(tmp_path, data):
     (data / "property").write_text("3,112,112")
-    check = ill(ask(config_of(tmp_path, data), "data"))
+    check = single_failure(run_checks(make_config(tmp_path, data), "data"))
     assert check.state == FAIL and "label 3 is not one of the 3 classes" in check.found
     assert check.fix == "set num_classes=4 if the data is right"
 
 
 def test_sizes_of_the_config_that_are_not_those_of_the_files(tmp_path, data):
-    told = ask(config_of(tmp_path, data, "num_image=41"), "data")
-    assert states(told) == [PASS, WARN]
+    told = run_checks(make_config(tmp_path, data, "num_image=41"), "data")
+    assert check_states(told) == [PASS, WARN]
     assert told[0].found == f"40 images of 4 identities in {data}"
     assert told[1].fix.startswith("change num_image in ")
-    check = ill(ask(config_of(tmp_path, data, "num_classes=9"), "data"))
+    check = single_failure(run_checks(make_config(tmp_path, data, "num_classes=9"), "data"))
     assert check.state == FAIL and check.found == f"config num_classes: 9, but {data} holds 4 identities"
     assert check.fix.startswith("type num_classes=0 ")
 
@@ -184,14 +186,14 @@ def test_an_image_that_cannot_be_decoded(tmp_path, data, what, state):
     with (data / "train.rec").open("r+b") as file:
         file.seek(at)
         file.write(bytes(len(record) - 24))
-    check = only(ask(config_of(tmp_path, data, f"on_bad_image={what}"), "data", "images"))
+    check = single(run_checks(make_config(tmp_path, data, f"on_bad_image={what}"), "data", "images"))
     assert check.state == state and check.fix
     assert check.found.startswith(f"1 of 40 cannot be read: {data / 'train.rec'}: record 7 ")
 
 
 def test_reading_images_ends_in_time(tmp_path, data, monkeypatch):
     monkeypatch.setattr(checks_of_data, "SECONDS", 0.0)
-    check = only(ask(config_of(tmp_path, data), "data", "images"))
+    check = single(run_checks(make_config(tmp_path, data), "data", "images"))
     assert check.state == PASS and check.found.startswith("1 read and decoded")
 
 
@@ -200,19 +202,19 @@ def test_reading_images_ends_in_time(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize(("eval_step", "state"), [(5, FAIL), (0, WARN)])
 def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step, state):
-    config = config_of(tmp_path, data, f"eval_step={eval_step}")
-    assert only(ask(config, "sets")) == Check("sets", PASS, "tiny: 20 pairs of 40 images")
+    config = make_config(tmp_path, data, f"eval_step={eval_step}")
+    assert single(run_checks(config, "sets")) == Check("sets", PASS, "tiny: 20 pairs of 40 images")
     (data / "cut.bin").write_bytes((data / "tiny.bin").read_bytes()[:-1000])
     config.val_targets = ["cut", "tiny", "lfw"]
-    told = ask(config, "sets")
-    assert states(told) == [WARN, state, PASS] and all(check.fix for check in told[:2])
+    told = run_checks(config, "sets")
+    assert check_states(told) == [WARN, state, PASS] and all(check.fix for check in told[:2])
     assert told[0].found == f"no lfw.bin in {data}: left out" and "cut.bin: not a verification set" in told[1].found
     os.mkfifo(data / "pipe.bin")
     config.val_targets = ["pipe", "tiny"]
-    check = ask(config, "sets")[0]
+    check = run_checks(config, "sets")[0]
     assert check.state == state and "pipe.bin: is not a regular file (a pipe)" in check.found
     config.val_targets = ["lfw"]
-    check = ill(ask(config, "sets"))
+    check = single_failure(run_checks(config, "sets"))
     assert check.state == state and "none of lfw.bin" in check.found
 
 
@@ -220,20 +222,20 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
 
 
 def test_a_batch_that_is_larger_than_the_data(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=16")
-    assert only(ask(config, "data", "steps")).found == "6, 2 an epoch; 1 process with 16 images each"
+    config = make_config(tmp_path, tiny_data, "batch_size=16")
+    assert single(run_checks(config, "data", "steps")).found == "6, 2 an epoch; 1 process with 16 images each"
     monkeypatch.setenv("NPROC", "2")
-    assert only(ask(config, "data", "steps")).found == "3, 1 an epoch; 2 processes with 16 images each"
+    assert single(run_checks(config, "data", "steps")).found == "3, 1 an epoch; 2 processes with 16 images each"
     monkeypatch.setenv("NNODES", "2")
-    check = ill(ask(config, "data", "steps"))
+    check = single_failure(run_checks(config, "data", "steps"))
     assert check.state == FAIL and "16 images on 4 processes" in check.found and check.fix == "lower batch_size"
     config.batch_size = 1
-    assert "batch norm" in ill(ask(config, "data", "steps")).found
+    assert "batch norm" in single_failure(run_checks(config, "data", "steps")).found
 
 
 def test_processes_are_counted_as_they_are_started(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    config = config_of(tmp_path, tiny_data)
+    config = make_config(tmp_path, tiny_data)
 
     def counted(**environment):
         for name, value in environment.items():
@@ -251,15 +253,15 @@ def test_processes_are_counted_as_they_are_started(tmp_path, tiny_data, monkeypa
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no such folder for shared memory")
 def test_shared_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "workers=2")
+    config = make_config(tmp_path, tiny_data, "workers=2")
     found = "2 for each of 1 process, 4.6 MiB of shared memory"
-    assert only(ask(config, "data", "steps", "workers")) == Check("workers", PASS, found)
+    assert single(run_checks(config, "data", "steps", "workers")) == Check("workers", PASS, found)
     monkeypatch.setenv("NPROC", "2")
     size = 2 * 8 * 8 * 112 * 112 * 3  # of a process
     for most, state in ((2 * size, PASS), (2 * size - 1, FAIL)):
         left = iter([most, most - size])
         monkeypatch.setattr(shutil, "disk_usage", lambda path, left=left: Usage(1 << 40, 0, next(left)))
-        check = only(ask(config, "data", "steps", "workers"))
+        check = single(run_checks(config, "data", "steps", "workers"))
         assert check.state == state and ("--shm-size" in check.fix) == (state == FAIL)
 
 
@@ -267,19 +269,19 @@ def test_shared_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
 
 
 def test_a_sharded_head_needs_a_class_for_every_process(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=4")  # 4 classes
+    config = make_config(tmp_path, tiny_data, "batch_size=4")  # 4 classes
     monkeypatch.setenv("NPROC", "5")
-    assert ask(config, "data", "steps", "head") == []  # whole, it is not split
+    assert run_checks(config, "data", "steps", "head") == []  # whole, it is not split
     config.head = "sharded"
-    check = ill(ask(config, "data", "steps", "head"))
+    check = single_failure(run_checks(config, "data", "steps", "head"))
     assert (check.state, check.fix) == (FAIL, "4 processes at most, or head=whole")
     assert check.found == "head: 4 classes cannot be split over 5 processes"  # as the training says
-    assert ill(ask(config, "head")).state == WARN  # classes are not known
+    assert single_failure(run_checks(config, "head")).state == WARN  # classes are not known
     monkeypatch.setenv("NPROC", "3")
     found = "sharded over 3 processes: at most 2 of 4 classes each"
-    assert only(ask(config, "data", "steps", "head")) == Check("head", PASS, found)
+    assert single(run_checks(config, "data", "steps", "head")) == Check("head", PASS, found)
     config.sample_rate = 0.5
-    assert only(ask(config, "data", "steps", "head")).found == f"{found}, 0.5 of them a step"
+    assert single(run_checks(config, "data", "steps", "head")).found == f"{found}, 0.5 of them a step"
 
 
 # -------------------------------------------------------------------------------------------------------------- mends
@@ -289,5 +291,5 @@ def test_an_error_that_names_no_mend_is_given_one(tmp_path):
     def read():
         yield Check("disk", PASS, (tmp_path / "none").read_text())
 
-    check = ill(collect_checks("disk", read()))
+    check = single_failure(collect_checks("disk", read()))
     assert check.state == FAIL and str(tmp_path / "none") in check.found

@@ -7,16 +7,16 @@ import pytest
 
 from tests.helpers.doctor_helpers import (
     Usage,
-    ask,
-    config_of,
-    ill,
-    known,
+    check_states,
+    make_config,
     one_process_on_a_cpu,  # noqa: F401  (for every test here)
-    only,
-    states,
-    teachers_of,
+    plan_with_data,
+    run_checks,
+    single,
+    single_failure,
+    write_teachers,
 )
-from tests.helpers.training import run
+from tests.helpers.training import train_small
 from utils.doctor import disk
 from utils.doctor.command import SUBJECTS
 from utils.doctor.table import FAIL, PASS, WARN, Check
@@ -27,8 +27,8 @@ from utils.doctor.table import FAIL, PASS, WARN, Check
 def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
     (tmp_path / "file").write_text("")
     fields = [f"output={tmp_path / 'file' / 'out'}", f"teacher_pth={tmp_path}", f"teacher_cache={tmp_path / 'file'}"]
-    told = ask(config_of(tmp_path, tiny_data, *fields), "output", kd=True)
-    assert states(told) == [FAIL, PASS, FAIL]
+    told = run_checks(make_config(tmp_path, tiny_data, *fields), "output", kd=True)
+    assert check_states(told) == [FAIL, PASS, FAIL]
     assert [check.fix for check in told] == [
         "name another with output=FOLDER",
         "",
@@ -37,19 +37,19 @@ def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
 
 
 def test_a_disk_that_is_too_small(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data)
-    need = disk.output_bytes(known(config))
+    config = make_config(tmp_path, tiny_data)
+    need = disk.output_bytes(plan_with_data(config))
     for free, state in ((need - 1, FAIL), (need, WARN), (2 * need, PASS)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, left=free: Usage(1 << 40, 0, left))
-        check = only(ask(config, "data", "steps", "disk"))
+        check = single(run_checks(config, "data", "steps", "disk"))
         assert check.state == state and ("output=FOLDER" in check.fix) == (state != PASS)
 
 
 @pytest.mark.parametrize("fields", [[], ["save_initial=1", "keep=1", "num_epoch=2"]])
 def test_the_disk_space_is_what_a_run_takes(tmp_path, tiny_data, fields):
-    config = config_of(tmp_path, tiny_data, *fields)
-    need = disk.output_bytes(known(config))
-    run(config)
+    config = make_config(tmp_path, tiny_data, *fields)
+    need = disk.output_bytes(plan_with_data(config))
+    train_small(config)
     written = [path.stat().st_size for path in Path(config.output).glob("*header.pth")]
     written += [path.stat().st_size for path in Path(config.output).glob("*backbone.pth")]
     checkpoints = [path.stat().st_size for path in Path(config.output).glob("checkpoint.*.pth")]
@@ -59,18 +59,18 @@ def test_the_disk_space_is_what_a_run_takes(tmp_path, tiny_data, fields):
 
 
 def test_what_a_teacher_cache_takes(tmp_path, tiny_data, monkeypatch):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    config = config_of(tmp_path, tiny_data, f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1")
+    teachers = write_teachers(tmp_path, tiny_data, 3)
+    config = make_config(tmp_path, tiny_data, f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1")
     subjects = ("data", "steps", "teacher", "disk")
     monkeypatch.setattr(disk, "output_bytes", lambda plan: 0)
     size = 40 * (4 * 16 + 8)
     config.teacher_cache = str(tmp_path / "cache" / "of" / "teachers")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert ill(ask(config, *subjects, kd=True)).fix.endswith("teacher_cache=FOLDER")
+    assert single_failure(run_checks(config, *subjects, kd=True)).fix.endswith("teacher_cache=FOLDER")
     Path(config.teacher_cache).mkdir(parents=True)
     (Path(config.teacher_cache) / "5backbone-0123456789ab.f16").write_bytes(bytes(40 * 4 * 16))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 3 * size - 1))
-    assert only(ask(config, *subjects, kd=True)).state == PASS
+    assert single(run_checks(config, *subjects, kd=True)).state == PASS
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
@@ -80,7 +80,7 @@ def test_what_a_teacher_cache_takes(tmp_path, tiny_data, monkeypatch):
 def begun(tmp_path_factory, tiny_data) -> Path:
     """A folder with a run of two of three epochs; not to be changed."""
     folder = tmp_path_factory.mktemp("begun")
-    run(config_of(folder, tiny_data, "max_steps=10"))
+    train_small(make_config(folder, tiny_data, "max_steps=10"))
     return folder
 
 
@@ -92,14 +92,14 @@ def going_on(begun, tmp_path) -> Path:
 
 
 def ask_resume(folder, data, *fields, kd=False):
-    return ask(config_of(folder, data, *fields), "data", "steps", "resume", kd=kd)
+    return run_checks(make_config(folder, data, *fields), "data", "steps", "resume", kd=kd)
 
 
 def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
-    assert only(ask_resume(going_on, tiny_data)) == Check("resume", PASS, "resumes from step 10, in epoch 2")
+    assert single(ask_resume(going_on, tiny_data)) == Check("resume", PASS, "resumes from step 10, in epoch 2")
     monkeypatch.setenv("NPROC", "2")
     published = ["resume=1", "global_step=5"]
-    assert only(ask_resume(going_on, tiny_data)).found == "resumes from step 10, in epoch 2"
+    assert single(ask_resume(going_on, tiny_data)).found == "resumes from step 10, in epoch 2"
     for path in (going_on / "out").glob("checkpoint*"):
         path.unlink()
     # 40 images are two steps of two processes
@@ -107,15 +107,15 @@ def test_where_a_run_goes_on(going_on, tiny_data, monkeypatch):
     assert told[0].found == "resumes from step 5, in epoch 2" and all(check.fix for check in told[1:])
     out = going_on / "out"
     assert (
-        only(ask_resume(going_on, tiny_data)).found
+        single(ask_resume(going_on, tiny_data)).found
         == f"starts from scratch; 4 files of the earlier run will be moved to {out}/old-N"
     )
 
 
 def test_what_remains_of_the_run_is_what_takes_space(going_on, tiny_data):
-    config = config_of(going_on, tiny_data)
-    plan = known(config)
-    anew = disk.output_bytes(known(config_of(going_on / "new", tiny_data)))
+    config = make_config(going_on, tiny_data)
+    plan = plan_with_data(config)
+    anew = disk.output_bytes(plan_with_data(make_config(going_on / "new", tiny_data)))
     list(SUBJECTS["resume"](plan))
     checkpoint = max(path.stat().st_size for path in (going_on / "out").glob("checkpoint.*.pth"))
     assert disk.output_bytes(plan) < anew - checkpoint
@@ -125,7 +125,7 @@ def test_checkpoints_that_will_be_put_aside_make_no_room(going_on, tiny_data):
     for name in ("checkpoint.pth", "checkpoint.10.pth"):
         (going_on / "out" / name).unlink()
     for fields, epoch, replaced in (([], 1, 1), (["resume=1", "global_step=10"], 2, 0)):
-        plan = known(config_of(going_on, tiny_data, *fields))
+        plan = plan_with_data(make_config(going_on, tiny_data, *fields))
         list(SUBJECTS["resume"](plan))
         assert (plan.progress.epoch, plan.replaced) == (epoch, replaced)
 
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
     assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "resumes from step 5, in epoch 1"
     assert all("damaged" in check.found and check.fix for check in told[1:])
     (going_on / "out" / "checkpoint.5.pth").unlink()
-    assert states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
+    assert check_states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ def test_a_run_that_cannot_go_on(going_on, tiny_data, fields, found):
 
 def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
     before = sorted((going_on / "out").iterdir())
-    check = ill(ask_resume(going_on, tiny_data, "num_epoch=2"))
+    check = single_failure(ask_resume(going_on, tiny_data, "num_epoch=2"))
     assert check.state == WARN and "is finished" in check.found
-    check = only(ask_resume(going_on, tiny_data, "resume=0"))
+    check = single(ask_resume(going_on, tiny_data, "resume=0"))
     moved = f"starts from scratch; 7 files of the earlier run will be moved to {going_on / 'out'}/old-N"
     assert check == Check("resume", PASS, moved)
     assert ask_resume(going_on / "none", tiny_data, "resume=0")[0].found == "starts from scratch"
@@ -177,22 +177,26 @@ def test_a_run_that_is_done_and_one_that_begins_anew(going_on, tiny_data):
 
 def ask_teacher(folder, data, *fields):
     fields = [f"teacher_pth={folder / 'teachers'}", "teacher_network=PocketNet", *fields]
-    return ask(config_of(folder, data, *fields), "data", "steps", "teacher", kd=True)
+    return run_checks(make_config(folder, data, *fields), "data", "steps", "teacher", kd=True)
 
 
 def test_a_teacher_that_serves(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
+    teachers = write_teachers(tmp_path, tiny_data, 3)
     found = f"files in {teachers} valid"
-    assert only(ask_teacher(tmp_path, tiny_data, "multi_step=1")) == Check("teacher", PASS, f"3 of 3 {found}")
-    assert only(ask_teacher(tmp_path, tiny_data, "teacher_global_step=10")) == Check("teacher", PASS, f"1 of 1 {found}")
+    assert single(ask_teacher(tmp_path, tiny_data, "multi_step=1")) == Check("teacher", PASS, f"3 of 3 {found}")
+    assert single(ask_teacher(tmp_path, tiny_data, "teacher_global_step=10")) == Check(
+        "teacher", PASS, f"1 of 1 {found}"
+    )
 
 
 def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
-    weights = teachers_of(tmp_path, tiny_data, 1)
+    weights = write_teachers(tmp_path, tiny_data, 1)
     fields = [f"student_pth={weights}", "student_global_step=5"]
 
     def ask_student(*more):
-        return only(ask(config_of(tmp_path, tiny_data, *fields, *more), "data", "steps", "resume", "student"))
+        return single(
+            run_checks(make_config(tmp_path, tiny_data, *fields, *more), "data", "steps", "resume", "student")
+        )
 
     found = f"starts from {weights / '5backbone.pth'}, with a new header"
     assert ask_student() == Check("student", PASS, found)
@@ -203,24 +207,26 @@ def test_weights_that_a_run_starts_from(tmp_path, tiny_data):
 
 
 def test_teacher_files_that_are_missing(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
-    check = ill(ask_teacher(tmp_path, tiny_data, "teacher_global_step=11"))
+    teachers = write_teachers(tmp_path, tiny_data, 3)
+    check = single_failure(ask_teacher(tmp_path, tiny_data, "teacher_global_step=11"))
     assert check.state == FAIL and "no trained" in check.found and "needs no teacher)" in check.fix
     (teachers / "10backbone.pth").unlink()
-    check = ill(ask_teacher(tmp_path, tiny_data, "multi_step=1"))
+    check = single_failure(ask_teacher(tmp_path, tiny_data, "multi_step=1"))
     assert check.state == WARN and check.found.startswith("2 checkpoints of a teacher for 3 epochs")
-    check = ill(ask(config_of(tmp_path, tiny_data, "multi_step=1"), "data", "steps", "teacher", kd=True))
+    check = single_failure(
+        run_checks(make_config(tmp_path, tiny_data, "multi_step=1"), "data", "steps", "teacher", kd=True)
+    )
     assert check.state == FAIL and check.found == "config teacher_pth: is empty"
 
 
 def test_teacher_files_that_are_damaged_are_all_named(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 3)
+    teachers = write_teachers(tmp_path, tiny_data, 3)
     for step in (5, 15):
         (teachers / f"{step}backbone.pth").write_bytes((teachers / f"{step}backbone.pth").read_bytes()[:5000])
     told = ask_teacher(tmp_path, tiny_data, "multi_step=1")
-    assert states(told) == [FAIL, FAIL, PASS] and told[2].found.startswith("1 of 3 files")
+    assert check_states(told) == [FAIL, FAIL, PASS] and told[2].found.startswith("1 of 3 files")
     assert all(
         f"{step}backbone.pth: not a readable" in c.found and c.fix for step, c in zip((5, 15), told, strict=False)
     )
     told = ask_teacher(tmp_path, tiny_data, "teacher_global_step=10", "teacher_n_layers=5")
-    assert states(told) == [FAIL, FAIL] and "belongs to another network" in told[0].found and told[1].fix
+    assert check_states(told) == [FAIL, FAIL] and "belongs to another network" in told[0].found and told[1].fix

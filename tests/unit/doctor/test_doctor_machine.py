@@ -11,16 +11,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.doctor_helpers import (
-    ask,
-    config_of,
-    ill,
-    known,
+    check_states,
+    make_config,
     one_process_on_a_cpu,  # noqa: F401  (for every test here)
-    only,
-    states,
-    teachers_of,
+    plan_with_data,
+    run_checks,
+    single,
+    single_failure,
+    write_teachers,
 )
-from tests.helpers.training import CPU, spawn
+from tests.helpers.training import CPU, spawn_ranks
 from train import make_header
 from utils.distributed.process_group import World
 from utils.doctor import command as doctor
@@ -34,44 +34,47 @@ from utils.losses.arcface import header_loss
 
 def test_a_cpu_with_more_processes_than_cores(tmp_path, tiny_data, monkeypatch):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    config = config_of(tmp_path, tiny_data)
+    config = make_config(tmp_path, tiny_data)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert only(ask(config, "device")).state == PASS
+    assert single(run_checks(config, "device")).state == PASS
     monkeypatch.setenv("NPROC", str(cores + 1))
-    assert ill(ask(config, "device")).fix == f"NPROC={cores} at most"
+    assert single_failure(run_checks(config, "device")).fix == f"NPROC={cores} at most"
 
 
 def test_gpus(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data)
+    config = make_config(tmp_path, tiny_data)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    check = ill(ask(config, "device"))  # a driver, and no GPU to be seen
+    check = single_failure(run_checks(config, "device"))  # a driver, and no GPU to be seen
     assert check.state == WARN and "nvidia-smi" in check.fix
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
-    assert only(ask(config, "device")) == Check("device", PASS, "2 processes here, 2 GPUs: Some GPU")
+    assert single(run_checks(config, "device")) == Check("device", PASS, "2 processes here, 2 GPUs: Some GPU")
     monkeypatch.setenv("NPROC", "3")
-    check = ill(ask(config, "device"))
+    check = single_failure(run_checks(config, "device"))
     assert (check.state, check.fix) == (FAIL, "NPROC=2 at most")
 
 
 def test_half_precision(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "precision=bf16", "teacher_precision=fp16")
-    assert ill(ask(config, "precision")).fix == "precision=fp32"
+    config = make_config(tmp_path, tiny_data, "precision=bf16", "teacher_precision=fp16")
+    assert single_failure(run_checks(config, "precision")).fix == "precision=fp32"
     config.teacher_pth = "somewhere"
-    assert [check.fix for check in ask(config, "precision", kd=True)] == ["precision=fp32", "teacher_precision=fp32"]
+    assert [check.fix for check in run_checks(config, "precision", kd=True)] == [
+        "precision=fp32",
+        "teacher_precision=fp32",
+    ]
     plan = replace(doctor.plan_run(config, distils=True), world=World(0, 1, torch.device("cuda", 0)))
     for has, wanted in ((True, [PASS, PASS]), (False, [WARN, PASS])):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert states(SUBJECTS["precision"](plan)) == wanted
+        assert check_states(SUBJECTS["precision"](plan)) == wanted
 
 
 def test_compilation_without_a_compiler(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "compile=1")
+    config = make_config(tmp_path, tiny_data, "compile=1")
     monkeypatch.setenv("CXX", "my++")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert only(ask(config, "precision")) == Check("precision", PASS, "compile=True, by my++")
+    assert single(run_checks(config, "precision")) == Check("precision", PASS, "compile=True, by my++")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    check = ill(ask(config, "precision"))
+    check = single_failure(run_checks(config, "precision"))
     assert (check.state, check.fix) == (FAIL, "install my++, or compile=False")
 
 
@@ -79,8 +82,8 @@ def test_compilation_without_a_compiler(tmp_path, tiny_data, monkeypatch):
 
 
 def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=20")
-    plan = known(config)
+    config = make_config(tmp_path, tiny_data, "batch_size=20")
+    plan = plan_with_data(config)
     fixed, by_image = memory.backbone_bytes(plan)
 
     def needed(batch):
@@ -91,19 +94,19 @@ def test_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
     need = int(needed(20))
     for free, state in ((need - 2, FAIL), (need + 2, WARN), (2 * need, PASS)):
         monkeypatch.setattr(memory, "available_memory", lambda free=free: free)
-        check = only(ask(config, "data", "steps", "memory"))
+        check = single(run_checks(config, "data", "steps", "memory"))
         assert check.state == state
         if state == FAIL:
             fitting = int(check.fix.removeprefix("batch_size=").removesuffix(" fits"))
             assert needed(fitting) <= 0.85 * free < needed(fitting + 1)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
-    assert ill(ask(config, "data", "steps", "memory")).state == WARN
+    assert single_failure(run_checks(config, "data", "steps", "memory")).state == WARN
 
 
 def test_memory_that_no_batch_fits(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 20)
     free_some = "free some; fewer processes, workers or classes need less"
-    config = config_of(tmp_path, tiny_data)
+    config = make_config(tmp_path, tiny_data)
     for processes, head, fix in (
         ("1", "whole", free_some),
         ("2", "whole", f"{free_some}, and head=sharded splits the header"),
@@ -111,7 +114,7 @@ def test_memory_that_no_batch_fits(tmp_path, tiny_data, monkeypatch):
     ):
         monkeypatch.setenv("NPROC", processes)
         config.head = head
-        check = only(ask(config, "data", "steps", "memory"))
+        check = single(run_checks(config, "data", "steps", "memory"))
         assert (check.state, check.fix) == (FAIL, fix)
 
 
@@ -130,8 +133,8 @@ def test_what_is_free_of_memory(tmp_path, monkeypatch):
 
 
 def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
-    config = config_of(tmp_path, tiny_data, "batch_size=10")
-    plan = known(config)
+    config = make_config(tmp_path, tiny_data, "batch_size=10")
+    plan = plan_with_data(config)
     plan.world, plan.local_processes = World(0, 1, torch.device("cuda", 0)), 2
     free = {0: 5 << 30, 1: 3 << 30, 2: 0}  # the third is another's
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -139,14 +142,14 @@ def test_memory_of_gpus(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr(memory, "backbone_bytes", lambda plan: (1 << 30, 3 << 28))
     told = list(memory.check_memory(plan))
-    assert states(told) == [FAIL, PASS] and told[0].fix == "batch_size=2 fits"
+    assert check_states(told) == [FAIL, PASS] and told[0].fix == "batch_size=2 fits"
     assert told[0].found.startswith("8.50 GiB needed of 3.00 GiB free on each Some GPU")
 
     def fails(plan):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr(memory, "backbone_bytes", fails)
-    check = only(collect_checks("memory", memory.check_memory(plan)))
+    check = single(collect_checks("memory", memory.check_memory(plan)))
     assert check.state == FAIL and check.found == "a step of three images fails on cuda:0: CUDA out of memory."
 
 
@@ -163,13 +166,13 @@ def test_what_a_step_keeps_is_counted(tmp_path):
 
 
 def test_a_teacher_and_half_precision_change_what_a_step_takes(tmp_path, tiny_data):
-    teachers = teachers_of(tmp_path, tiny_data, 1)
-    plan = known(config_of(tmp_path, tiny_data))
+    teachers = write_teachers(tmp_path, tiny_data, 1)
+    plan = plan_with_data(make_config(tmp_path, tiny_data))
     fixed, by_image = memory.backbone_bytes(plan)
     plan.config.precision = "bf16"
     assert memory.backbone_bytes(plan)[1] == pytest.approx(by_image / 2)
     fields = [f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1"]
-    taught = known(config_of(tmp_path, tiny_data, *fields), kd=True)
+    taught = plan_with_data(make_config(tmp_path, tiny_data, *fields), kd=True)
     list(SUBJECTS["teacher"](taught))
     more, for_image = memory.backbone_bytes(taught)
     assert more - fixed == sum(parameter.nbytes for parameter in taught.backbone.parameters())
@@ -222,18 +225,18 @@ def peak_of_training(config, world) -> int:
 
 def note_peaks(world, folder, data):
     """Each way's peak, in a file of this process."""
-    peaks = [peak_of_training(config_of(folder, data, *way), world) for way in WAYS]
+    peaks = [peak_of_training(make_config(folder, data, *way), world) for way in WAYS]
     (folder / f"{world.rank}.json").write_text(json.dumps(peaks))
 
 
 def test_the_head_takes_what_is_reckoned(tmp_path, tiny_data, monkeypatch):
     note_peaks(CPU, tmp_path, tiny_data)
-    spawn(note_peaks, tmp_path / "of 2", tiny_data)
+    spawn_ranks(note_peaks, tmp_path / "of 2", tiny_data)
     for processes, files in (("1", ["0.json"]), ("2", ["of 2/0.json", "of 2/1.json"])):
         monkeypatch.setenv("NPROC", processes)
         for file in files:
             for way, peak in zip(WAYS, json.loads((tmp_path / file).read_text()), strict=True):
-                plan = doctor.plan_run(config_of(tmp_path, tiny_data, f"num_classes={CLASSES}", *way))
+                plan = doctor.plan_run(make_config(tmp_path, tiny_data, f"num_classes={CLASSES}", *way))
                 assert memory.plan_header_bytes(plan, plan.config.batch_size) == pytest.approx(peak, rel=0.05), (
                     processes,
                     way,

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from eval import verification
-from eval.inputs.bins import FACE_SIZE, decode, load_bin, read_bin
+from eval.inputs.bins import FACE_SIZE, decode_images, load_bin, read_bin
 from eval.inputs.pairs import PhotoPairs
-from eval.inputs.sets import bin_set, photo_set
+from eval.inputs.sets import load_bin_set, load_photo_set
 from tests.helpers.paths import SHARED
 from utils.distributed.process_group import World
 from utils.errors import UserError
@@ -171,7 +171,7 @@ def test_load_bin(write, encoded, faces):
 @pytest.mark.parametrize("threads", [1, 3, None])
 def test_decode_keeps_the_order(encoded, faces, threads):
     order = np.random.default_rng(0).integers(0, 6, 150)
-    np.testing.assert_array_equal(decode([encoded[n] for n in order], threads), faces[order])
+    np.testing.assert_array_equal(decode_images([encoded[n] for n in order], threads), faces[order])
 
 
 @pytest.mark.parametrize("shape", [(224, 224), (56, 56), (160, 120), (100, 130), (112, 150), (150, 112), (113, 112)])
@@ -181,7 +181,7 @@ def test_other_sizes(shape):
     image[..., 0] = 200
     middle = [slice(side // 2 - side // 8, side // 2 + side // 8) for side in shape]
     image[(*middle, 2)] = 255
-    (face,) = decode([png(image)])
+    (face,) = decode_images([png(image)])
     assert face.shape == (112, 112, 3)
     assert (face[..., 0] == 200).all()
     rows, columns = np.nonzero(face[..., 2] > 127)
@@ -192,14 +192,14 @@ def test_other_sizes(shape):
 def test_resized_as_opencv_does():
     image = np.random.default_rng(1).integers(0, 256, (140, 160, 3), np.uint8)
     expected = cv2.resize(image, (128, 112), interpolation=cv2.INTER_CUBIC)[:, 8:120]
-    np.testing.assert_array_equal(decode([png(image)])[0], expected)
+    np.testing.assert_array_equal(decode_images([png(image)])[0], expected)
 
 
 def test_grey_and_jpeg():
     grey = np.tile(np.arange(112, dtype=np.uint8), (112, 1))
-    (face,) = decode([cv2.imencode(".png", grey)[1].tobytes()])
+    (face,) = decode_images([cv2.imencode(".png", grey)[1].tobytes()])
     np.testing.assert_array_equal(face, np.repeat(grey[..., None], 3, axis=2))
-    (face,) = decode([cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()])
+    (face,) = decode_images([cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()])
     assert np.abs(face[..., 1].astype(int) - grey).max() < 3
 
 
@@ -245,24 +245,27 @@ def test_wrong_content(write, content, message, protocol):
 
 def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, faces):
     images = [*encoded[:5], b"no image"]
-    np.testing.assert_array_equal(decode(images, part=slice(2, 5)), faces[2:5])
+    np.testing.assert_array_equal(decode_images(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):
-        decode(images, name=lambda i: f"here: image {i} of {len(images)}", part=slice(3, 6))
+        decode_images(images, name=lambda i: f"here: image {i} of {len(images)}", part=slice(3, 6))
 
 
-def test_decoding_has_a_line_every_minute(tmp_path, encoded, said, slow_clock):
+def test_decoding_has_a_line_every_minute(tmp_path, encoded, log_capture, slow_clock):
     """For a set and for photos, on the main process alone."""
     images = [encoded[0] + bytes(i) for i in range(100)]  # no two alike
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [True, False] * 25)))
     (tmp_path / "photo.png").write_bytes(encoded[0])
     pairs = np.arange(100).reshape(-1, 2)
     own = PhotoPairs("own", [tmp_path / "photo.png"] * 100, pairs, np.array([True, False] * 25))
-    for load, name in ((partial(bin_set, tmp_path / "lfw.bin"), "lfw"), (partial(photo_set, own), "own")):
-        said.clear()
+    for load, name in ((partial(load_bin_set, tmp_path / "lfw.bin"), "lfw"), (partial(load_photo_set, own), "own")):
+        log_capture.clear()
         load(World(0, 1, torch.device("cpu")))
-        assert re.findall(rf"Decoding {name}: (\d+) of 100 images, [\d.]+ minutes to go", said.text) == ["48", "96"]
+        assert re.findall(rf"Decoding {name}: (\d+) of 100 images, [\d.]+ minutes to go", log_capture.text) == [
+            "48",
+            "96",
+        ]
         load(World(1, 2, torch.device("cpu")))
-        assert said.text.count("Decoding") == 2
+        assert log_capture.text.count("Decoding") == 2
 
 
 def test_undecodable_image_is_named(write, encoded):
@@ -459,6 +462,6 @@ def test_real_sets(name, same):
     encoded, issame = read_bin(path)
     assert (len(encoded), len(issame), issame.sum()) == (4 * same, 2 * same, same)
     assert {image[:2] for image in encoded} == {b"\xff\xd8"}  # JPEG
-    faces = decode(encoded[::50])
+    faces = decode_images(encoded[::50])
     assert faces.shape == (len(encoded) // 50, 112, 112, 3)
     assert faces.std(axis=(1, 2, 3)).min() > 10

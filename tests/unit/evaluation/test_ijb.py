@@ -19,7 +19,7 @@ from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import Identification, identify, mean_identification
 from eval.IJB.protocol import Images, line_number, read_images, read_protocol, read_subjects, read_template_pairs
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
-from eval.IJB.templates import Embeddings, Switches, pool, score_pairs
+from eval.IJB.templates import Embeddings, Switches, pool_templates, score_pairs
 from eval.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
 from tests.helpers.ijb_reference import published_features, published_search, published_templates
 from tests.helpers.paths import GOLDEN, ROOT
@@ -42,7 +42,7 @@ def golden() -> dict[str, np.ndarray]:
 
 def test_features_scores_and_table_as_published(golden):
     embeddings = Embeddings(golden["feat"], golden["feat_flip"], golden["det"])
-    templates = pool(embeddings, golden["tid"], golden["mid"])
+    templates = pool_templates(embeddings, golden["tid"], golden["mid"])
     assert templates.ids.tolist() == golden["template_ids"].tolist()
     assert templates.present.all() and templates.features.dtype == np.float32
     np.testing.assert_allclose(templates.features, golden["template_feats"], rtol=0, atol=1e-5)
@@ -106,17 +106,17 @@ def some_images(n: int = 90, size: int = 12) -> tuple[Embeddings, np.ndarray, np
 @pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "".join("fnd"[i] if on else "-" for i, on in enumerate(s)))
 def test_switches_as_the_loop(switches, n):
     embeddings, templates, media = some_images(n)
-    pooled = pool(embeddings, templates, media, switches)
+    pooled = pool_templates(embeddings, templates, media, switches)
     expected = published_templates(published_features(*embeddings, switches), templates, media)
     assert pooled.ids.tolist() == [-4, 3, 11, 12, 70]
     np.testing.assert_allclose(pooled.features, expected, rtol=0, atol=2e-6)
 
 
 def test_each_switch_makes_a_difference():
-    found = [pool(*some_images(), switches).features for switches in SWITCHES]
+    found = [pool_templates(*some_images(), switches).features for switches in SWITCHES]
     for i, one in enumerate(found):
         assert all(np.abs(one - other).max() > 1e-3 for other in found[:i])
-    assert np.array_equal(pool(*some_images()).features, found[0])  # all on by default, as published
+    assert np.array_equal(pool_templates(*some_images()).features, found[0])  # all on by default, as published
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
@@ -124,7 +124,7 @@ def test_an_embedding_of_zeros_stays_zero(switches):
     embeddings, templates, media = some_images()
     embeddings.direct[5] = embeddings.flipped[5] = 0
     templates[5] = 99
-    pooled = pool(embeddings, templates, media, switches)
+    pooled = pool_templates(embeddings, templates, media, switches)
     assert not pooled.features[-1].any() and pooled.present[-1]
     assert np.isfinite(pooled.features).all()
 
@@ -132,8 +132,8 @@ def test_an_embedding_of_zeros_stays_zero(switches):
 def test_the_order_of_the_images_is_of_no_matter():
     embeddings, templates, media = some_images()
     order = np.random.default_rng(1).permutation(len(media))
-    one = pool(embeddings, templates, media)
-    other = pool(Embeddings(*(column[order] for column in embeddings)), templates[order], media[order])
+    one = pool_templates(embeddings, templates, media)
+    other = pool_templates(Embeddings(*(column[order] for column in embeddings)), templates[order], media[order])
     assert one.ids.tolist() == other.ids.tolist()
     np.testing.assert_allclose(one.features, other.features, rtol=0, atol=1e-6)
 
@@ -147,7 +147,7 @@ def test_images_left_out_are_as_if_they_were_not_there(switches):
         published_features(*(column[kept] for column in embeddings), switches), templates[kept], media[kept]
     )
     embeddings.direct[~kept] = np.nan
-    pooled = pool(embeddings, templates, media, switches, kept)
+    pooled = pool_templates(embeddings, templates, media, switches, kept)
     assert pooled.ids.tolist() == [-4, 3, 11, 12, 70]
     assert pooled.present.tolist() == [True, True, True, False, True]
     assert not pooled.features[3].any()
@@ -156,7 +156,7 @@ def test_images_left_out_are_as_if_they_were_not_there(switches):
 
 def test_no_image_kept_at_all():
     embeddings, templates, media = some_images()
-    pooled = pool(embeddings, templates, media, keep=np.zeros(len(media), bool))
+    pooled = pool_templates(embeddings, templates, media, keep=np.zeros(len(media), bool))
     assert not pooled.present.any() and not pooled.features.any()
 
 
@@ -807,12 +807,12 @@ def test_images_are_embedded_once_and_only_those_that_are_there_are_done(photos,
     assert not (tmp_path / "features").exists()
 
 
-def test_embedding_has_a_line_every_minute(photos, tmp_path, said, slow_clock):
+def test_embedding_has_a_line_every_minute(photos, tmp_path, log_capture, slow_clock):
     crops = Crops(photos / "loose_crop", images_of(photos), skip_missing=False)
     runtime = Means()
     runtime.batch = 1
     embed_images(open_features(tmp_path), crops, runtime, 0, ALONE, "IJBC 6")
-    assert re.findall(r"IJBC 6: (\d) of 5 images, [\d.]+ minutes to go", said.text) == ["3"]
+    assert re.findall(r"IJBC 6: (\d) of 5 images, [\d.]+ minutes to go", log_capture.text) == ["3"]
 
 
 @pytest.mark.parametrize("error", [UserError, KeyboardInterrupt, ZeroDivisionError])
@@ -897,17 +897,21 @@ def _linked(path: Path) -> None:
     "damage", [_cut, _emptied, _of_objects, _of_doubles, _longer, _of_another_shape, _piped, _linked, Path.unlink]
 )
 @pytest.mark.parametrize("name", ["direct", "mirrored", "done"])
-def test_kept_features_of_another_size_or_type_are_made_anew(tmp_path, said, name, damage):
+def test_kept_features_of_another_size_or_type_are_made_anew(tmp_path, log_capture, name, damage):
     features = open_features(tmp_path)
     features.direct[:], features.flipped[:], features.done[:] = 2, 3, 1
     features.direct.flush()
     held = open_features(tmp_path)
-    assert (held.direct == 2).all() and (held.flipped == 3).all() and held.done.all() and not said.text
+    assert (held.direct == 2).all() and (held.flipped == 3).all() and held.done.all() and not log_capture.text
     damage(tmp_path / "features" / f"{name}.npy")
     made = open_features(tmp_path)
     assert (made.direct.shape, made.flipped.shape, made.done.shape) == ((5, 3), (5, 3), (5,))
     assert {made.direct.dtype, made.flipped.dtype} == {np.dtype("f4")} and made.done.dtype == np.uint8
-    assert not made.done.any() and not made.direct.any() and f"{name}.npy: is cut short or of another kind" in said.text
+    assert (
+        not made.done.any()
+        and not made.direct.any()
+        and f"{name}.npy: is cut short or of another kind" in log_capture.text
+    )
 
 
 def test_features_for_which_the_disk_has_no_space(tmp_path, monkeypatch):

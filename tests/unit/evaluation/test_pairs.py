@@ -16,9 +16,9 @@ from eval.inputs.bins import load_bin
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.photos import PhotoFiles
-from eval.inputs.sets import bin_set, load_sets, photo_set
-from eval.scoring import measure
-from tests.helpers.faces import encode, face
+from eval.inputs.sets import load_bin_set, load_photo_set, load_verification_sets
+from eval.scoring import compute_score
+from tests.helpers.faces import draw_face, encode_image
 from utils.distributed.process_group import World
 from utils.errors import UserError
 
@@ -328,7 +328,7 @@ class Pixels:
 def repeated(tmp_path) -> Path:
     """A .bin of 30 pairs of 25 distinct images, each met twice or three times."""
     rng = np.random.default_rng(1)
-    distinct = [encode(face(i // 5, rng), ".png" if i % 2 else ".jpg") for i in range(25)]
+    distinct = [encode_image(draw_face(i // 5, rng), ".png" if i % 2 else ".jpg") for i in range(25)]
     chosen = rng.permutation([*range(25), *range(25), *range(10)]).reshape(-1, 2)
     same = [bool(a // 5 == b // 5) for a, b in chosen]
     same[0] = True
@@ -337,7 +337,7 @@ def repeated(tmp_path) -> Path:
 
 
 def test_an_image_of_several_pairs_is_kept_once(repeated):
-    held = bin_set(repeated, ALONE)
+    held = load_bin_set(repeated, ALONE)
     images, issame = load_bin(repeated)
     assert held.images.shape == (25, 112, 112, 3) and held.images.dtype == np.uint8 and held.name == "twice"
     assert held.pairs.shape == (30, 2)
@@ -346,9 +346,9 @@ def test_an_image_of_several_pairs_is_kept_once(repeated):
 
 
 def test_scores_are_those_of_every_image_embedded(repeated):
-    held, (images, issame) = bin_set(repeated, ALONE), load_bin(repeated)
-    ours = measure(*embed(Pixels(), held.images), held.pairs, held.issame)
-    plain = measure(*embed(Pixels(), images), np.arange(60).reshape(-1, 2), issame)
+    held, (images, issame) = load_bin_set(repeated, ALONE), load_bin(repeated)
+    ours = compute_score(*embed(Pixels(), held.images), held.pairs, held.issame)
+    plain = compute_score(*embed(Pixels(), images), np.arange(60).reshape(-1, 2), issame)
     assert ours.asdict() == plain.asdict()
     np.testing.assert_array_equal(ours.distances, plain.distances)
     np.testing.assert_array_equal(ours.correct, plain.correct)
@@ -356,13 +356,13 @@ def test_scores_are_those_of_every_image_embedded(repeated):
 
 def test_an_unreadable_image_is_named_by_its_place_in_the_file(tmp_path):
     rng = np.random.default_rng(0)
-    good = [encode(face(i, rng)) for i in range(3)]
+    good = [encode_image(draw_face(i, rng)) for i in range(3)]
     images = [good[i % 3] for i in range(40)]
     images[17] = images[31] = b"no image"
     (tmp_path / "bad.bin").write_bytes(pickle.dumps((images, [True, False] * 10)))
     for world in (ALONE, World(1, 2, ALONE.device)):  # the fourth distinct image, in the second one's share
         with pytest.raises(UserError, match=r"bad\.bin: image 17 of 40 cannot be decoded"):
-            bin_set(tmp_path / "bad.bin", world)
+            load_bin_set(tmp_path / "bad.bin", world)
 
 
 @pytest.fixture
@@ -372,14 +372,14 @@ def own_photos(tmp_path) -> PhotoPairs:
     for person in range(3):
         (tmp_path / "own" / f"p{person}").mkdir(parents=True)
         for k in range(3):
-            (tmp_path / "own" / f"p{person}" / f"{k}.png").write_bytes(encode(face(person, rng), ".png"))
+            (tmp_path / "own" / f"p{person}" / f"{k}.png").write_bytes(encode_image(draw_face(person, rng), ".png"))
     return make_pairs(tmp_path / "own", 20, 0)
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
 def test_shares_together_are_the_whole(repeated, own_photos, size):
     """Of more processes than images some hold none."""
-    for load in (lambda world: bin_set(repeated, world), lambda world: photo_set(own_photos, world)):
+    for load in (lambda world: load_bin_set(repeated, world), lambda world: load_photo_set(own_photos, world)):
         whole, shares = load(ALONE), [load(World(rank, size, ALONE.device)) for rank in range(size)]
         np.testing.assert_array_equal(np.concatenate([share.images for share in shares]), whole.images)
         for share in shares:
@@ -390,41 +390,41 @@ def test_shares_together_are_the_whole(repeated, own_photos, size):
 
 def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
     rng = np.random.default_rng(3)
-    large = np.kron(face(1, rng), np.ones((2, 3, 1), np.uint8))  # 224 × 336
+    large = np.kron(draw_face(1, rng), np.ones((2, 3, 1), np.uint8))  # 224 × 336
     for place in (5, 2):
-        own_photos.paths[place].write_bytes(encode(large, ".png"))
+        own_photos.paths[place].write_bytes(encode_image(large, ".png"))
     with caplog.at_level(logging.WARNING, "pocketnet"):
-        (held,) = load_sets(EasyDict(), own_photos, ALONE)
+        (held,) = load_verification_sets(EasyDict(), own_photos, ALONE)
     assert held.images.shape == (9, 112, 112, 3) and held.images.dtype == np.uint8
     (message,) = [text for text in caplog.messages if "112×112" in text]
     assert held.resized == (2, 5) and held.warning.startswith("2 photos were not 112×112 and were resized")
     assert message.startswith(f"2 of 9 photos are not 112×112, for example {own_photos.paths[2]}: resized.")
     assert np.abs(held.images[2].astype(float) - held.images[5]).max() == 0
     caplog.clear()
-    own_photos.paths[5].write_bytes(encode(face(1, rng)))
-    own_photos.paths[2].write_bytes(encode(face(1, rng)))
-    (held,) = load_sets(EasyDict(), own_photos, ALONE)
+    own_photos.paths[5].write_bytes(encode_image(draw_face(1, rng)))
+    own_photos.paths[2].write_bytes(encode_image(draw_face(1, rng)))
+    (held,) = load_verification_sets(EasyDict(), own_photos, ALONE)
     assert not caplog.records and held.warning == ""
 
 
 def test_a_photo_that_cannot_be_read_is_named(own_photos):
     own_photos.paths[4].write_bytes(b"no image")
     with pytest.raises(UserError, match=f"{own_photos.paths[4]} cannot be decoded"):
-        photo_set(own_photos, ALONE)
+        load_photo_set(own_photos, ALONE)
     with pytest.raises(UserError, match=f"{own_photos.paths[4]} cannot be decoded"):
-        photo_set(own_photos, World(1, 2, ALONE.device))
+        load_photo_set(own_photos, World(1, 2, ALONE.device))
     own_photos.paths[4].unlink()
     with pytest.raises(UserError, match=f"{own_photos.paths[4]}: No such file"):
-        photo_set(own_photos, ALONE)
+        load_photo_set(own_photos, ALONE)
 
 
 @pytest.mark.parametrize("flags", [[True] * 12, [False] * 12, [True, False] * 4])
 def test_sets_that_cannot_be_measured(tmp_path, own_photos, flags):
     message = f"{len(flags)} pairs, {sum(flags)} of them of one person: verification needs pairs of both kinds, 10 at"
-    image = encode(face(0, np.random.default_rng(0)))
+    image = encode_image(draw_face(0, np.random.default_rng(0)))
     (tmp_path / "few.bin").write_bytes(pickle.dumps(([image] * 2 * len(flags), flags)))
     with pytest.raises(UserError, match=f"few.bin: {message}"):
-        bin_set(tmp_path / "few.bin", ALONE)
+        load_bin_set(tmp_path / "few.bin", ALONE)
     pairs = PhotoPairs("few", own_photos.paths, own_photos.pairs[: len(flags)], np.array(flags))
     with pytest.raises(UserError, match=f"few: {message}"):
-        photo_set(pairs, ALONE)
+        load_photo_set(pairs, ALONE)

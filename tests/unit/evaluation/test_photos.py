@@ -15,14 +15,14 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from eval.inputs.bins import decode
+from eval.inputs.bins import decode_images
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.photos import PhotoFiles, PixelBudget, open_photo
-from eval.inputs.sets import load_sets
-from tests.helpers.faces import encode, face, write_data
+from eval.inputs.sets import load_verification_sets
+from tests.helpers.faces import draw_face, encode_image, write_data
 from tests.helpers.paths import ROOT
-from utils.datasets.image_header import photo_size
+from utils.datasets.image_header import read_photo_size
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line
 
@@ -46,8 +46,8 @@ def opened(content: bytes) -> np.ndarray:
 @pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp", ".webp", ".tif", ".gif", ".ppm"])
 def test_every_kind_of_photo_is_read(kind):
     image = picture()
-    content = encode(image, kind)
-    assert photo_size(content) == (200, 150)
+    content = encode_image(image, kind)
+    assert read_photo_size(content) == (200, 150)
     ours = opened(content)
     assert ours.shape == (150, 200, 3) and np.abs(ours.astype(int) - image).mean() < 25  # a GIF has 256 colours
 
@@ -56,7 +56,7 @@ def test_every_kind_of_photo_is_read(kind):
 def test_a_grey_photo_is_read(kind):
     grey = picture()[:, :, 0]
     content = cv2.imencode(kind, grey)[1].tobytes()
-    assert photo_size(content) == (200, 150) and opened(content).shape == (150, 200, 3)
+    assert read_photo_size(content) == (200, 150) and opened(content).shape == (150, 200, 3)
 
 
 def test_the_first_frame_of_a_gif():
@@ -78,7 +78,7 @@ def exif(content: bytes, orientation: int) -> bytes:
 def test_a_photo_is_turned_upright(large, monkeypatch):
     if large:
         monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 1000)
-    ours = opened(exif(encode(picture()), 6))  # to be turned by 90° clockwise: what was left is up
+    ours = opened(exif(encode_image(picture()), 6))  # to be turned by 90° clockwise: what was left is up
     assert ours.shape == ((100, 75, 3) if large else (200, 150, 3))
     assert ours[2, 10, 0] > 200 > 100 > ours[-3, 10, 0]
 
@@ -106,7 +106,7 @@ def test_a_photo_is_turned_upright(large, monkeypatch):
     ],
 )
 def test_the_announced_size(head, size):
-    assert photo_size(head) == size
+    assert read_photo_size(head) == size
     with pytest.raises(UserError, match="is too large: 10000×20000 pixels, 34 megapixels" if size else "be decoded$"):
         opened(head)
 
@@ -123,19 +123,19 @@ def test_heic_is_told_what_to_do(brand):
 def test_photos_that_were_read_before_are_read_as_before():
     """Up to 2^25 pixels nothing is reduced."""
     image = np.random.default_rng(0).integers(0, 256, (600, 900, 3), np.uint8)
-    content = encode(image)
+    content = encode_image(image)
     np.testing.assert_array_equal(opened(content), cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB))
 
 
 def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
-    content = encode(picture(400, 600))
+    content = encode_image(picture(400, 600))
     whole = opened(content)
     monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 400 * 600 - 1)
     half = opened(content)
     assert half.shape == (200, 300, 3)
     assert np.abs(cv2.resize(whole, (300, 200), interpolation=cv2.INTER_AREA).astype(int) - half).max() < 8
     with pytest.raises(UserError, match="is too large: 600×400"):
-        opened(encode(picture(400, 600), ".png"))
+        opened(encode_image(picture(400, 600), ".png"))
 
 
 MEMORY = """
@@ -152,7 +152,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 
 def test_many_photos_of_48_megapixels_fit_a_gigabyte(tmp_path):
     """Whole and all at once they would take 1.7 GB."""
-    (tmp_path / "large.jpg").write_bytes(encode(picture(6000, 8000)))
+    (tmp_path / "large.jpg").write_bytes(encode_image(picture(6000, 8000)))
     command = [sys.executable, "-c", MEMORY, tmp_path / "large.jpg"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 700
@@ -160,7 +160,7 @@ def test_many_photos_of_48_megapixels_fit_a_gigabyte(tmp_path):
 
 def test_the_bytes_of_photos_are_not_held(tmp_path):
     """They are read by the threads that decode: no more at once than threads."""
-    content = encode(face(0, np.random.default_rng(0)), ".png")
+    content = encode_image(draw_face(0, np.random.default_rng(0)), ".png")
     paths = [tmp_path / f"{i}.png" for i in range(100)]
     for path in paths:
         path.write_bytes(content)
@@ -178,7 +178,7 @@ def test_the_bytes_of_photos_are_not_held(tmp_path):
             held[0] -= 1
         return open_photo(encoded)
 
-    assert decode(Counted(paths), threads=2, open_with=let_go).shape == (100, 112, 112, 3)
+    assert decode_images(Counted(paths), threads=2, open_with=let_go).shape == (100, 112, 112, 3)
     assert 1 <= most[0] <= 2
 
 
@@ -213,8 +213,10 @@ def people(tmp_path) -> Path:
     for person in range(3):
         (tmp_path / "own" / f"p{person}").mkdir(parents=True)
         for k, suffix in enumerate([".JPG", ".jpeg", ".Png", ".webp", ".TIF", ".gif", ".pgm"], start=1):
-            image = face(person, rng)
-            content = cv2.imencode(".pgm", image[:, :, 0])[1].tobytes() if suffix == ".pgm" else encode(image, suffix)
+            image = draw_face(person, rng)
+            content = (
+                cv2.imencode(".pgm", image[:, :, 0])[1].tobytes() if suffix == ".pgm" else encode_image(image, suffix)
+            )
             (tmp_path / "own" / f"p{person}" / f"p{person}_{k:04d}{suffix}").write_bytes(content)
     return tmp_path / "own"
 
@@ -238,7 +240,7 @@ def test_lfw_names_of_any_spelling_and_kind(people, tmp_path):
     assert sorted(path.suffix for path in pairs.paths) == [".JPG", ".Png", ".TIF", ".gif", ".jpeg", ".pgm", ".webp"]
 
 
-def test_what_is_left_out_of_a_folder_is_named_by_kind(people, said):
+def test_what_is_left_out_of_a_folder_is_named_by_kind(people, log_capture):
     for name in ("a.txt", "b.txt", "c.HEIC", "no suffix", ".hidden"):
         (people / "p1" / name).write_text("")
     (people / "p2" / "more").mkdir()
@@ -248,8 +250,8 @@ def test_what_is_left_out_of_a_folder_is_named_by_kind(people, said):
     assert note.startswith(f"{people}: 6 files left out: 2 .txt, ") and "1 .heic" in note
     assert "1 without a suffix" in note and "1 folders in a person's folder" in note
     assert "1 .md outside the people's folders" in note and "HEIC is not supported: convert the photos to JPEG" in note
-    load_sets(EasyDict(), pairs, ALONE)
-    assert note in said.text
+    load_verification_sets(EasyDict(), pairs, ALONE)
+    assert note in log_capture.text
 
 
 def test_a_folder_of_heic_alone(tmp_path):
@@ -275,7 +277,7 @@ ODD = [
 @pytest.mark.parametrize("odd", ODD)
 def test_an_odd_name_survives_our_own_csv(people, tmp_path, odd):
     path = os.fsdecode(bytes(people) + b"/p1/" + odd + b".png")
-    Path(path).write_bytes(encode(face(1, np.random.default_rng(1)), ".png"))
+    Path(path).write_bytes(encode_image(draw_face(1, np.random.default_rng(1)), ".png"))
     pairs = make_pairs(people, 60, 0)
     assert Path(path) in pairs.paths
     pairs.write_csv(tmp_path / "pairs.csv")
@@ -300,7 +302,7 @@ def test_pairs_of_a_pipe(people, tmp_path):
 # ------------------------------------------------------------------------------------------------ sets that mean little
 
 
-def test_pairs_that_measure_nothing_are_counted(people, said):
+def test_pairs_that_measure_nothing_are_counted(people, log_capture):
     """A photo and itself, also a copy of it under another name; a pair twice; a pair of both kinds."""
     photos = sorted((people / "p0").iterdir())[:3] + sorted((people / "p1").iterdir())[:3]
     copy = people / "p2" / "copy.jpg"
@@ -308,15 +310,17 @@ def test_pairs_that_measure_nothing_are_counted(people, said):
     pairs = [(photos[i % 3], photos[3 + i // 3], False) for i in range(9)]
     pairs += [(photos[0], photos[0], True), (photos[0], copy, True), (photos[1], photos[2], True)]
     pairs += [(photos[2], photos[1], True), (photos[3], photos[0], True)]
-    load_sets(EasyDict(), PhotoPairs.from_pairs("own", pairs), ALONE)
-    assert "own: 2 of 14 pairs compare an image with itself, for example pair 10: they measure nothing" in said.text
-    assert "own: 3 of 14 pairs repeat another pair: every repetition counts" in said.text
-    assert "own: 1 pairs are listed both as the same person and as different people" in said.text
+    load_verification_sets(EasyDict(), PhotoPairs.from_pairs("own", pairs), ALONE)
+    assert (
+        "own: 2 of 14 pairs compare an image with itself, for example pair 10: they measure nothing" in log_capture.text
+    )
+    assert "own: 3 of 14 pairs repeat another pair: every repetition counts" in log_capture.text
+    assert "own: 1 pairs are listed both as the same person and as different people" in log_capture.text
 
 
-def test_a_sound_set_has_no_warning(people, said):
-    load_sets(EasyDict(), make_pairs(people, 60, 0), ALONE)
-    assert said.text == ""
+def test_a_sound_set_has_no_warning(people, log_capture):
+    load_verification_sets(EasyDict(), make_pairs(people, 60, 0), ALONE)
+    assert log_capture.text == ""
 
 
 @pytest.fixture
@@ -330,25 +334,25 @@ def config(tmp_path) -> EasyDict:
 
 def test_sets_of_the_same_name_in_two_folders_are_told_apart(config):
     config.val_targets = ["a/lfw", "b/lfw"]
-    sets = load_sets(config, None, ALONE)
+    sets = load_verification_sets(config, None, ALONE)
     assert [(held.name, len(held.issame)) for held in sets] == [("a/lfw", 20), ("b/lfw", 24)]
     assert len({held.digest for held in sets}) == 2
     config.val_targets = ["b/lfw"]
-    assert [held.name for held in load_sets(config, None, ALONE)] == ["lfw"]
+    assert [held.name for held in load_verification_sets(config, None, ALONE)] == ["lfw"]
 
 
-def test_a_set_that_is_named_twice_is_scored_once(config, said):
+def test_a_set_that_is_named_twice_is_scored_once(config, log_capture):
     config.val_targets = ["a/lfw", "a/lfw", "a/../a/lfw"]
-    assert [held.name for held in load_sets(config, None, ALONE)] == ["lfw"]
-    assert "config val_targets names 2 sets more than once: scored once" in said.text
+    assert [held.name for held in load_verification_sets(config, None, ALONE)] == ["lfw"]
+    assert "config val_targets names 2 sets more than once: scored once" in log_capture.text
 
 
 def test_the_digest_is_of_pixels_and_pairs(config):
     config.val_targets = ["a/lfw"]
-    (held,) = load_sets(config, None, ALONE)
+    (held,) = load_verification_sets(config, None, ALONE)
     path = Path(config.rec, "a", "lfw.bin")
     images, same = pickle.loads(path.read_bytes())
     path.write_bytes(pickle.dumps((images, same), protocol=2))
-    assert load_sets(config, None, ALONE)[0].digest == held.digest
+    assert load_verification_sets(config, None, ALONE)[0].digest == held.digest
     path.write_bytes(pickle.dumps((images, [not flag for flag in same])))
-    assert load_sets(config, None, ALONE)[0].digest != held.digest
+    assert load_verification_sets(config, None, ALONE)[0].digest != held.digest

@@ -25,12 +25,12 @@ from eval.inputs.sets import VerificationSet
 from eval.published import published_result
 from eval.report import Results, format_tables, format_thresholds, roc_figure, to_entries
 from eval.results import Report, to_thresholds_entry
-from eval.scoring import FARS, Score, Scorer, measure
+from eval.scoring import FARS, Score, Scorer, compute_score
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
 from tests.helpers.commands import run_command
 from tests.helpers.golden import golden_state
 from tests.helpers.paths import ROOT
-from tests.helpers.verification_reference import reference
+from tests.helpers.verification_reference import published_verification
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import sha256
@@ -78,7 +78,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def scores() -> dict[str, Score]:
-    return {name: measure(*case) for name, case in CASES.items()}
+    return {name: compute_score(*case) for name, case in CASES.items()}
 
 
 def distances_by_hand(direct, flipped, pairs) -> np.ndarray:
@@ -199,13 +199,13 @@ def test_distances_and_norm_are_those_by_hand(scores, name):
 def test_norm_counts_an_image_as_often_as_it_is_met():
     direct = np.concatenate([np.eye(4), 9 * np.ones((1, 4))])
     pairs = np.array([[0, 1], [2, 3]] * 9 + [[0, 4], [0, 4]])
-    score = measure(direct, 3 * direct, pairs, np.array([True, False] * 10))
+    score = compute_score(direct, 3 * direct, pairs, np.array([True, False] * 10))
     assert score.xnorm == pytest.approx((38 * 1 + 2 * 18 + 38 * 3 + 2 * 54) / 80)
 
 
 def test_the_ten_fold_measures_are_the_published_ones(scores):
     score, (_, _, _, issame) = scores["few"], CASES["few"]
-    accuracy, best, _, _, val, val_std, far = reference(score.distances, issame, 10)
+    accuracy, best, _, _, val, val_std, far = published_verification(score.distances, issame, 10)
     assert (score.accuracy, score.std) == (np.mean(accuracy), np.std(accuracy))
     assert score.threshold == pytest.approx(np.mean(best))
     assert (score.val, score.val_std, score.far) == pytest.approx((val, val_std, far))
@@ -259,7 +259,7 @@ def test_cases_are_what_they_are_for(scores):
 
 @pytest.mark.parametrize(("different", "told"), [(99, 0), (100, 1), (999, 1), (1000, 2), (9999, 2), (10000, 3)])
 def test_how_many_pairs_a_false_accept_rate_takes(different, told):
-    operating = measure(*made_up(30, different)).operating_points
+    operating = compute_score(*made_up(30, different)).operating_points
     assert [far for far, point in operating.items() if point] == list(FARS[:told])
 
 
@@ -267,7 +267,7 @@ def test_the_interval(scores):
     for score in scores.values():
         low, high = score.interval
         assert 0 <= low <= score.accuracy <= high <= 1
-    assert measure(*CASES["few"]).interval == scores["few"].interval
+    assert compute_score(*CASES["few"]).interval == scores["few"].interval
 
 
 @pytest.mark.parametrize(("n", "noise"), [(400, 1.0), (2000, 0.7)])
@@ -278,7 +278,7 @@ def test_the_interval_is_about_the_binomial_one(n, noise):
     issame = np.arange(n) % 2 == 0
     centres[1::2][issame] = centres[::2][issame]
     rows = centres + noise * rng.standard_normal(centres.shape)
-    score = measure(rows, rows, np.arange(2 * n).reshape(-1, 2), issame)
+    score = compute_score(rows, rows, np.arange(2 * n).reshape(-1, 2), issame)
     low, high = score.interval
     binomial = 2 * 1.96 * np.sqrt(score.accuracy * (1 - score.accuracy) / n)
     assert 0.6 < score.accuracy < 0.97
@@ -290,7 +290,7 @@ def test_a_set_without_an_error_is_not_certain():
     pairs = np.concatenate([np.arange(80).reshape(-1, 2), np.arange(1, 79).reshape(-1, 2), [[0, 79]]])
     issame = np.arange(len(pairs)) < 40
     order = np.random.default_rng(0).permutation(len(pairs))
-    score = measure(rows, rows, pairs[order], issame[order])
+    score = compute_score(rows, rows, pairs[order], issame[order])
     assert score.accuracy == 1 and score.interval == (pytest.approx(0.025 ** (1 / len(pairs))), 1)
     assert 0.9 < score.interval[0] < 0.99
 
@@ -325,7 +325,7 @@ def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
 
     good, bad = scorer.score(Fixed(0), 1), scorer.score(Fixed(50), 2)
     assert list(good) == ["one", "other"]
-    assert bad["one"].accuracy < good["one"].accuracy == measure(*CASES["few"]).accuracy
+    assert bad["one"].accuracy < good["one"].accuracy == compute_score(*CASES["few"]).accuracy
     assert scorer.highest == {name: good[name].accuracy for name in good}
 
 
@@ -583,7 +583,7 @@ def test_curves_of_many_checkpoints(scores, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_a_curve_of_a_single_different_pair(tmp_path):
-    report_of(tmp_path, {"1": {"own": measure(*made_up(19, 1))}}).write()
+    report_of(tmp_path, {"1": {"own": compute_score(*made_up(19, 1))}}).write()
 
 
 def test_thresholds_are_written(results, tmp_path):
@@ -631,17 +631,19 @@ def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
     "broken",
     [b'{"0": {', b"[1, 2]", b"\xff\xfe", b"", b'{"0": 5, "40": [1]}', pytest.param(b"[" * 200_000, id="deep")],
 )
-def test_a_damaged_file_is_set_aside(results, tmp_path, said, name, broken):
+def test_a_damaged_file_is_set_aside(results, tmp_path, log_capture, name, broken):
     """With one warning; a second one does not replace the first."""
     aside = [tmp_path / f"{name}.damaged", tmp_path / f"{name}.damaged-2"]
     for path, content in zip(aside, (broken, broken + b"]"), strict=True):
-        said.clear()
+        log_capture.clear()
         (tmp_path / name).write_bytes(content)
         report_of(tmp_path, results).write()
         found = json.loads((tmp_path / name).read_text())
         assert {step: list(sets) for step, sets in found.items()} == {"0": ["lfw", "own"], "40": ["lfw", "own"]}
         warning = f"{tmp_path / name}: damaged, or not a results file; renamed to {path.name}, and a new"
-        assert path.read_bytes() == content and said.text.count(warning) == said.text.count("WARNING") == 1
+        assert (
+            path.read_bytes() == content and log_capture.text.count(warning) == log_capture.text.count("WARNING") == 1
+        )
     assert aside[0].read_bytes() == broken
 
 

@@ -9,7 +9,7 @@ from sklearn.preprocessing import normalize
 
 from eval.verification import FINE_THRESHOLDS, THRESHOLDS, embedding_norm, evaluate, evaluate_distances
 from tests.helpers.paths import GOLDEN, ROOT
-from tests.helpers.verification_reference import reference
+from tests.helpers.verification_reference import published_verification
 from utils.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_as_the_loop(pairs, n_folds):
     rng = np.random.default_rng(pairs)
     same = rng.random(pairs) < 0.5
     dist = np.where(same, 0.9, 1.6) + 0.4 * rng.standard_normal(pairs)
-    assert_as_reference(evaluate_distances(dist, same, n_folds), reference(dist, same, n_folds))
+    assert_as_reference(evaluate_distances(dist, same, n_folds), published_verification(dist, same, n_folds))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -65,7 +65,7 @@ def test_ties_at_thresholds(dtype):
     dist = np.concatenate([at, np.nextafter(at, dtype(4)), np.nextafter(at, dtype(0))])
     rng.shuffle(dist)
     same = rng.random(len(dist)) < np.where(dist < 1, 0.8, 0.2)
-    assert_as_reference(evaluate_distances(dist, same, 3), reference(dist, same, 3))
+    assert_as_reference(evaluate_distances(dist, same, 3), published_verification(dist, same, 3))
 
 
 def test_target_met_exactly():
@@ -92,7 +92,7 @@ def test_sorted_pairs():
     same = np.arange(30) < 15
     dist = np.where(same, 0.8, 1.5) + 0.3 * rng.standard_normal(30)
     for n_folds in (4, 2):
-        assert_as_reference(evaluate_distances(dist, same, n_folds), reference(dist, same, n_folds))
+        assert_as_reference(evaluate_distances(dist, same, n_folds), published_verification(dist, same, n_folds))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

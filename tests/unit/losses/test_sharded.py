@@ -9,12 +9,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.helpers.training import CPU, spawn
+from tests.helpers.training import CPU, spawn_ranks
 from utils.distributed.collectives import shard_slice
 from utils.distributed.process_group import World, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace
-from utils.losses.partial_fc import ShardedArcFace, full_state_dict, gather_columns, load_full, scatter_columns
+from utils.losses.partial_fc import (
+    ShardedArcFace,
+    full_state_dict,
+    gather_columns,
+    load_full_state_dict,
+    scatter_columns,
+)
 
 SIZES = (4, 2, 1)  # in this order, each with the files of the one before
 N, D, CLASSES, S, M = 16, 12, 103, 64.0, 0.5  # 103 classes: 25, 26, 26 and 26 on four ranks
@@ -95,18 +101,18 @@ def everything(world: World, folder: Path) -> None:
     """Writes what a run of this many ranks finds, and its whole kernel."""
     header = ShardedArcFace(D, CLASSES, S, M, world, seed=5)
     initial = full_state_dict(header)
-    load_full(header, problem()[2] if world.is_main else None)
+    load_full_state_dict(header, problem()[2] if world.is_main else None)
     found = {"initial": initial, "exact": step(world, header)}
 
     partial = ShardedArcFace(D, CLASSES, S, M, world, RATE, seed=5)
-    load_full(partial, problem()[2] if world.is_main else None)
+    load_full_state_dict(partial, problem()[2] if world.is_main else None)
     found["sampled"] = [sampled(world, partial, number) for number in (7, 7, 8)]
     few = ShardedArcFace(D, CLASSES, S, M, world, 0.01)
     found["few"] = sampled(world, few, 0)["drawn"]
 
     before = folder / "kernel.pt"
     whole = (torch.load(before) if before.exists() else initial["kernel"]) if world.is_main else None
-    load_full(header, whole)
+    load_full_state_dict(header, whole)
     held = scatter_columns(whole, torch.empty_like(header.kernel), CLASSES, world)
     found["held"] = torch.equal(held, header.kernel)
     if world.is_main:
@@ -124,7 +130,7 @@ def runs(tmp_path_factory):
         if size == 1:
             everything(CPU, folder)
         else:
-            spawn(everything, folder, size=size)
+            spawn_ranks(everything, folder, size=size)
     return {size: [torch.load(folder / f"{size}-{rank}.pt") for rank in range(size)] for size in SIZES} | {
         "kernel": torch.load(folder / "kernel.pt")
     }
@@ -167,7 +173,7 @@ def test_loss_and_gradients_are_those_of_the_whole_header_on_the_whole_batch(run
 def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_whole_header():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
-    load_full(ours, kernel)
+    load_full_state_dict(ours, kernel)
     theirs.load_state_dict({"kernel": kernel})
     for image in range(6):
         row, label = inputs[image : image + 1], labels[image : image + 1]
@@ -189,7 +195,7 @@ def test_no_tensor_as_large_as_the_batch_times_all_classes_is_made(runs, size):
 def test_half_precision_around_it_changes_nothing():
     inputs, labels, kernel = problem()
     header = ShardedArcFace(D, CLASSES, S, M, CPU)
-    load_full(header, kernel)
+    load_full_state_dict(header, kernel)
     with torch.autocast("cpu", torch.bfloat16):
         loss = header(inputs, labels)
     assert loss.dtype == torch.float32 and loss == header(inputs, labels)
@@ -198,7 +204,7 @@ def test_half_precision_around_it_changes_nothing():
 def test_it_trains_with_momentum_as_the_whole_header_does():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
-    load_full(ours, kernel)
+    load_full_state_dict(ours, kernel)
     theirs.load_state_dict({"kernel": kernel})
     for header, loss in [(ours, ours), (theirs, lambda *batch: F.cross_entropy(theirs(*batch), batch[1]))]:
         optimizer = torch.optim.SGD(header.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True)
@@ -288,4 +294,4 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(UserError, match=rf"sample_rate: should be above 0 and at most 1, is {rate}"):
             ShardedArcFace(D, CLASSES, S, M, CPU, rate)
     with pytest.raises(UserError, match=r"header: kernel is \(12, 102\), should be \(12, 103\); check"):
-        load_full(ShardedArcFace(D, CLASSES, S, M, CPU), torch.zeros(D, 102))
+        load_full_state_dict(ShardedArcFace(D, CLASSES, S, M, CPU), torch.zeros(D, 102))

@@ -14,13 +14,13 @@ from backbones import build_backbone
 from eval.inference.embedding import TorchRuntime
 from eval.inputs.bins import read_bin
 from eval.scoring import Scorer
-from tests.helpers.training import CPU, run, small_config, small_task, spawn
+from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_small
 from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
 from utils.distributed.collectives import all_gather_rows, shard_slice
 from utils.distributed.process_group import init_distributed, to_device, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
-from utils.logs.run_log import curves_folder, init_logging, log
+from utils.logs.run_log import init_logging, log, tensorboard_folder
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 from utils.training.task import Batch
@@ -30,15 +30,15 @@ def reported(caplog) -> list[float]:
     return [float(loss) for loss in re.findall(r"Loss ([\d.]+)", caplog.text)]
 
 
-def test_the_loss_falls_and_the_published_line_is_written(tmp_path, tiny_data, said):
+def test_the_loss_falls_and_the_published_line_is_written(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "num_epoch=12", "lr_steps=9", "log_step=5", "s=16", "m=0.2", "lr=1")
-    step, _ = run(config)
+    step, _ = train_small(config)
     assert step == 60
-    losses = reported(said)
+    losses = reported(log_capture)
     assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
     assert re.search(
         r"Speed \d+\.\d\d samples/sec   Loss \d+\.\d{4}   Epoch: 11   Global Step: 60   Required: 0\.00 hours",
-        said.text,
+        log_capture.text,
     )
 
 
@@ -46,11 +46,11 @@ def test_every_epoch_leaves_both_files_and_tensorboard_has_the_curves(tmp_path, 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "save_initial=1", "eval_step=5", "log_step=5")
-    run(config, verify=lambda step: {"tiny": step / 100})
+    train_small(config, verify=lambda step: {"tiny": step / 100})
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     published = [f"{step}{part}.pth" for step in (0, 10, 5) for part in ("backbone", "header")]
     assert names == [*published, "checkpoint.10.pth", "checkpoint.5.pth", "checkpoint.pth"]
-    board = EventAccumulator(str(curves_folder(config))).Reload()
+    board = EventAccumulator(str(tensorboard_folder(config))).Reload()
     assert {"train/Loss", "train/lr", "train/speed", "verification/tiny"} <= set(board.Tags()["scalars"])
     assert [(e.step, round(e.value, 4)) for e in board.Scalars("verification/tiny")] == [(5, 0.05), (10, 0.1)]
 
@@ -58,7 +58,7 @@ def test_every_epoch_leaves_both_files_and_tensorboard_has_the_curves(tmp_path, 
 def test_two_runs_of_one_seed_end_alike_and_another_seed_differs(tmp_path, tiny_data):
     ends = []
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
-        _, task = run(small_config(tmp_path / name, tiny_data, "num_epoch=1", f"seed={seed}"))
+        _, task = train_small(small_config(tmp_path / name, tiny_data, "num_epoch=1", f"seed={seed}"))
         ends.append(task.backbone.state_dict())
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
     assert not all(torch.equal(ends[0][key], ends[2][key]) for key in ends[0])
@@ -73,7 +73,7 @@ def test_learning_rate_scales_with_the_images_a_step_and_follows_the_schedule(tm
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.SGD, "step", recording)
-    run(small_config(tmp_path, tiny_data, "num_epoch=3", "lr_steps=1,2", "lr=0.1"))
+    train_small(small_config(tmp_path, tiny_data, "num_epoch=3", "lr_steps=1,2", "lr=0.1"))
     assert rates == pytest.approx([0.1 * 8 / 512 * factor for factor in (1, 0.1, 0.01) for _ in range(5)])
 
 
@@ -125,10 +125,10 @@ def test_the_host_never_waits_for_the_device_between_two_lines_of_the_log(tmp_pa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precisions_train_and_keep_float32_weights(tmp_path, tiny_data, said, precision):
+def test_half_precisions_train_and_keep_float32_weights(tmp_path, tiny_data, log_capture, precision):
     config = small_config(tmp_path, tiny_data, "num_epoch=4", f"precision={precision}", "s=16", "lr=1", "log_step=5")
-    _, task = run(config)
-    losses = reported(said)
+    _, task = train_small(config)
+    losses = reported(log_capture)
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in task.backbone.parameters())
 
@@ -177,7 +177,7 @@ def _save_gradients(world, folder, data):
 
 
 def test_two_processes_give_the_mean_of_the_gradients_of_their_halves(tmp_path, tiny_data):
-    spawn(_save_gradients, tmp_path, tiny_data)
+    spawn_ranks(_save_gradients, tmp_path, tiny_data)
     ours = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     halves = []
     torch.set_num_threads(1)
@@ -215,7 +215,7 @@ def _train_together(world, folder, data):
 
 
 def test_two_processes_train_alike_share_the_verification_and_write_once(tmp_path, tiny_data):
-    spawn(_train_together, tmp_path, tiny_data)
+    spawn_ranks(_train_together, tmp_path, tiny_data)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
     assert first["accuracies"] == second["accuracies"] and len(first["accuracies"]) == 1

@@ -10,11 +10,11 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from tests.helpers.published_files import assert_same, weights
-from tests.helpers.training import CPU, run, small_config, small_task, spawn
+from tests.helpers.published_files import assert_same_weights, read_weights_files
+from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_small
 from train import make_header
-from utils.checkpoints.run_file import KEYS, VERSION, read_checkpoint, write_checkpoint
-from utils.checkpoints.weights import snapshot
+from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, read_checkpoint, write_checkpoint
+from utils.checkpoints.weights import cpu_snapshot
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.training_data import load_training_data
 from utils.distillation.schedule import teacher_files
@@ -31,30 +31,33 @@ from utils.training.step_ranges import StepRanges
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_data, precision):
     overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16"]
-    _, whole = run(small_config(tmp_path / "whole", tiny_data, *overrides))
+    _, whole = train_small(small_config(tmp_path / "whole", tiny_data, *overrides))
     for stop in (2, 5, 7, 11):  # the middle of an epoch, the end of one, the middle of the next two
-        run(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
-    step, cut = run(small_config(tmp_path / "cut", tiny_data, *overrides))
+        train_small(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
+    step, cut = train_small(small_config(tmp_path / "cut", tiny_data, *overrides))
     assert step == 15
-    ours = weights(tmp_path / "cut" / "out")
-    assert_same(weights(tmp_path / "whole" / "out"), {name: ours[name] for name in weights(tmp_path / "whole" / "out")})
+    ours = read_weights_files(tmp_path / "cut" / "out")
+    assert_same_weights(
+        read_weights_files(tmp_path / "whole" / "out"),
+        {name: ours[name] for name in read_weights_files(tmp_path / "whole" / "out")},
+    )
     for mine, other in zip(cut.header.parameters(), whole.header.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
-def test_the_log_after_a_resume_has_the_losses_of_a_run_never_stopped(tmp_path, tiny_data, said):
+def test_the_log_after_a_resume_has_the_losses_of_a_run_never_stopped(tmp_path, tiny_data, log_capture):
     """The meters too go on: a line after the resume is the mean of steps before and after it."""
     overrides = ["num_epoch=2", "log_step=10"]
-    run(small_config(tmp_path / "whole", tiny_data, *overrides))
-    (line,) = [record.message for record in said.records if "Global Step: 10" in record.message]
-    said.clear()
+    train_small(small_config(tmp_path / "whole", tiny_data, *overrides))
+    (line,) = [record.message for record in log_capture.records if "Global Step: 10" in record.message]
+    log_capture.clear()
     config = small_config(tmp_path / "cut", tiny_data, *overrides, "save_step=4")
     with pytest.raises(ZeroDivisionError):
         stop_at(7, config)
-    run(config)
-    (again,) = [record.message for record in said.records if "Global Step: 10" in record.message]
+    train_small(config)
+    (again,) = [record.message for record in log_capture.records if "Global Step: 10" in record.message]
     assert again.split("Loss")[1].split("Required")[0] == line.split("Loss")[1].split("Required")[0]
-    assert "Resumes at step 5: epoch 1" in said.text
+    assert "Resumes at step 5: epoch 1" in log_capture.text
 
 
 def stop_at(step, config):
@@ -116,8 +119,8 @@ def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
         progress = TrainProgress(progress.step + 5, progress.epoch_end_steps).after_epoch()
     million = StepRanges(range(5, 10**7, 5), range(10**7 + 3, 2 * 10**7, 3))
     for ends in (progress.epoch_end_steps, million, million.append(3 * 10**7), StepRanges()):
-        state = dict.fromkeys(KEYS) | {
-            "version": VERSION,
+        state = dict.fromkeys(REQUIRED_KEYS) | {
+            "version": FORMAT_VERSION,
             "position": {"step": 3 * 10**7, "ends": ends.save(), "seen": 0},
         }
         write_checkpoint(tmp_path, 1, state)
@@ -136,7 +139,7 @@ def test_ends_in_older_checkpoints_are_numbers():
             StepRanges.load(wrong)
 
 
-def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, said):
+def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "resume=1", "global_step=1000000000")
     loader, _ = load_training_data(config, CPU)
     (tmp_path / "out").mkdir()
@@ -180,13 +183,13 @@ Recording.__name__ = ArcFaceTask.__name__
 
 def _record(world, folder, data, *overrides):
     config = small_config(folder, data, "batch_size=4", "lr=0.1", *overrides)
-    step, task = run(config, world=world, task_type=Recording)
+    step, task = train_small(config, world=world, task_type=Recording)
     torch.save((step, task.samples_seen), folder / f"{config.max_steps}-{world.rank}.pt")
 
 
 def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(tmp_path, tiny_data):
     for size, last in ((2, 2), (1, 5), (2, 0)):
-        spawn(_record, tmp_path, tiny_data, f"max_steps={last}", "num_epoch=1", size=size)
+        spawn_ranks(_record, tmp_path, tiny_data, f"max_steps={last}", "num_epoch=1", size=size)
     images = []
     for size, last in ((2, 2), (1, 5), (2, 0)):
         for rank in range(size):
@@ -197,27 +200,27 @@ def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(
     assert torch.load(tmp_path / "0-0.pt")[0] == 6
 
 
-def test_a_change_of_processes_is_said(tmp_path, tiny_data, said):
-    spawn(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
-    run(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
-    assert "Changed: the number of processes was 2, is 1: 4 images a step" in said.text
-    assert "Changed: config max_steps was 2, is 0" in said.text
+def test_a_change_of_processes_is_said(tmp_path, tiny_data, log_capture):
+    spawn_ranks(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
+    train_small(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
+    assert "Changed: the number of processes was 2, is 1: 4 images a step" in log_capture.text
+    assert "Changed: config max_steps was 2, is 0" in log_capture.text
 
 
 # --------------------------------------------------------------------------------------------------- where a run begins
 
 
-def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, said):
+def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1")
-    run(config)
+    train_small(config)
     out = tmp_path / "out"
-    saved = weights(out)
+    saved = read_weights_files(out)
     for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
         path.unlink()
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0", "global_step=5", "resume=1")
-    step, task = run(config, task_type=Recording)
+    step, task = train_small(config, task_type=Recording)
     assert step == 10 and len(task.samples_seen) == 5  # the second epoch alone
-    assert "Resumes from the files of step 5: epoch 1, step 0 of its 5; they hold no momentum" in said.text
+    assert "Resumes from the files of step 5: epoch 1, step 0 of its 5; they hold no momentum" in log_capture.text
     # At a rate of 0 the weights are those of step 5, of the backbone and of the header.
     for part, module in (("backbone", task.backbone), ("header", task.header)):
         for name, parameter in module.named_parameters():
@@ -226,70 +229,72 @@ def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, 
     for path in [*out.glob("checkpoint*"), *out.glob("10*")]:
         path.unlink()
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "lr_steps=1", "lr=0.1", "global_step=5", "resume=1")
-    _, task = run(config, task_type=Recording)
+    _, task = train_small(config, task_type=Recording)
     assert [rate for _, rate in task.samples_seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
 
 
-def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, said):
+def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2")
-    run(config)
+    train_small(config)
     for path in (tmp_path / "out").glob("checkpoint*"):
         path.unlink()
-    step, task = run(small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), task_type=Recording)
+    step, task = train_small(
+        small_config(tmp_path, tiny_data, "num_epoch=2", "global_step=7", "resume=1"), task_type=Recording
+    )
     assert step == 10 and len(task.samples_seen) == 3
-    assert "epoch 1, step 2 of its 5" in said.text
-    assert "Step 7 ends no epoch of 5 steps" in said.text
+    assert "epoch 1, step 2 of its 5" in log_capture.text
+    assert "Step 7 ends no epoch of 5 steps" in log_capture.text
 
 
-def test_resume_1_goes_back_once(tmp_path, tiny_data, said):
+def test_resume_1_goes_back_once(tmp_path, tiny_data, log_capture):
     """To the step that is named, though checkpoint.pth is further; the same command again goes on with its own."""
-    run(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
+    train_small(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
     back = ["num_epoch=2", "global_step=5", "resume=1"]
-    step, task = run(small_config(tmp_path, tiny_data, *back, "max_steps=8"), task_type=Recording)
-    assert step == 8 and len(task.samples_seen) == 3 and "Resumes from the files of step 5" in said.text
+    step, task = train_small(small_config(tmp_path, tiny_data, *back, "max_steps=8"), task_type=Recording)
+    assert step == 8 and len(task.samples_seen) == 3 and "Resumes from the files of step 5" in log_capture.text
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 8
     assert torch.load(tmp_path / "out" / "old-1" / "checkpoint.pth")["position"]["step"] == 7
     # What is left is of this run: the step it began with, and its own.
     assert {path.name for path in (tmp_path / "out").glob("*backbone.pth")} == {"5backbone.pth", "8backbone.pth"}
     assert (tmp_path / "out" / "old-1" / "7backbone.pth").is_file()
-    step, task = run(small_config(tmp_path, tiny_data, *back), task_type=Recording)
-    assert step == 10 and len(task.samples_seen) == 2 and "Resumes at step 8" in said.text
+    step, task = train_small(small_config(tmp_path, tiny_data, *back), task_type=Recording)
+    assert step == 10 and len(task.samples_seen) == 2 and "Resumes at step 8" in log_capture.text
 
 
 def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
     """No checkpoint is written of weights that may be what went wrong, so that the advice to lower lr serves."""
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=6", "save_step=1")
-    run(config)
+    train_small(config)
     wild = ["num_epoch=9", "save_step=2", "max_bad_steps=5", "log_step=50", "lr=1e30", "clip_norm=0", "weight_decay=0"]
     with pytest.raises(UserError, match="not finite in 5 steps in a row"):
-        run(small_config(tmp_path, tiny_data, *wild))
+        train_small(small_config(tmp_path, tiny_data, *wild))
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 6
-    assert run(small_config(tmp_path, tiny_data, "max_steps=8", "lr=0.01", "log_step=1"))[0] == 8
+    assert train_small(small_config(tmp_path, tiny_data, "max_steps=8", "lr=0.01", "log_step=1"))[0] == 8
 
 
 def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
     """Started again on more processes, with fewer images left of the last epoch than they take in a step."""
-    run(small_config(tmp_path, tiny_data, "batch_size=4", "max_steps=9", "num_epoch=1"))
+    train_small(small_config(tmp_path, tiny_data, "batch_size=4", "max_steps=9", "num_epoch=1"))
     (tmp_path / "out" / "9backbone.pth").unlink()
-    step, _ = run(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
-    assert step == 9 and "9backbone.pth" in weights(tmp_path / "out")
+    step, _ = train_small(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
+    assert step == 9 and "9backbone.pth" in read_weights_files(tmp_path / "out")
     progress = read_checkpoint(tmp_path / "out")["position"]
     assert (progress["ends"], progress["seen"]) == ([9], 0)
 
 
-def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, said):
+def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, log_capture):
     from tests.helpers.faces import write_data
 
-    run(small_config(tmp_path, tiny_data, "max_steps=2"))
-    run(small_config(tmp_path, write_data(tmp_path / "other", seed=9), "max_steps=3"))
-    assert "are not those that the run began with" in said.text
+    train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
+    train_small(small_config(tmp_path, write_data(tmp_path / "other", seed=9), "max_steps=3"))
+    assert "are not those that the run began with" in log_capture.text
 
 
-def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, said):
-    run(small_config(tmp_path, tiny_data, "max_steps=2"))
-    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
+def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, log_capture):
+    train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
+    _, task = train_small(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
     out = tmp_path / "out"
-    assert len(task.samples_seen) == 3 and f"are now in {out / 'old-1'}" in said.text
+    assert len(task.samples_seen) == 3 and f"are now in {out / 'old-1'}" in log_capture.text
     assert read_checkpoint(out)["position"]["step"] == 3
     assert torch.load(out / "old-1" / "checkpoint.pth")["position"]["step"] == 2
 
@@ -312,7 +317,7 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
     # Published files alone, as a person copies them into a folder, are not taken for a new run's either.
     for path in out.glob("checkpoint*"):
         path.unlink()
-    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     assert {path.name for path in out.glob("*backbone.pth")} == {"1backbone.pth"}
     assert (out / "old-3" / "2backbone.pth").is_file()
 
@@ -321,10 +326,10 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
 def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, tiny_data, monkeypatch, run_id, steps):
     """Else every restart under --resume 0 would lose what the run has done."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
-    run(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
+    train_small(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    _, task = run(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
+    _, task = train_small(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
     assert len(task.samples_seen) == steps
 
 
@@ -338,7 +343,7 @@ def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, 
 )
 def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
     with pytest.raises(UserError, match=message):
-        run(small_config(tmp_path, tiny_data, *overrides))
+        train_small(small_config(tmp_path, tiny_data, *overrides))
 
 
 @pytest.mark.parametrize(
@@ -350,9 +355,9 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
     ],
 )
 def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
-    run(small_config(tmp_path, tiny_data, "max_steps=2"))
+    train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     with pytest.raises(UserError, match=message):
-        run(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
+        train_small(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
 
 
 def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
@@ -360,12 +365,12 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
     from utils.distillation.task import DistillTask
 
     config = small_config(tmp_path, tiny_data, "max_steps=2")
-    run(config)
+    train_small(config)
     with pytest.raises(UserError, match=r"config output: .* is of another kind of run \(ArcFaceTask\)"):
         resolve_resume(config, DistillTask, load_training_data(config, CPU)[0], CPU)
     other = small_config(tmp_path, write_data(tmp_path / "more", shots=12), "max_steps=4")
     with pytest.raises(UserError, match=r"config rec: the run in .* was on 40 images, but here are 48"):
-        run(other)
+        train_small(other)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -373,7 +378,11 @@ def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
 
 def state(step, size=1000):
     progress = {"step": step, "ends": [], "seen": 0}
-    return dict.fromkeys(KEYS) | {"version": VERSION, "position": progress, "weights": torch.full((size,), step)}
+    return dict.fromkeys(REQUIRED_KEYS) | {
+        "version": FORMAT_VERSION,
+        "position": progress,
+        "weights": torch.full((size,), step),
+    }
 
 
 def test_the_last_checkpoints_are_kept(tmp_path):
@@ -397,15 +406,15 @@ def test_a_disk_without_links_has_copies(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path)["position"]["step"] == 4
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said):
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, log_capture):
     for step in (2, 4):
         write_checkpoint(tmp_path, 2, state(step))
     whole = (tmp_path / "checkpoint.pth").read_bytes()
     for damage in (whole[: len(whole) // 2], whole[:1500] + bytes([whole[1500] ^ 1]) + whole[1501:], b""):
         (tmp_path / "checkpoint.pth").write_bytes(damage)  # checkpoint.4.pth is another name of it
-        said.clear()
+        log_capture.clear()
         assert read_checkpoint(tmp_path)["position"]["step"] == 2
-        assert "checkpoint.4.pth: " in said.text
+        assert "checkpoint.4.pth: " in log_capture.text
     (tmp_path / "checkpoint.2.pth").write_bytes(b"")
     with pytest.raises(UserError, match="there is no other checkpoint: --resume 0 starts over"):
         read_checkpoint(tmp_path)
@@ -422,10 +431,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, said
         (("task", "weights"), torch.nan),
     ],
 )
-def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, said, names, value):
-    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, log_capture, names, value):
+    train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     found = read_checkpoint(tmp_path / "out") | {"task": {"weights": torch.ones(3)}}
-    found["ranks"] = [found["ranks"][0], snapshot(found["ranks"][0])]
+    found["ranks"] = [found["ranks"][0], cpu_snapshot(found["ranks"][0])]
     write_checkpoint(tmp_path, 2, found)
     part = found
     for name in names:
@@ -434,18 +443,18 @@ def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path
     found["position"]["step"] = 2
     write_checkpoint(tmp_path, 2, found)
     assert read_checkpoint(tmp_path)["position"]["step"] == 1
-    assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in said.text
+    assert f"checkpoint.pth: {'/'.join(map(str, names))} is not finite" in log_capture.text
     (tmp_path / "checkpoint.1.pth").unlink()
     with pytest.raises(UserError, match=r"is not finite; there is no other checkpoint: --resume 0 starts over"):
         read_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, said):
+def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, log_capture):
     write_checkpoint(tmp_path, 2, state(3, size=20))
     (tmp_path / "checkpoint.pth").unlink()
     os.mkfifo(tmp_path / "checkpoint.pth")
     assert read_checkpoint(tmp_path)["position"]["step"] == 3
-    assert "checkpoint.pth: is not a regular file (a pipe)" in said.text
+    assert "checkpoint.pth: is not a regular file (a pipe)" in log_capture.text
     (tmp_path / "checkpoint.3.pth").unlink()
     with pytest.raises(
         UserError, match=r"is not a regular file .*; there is no other checkpoint: --resume 0 starts over"
@@ -473,19 +482,19 @@ def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
 
 
 def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
-    run(small_config(tmp_path, tiny_data, "max_steps=1"))
+    train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     found = read_checkpoint(tmp_path / "out")
-    write_checkpoint(tmp_path, 1, found | {"ranks": [snapshot(found["ranks"][0]) for _ in range(256)]})
+    write_checkpoint(tmp_path, 1, found | {"ranks": [cpu_snapshot(found["ranks"][0]) for _ in range(256)]})
     assert len(read_checkpoint(tmp_path)["ranks"]) == 256
 
 
 def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, report=False: Requests(signal=signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
-        run(small_config(tmp_path, tiny_data, "max_steps=2"))
+        train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
-    step, _ = run(small_config(tmp_path, tiny_data, "max_steps=2"))
-    assert step == 2 and "2backbone.pth" in weights(tmp_path / "out")
+    step, _ = train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
+    assert step == 2 and "2backbone.pth" in read_weights_files(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -515,8 +524,8 @@ def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
 
 
 def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):
-    run(small_config(tmp_path, tiny_data, "max_steps=1"))
-    assert run(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
+    train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
+    assert train_small(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
 
 
 def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
@@ -539,29 +548,29 @@ def _train_sharded(world, folder, data, *overrides):
 @pytest.mark.parametrize("rate", [1.0, 0.75])
 def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
     fields = ["head=sharded", f"sample_rate={rate}"]
-    spawn(_train_sharded, tmp_path / "whole", tiny_data, *fields)
-    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
-    spawn(_train_sharded, tmp_path / "cut", tiny_data, *fields)
-    ours = weights(tmp_path / "cut" / "out")
-    ours = {name: ours[name] for name in weights(tmp_path / "whole" / "out")}
-    assert_same(weights(tmp_path / "whole" / "out"), ours)
+    spawn_ranks(_train_sharded, tmp_path / "whole", tiny_data, *fields)
+    spawn_ranks(_train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
+    spawn_ranks(_train_sharded, tmp_path / "cut", tiny_data, *fields)
+    ours = read_weights_files(tmp_path / "cut" / "out")
+    ours = {name: ours[name] for name in read_weights_files(tmp_path / "whole" / "out")}
+    assert_same_weights(read_weights_files(tmp_path / "whole" / "out"), ours)
     kernel = ours["10header.pth"]
     assert list(kernel) == ["kernel"] and kernel["kernel"].shape == (16, 4)
 
 
 def test_a_sharded_run_goes_on_with_a_whole_header_and_on_other_processes(tmp_path, tiny_data):
-    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
-    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
+    spawn_ranks(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
     for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):
         step = read_checkpoint(tmp_path / "out")["position"]["step"]
-        spawn(_train_sharded, tmp_path, tiny_data, f"head={head}", f"max_steps={step + 1}", "lr=0", size=size)
-        assert torch.equal(weights(tmp_path / "out")[f"{step + 1}header.pth"]["kernel"], saved)
+        spawn_ranks(_train_sharded, tmp_path, tiny_data, f"head={head}", f"max_steps={step + 1}", "lr=0", size=size)
+        assert torch.equal(read_weights_files(tmp_path / "out")[f"{step + 1}header.pth"]["kernel"], saved)
 
 
 def test_published_files_of_a_sharded_header(tmp_path, tiny_data):
-    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    spawn_ranks(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
     for path in (tmp_path / "out").glob("checkpoint*"):
         path.unlink()
-    saved = weights(tmp_path / "out")["3header.pth"]["kernel"]
-    spawn(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3")
-    assert torch.equal(weights(tmp_path / "out")["4header.pth"]["kernel"], saved)
+    saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
+    spawn_ranks(_train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3")
+    assert torch.equal(read_weights_files(tmp_path / "out")["4header.pth"]["kernel"], saved)

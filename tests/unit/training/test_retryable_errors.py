@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.training import spawn
+from tests.helpers.training import spawn_ranks
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.exit_status import EXIT_STATUS_FILE, record_exit_status
 from utils.errors import RetryableError, RetryableExit, UserError
@@ -22,5 +22,5 @@ def _fail(world, folder, kind, of_all):
 def test_a_note_ends_a_run_for_good(tmp_path, monkeypatch, kind, noted, of_all):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
-    spawn(_fail, tmp_path, kind, of_all)
+    spawn_ranks(_fail, tmp_path, kind, of_all)
     assert (tmp_path / EXIT_STATUS_FILE).is_file() == noted

@@ -6,7 +6,7 @@ import numpy as np
 
 from utils.datasets.recordio.index import RecordError, reindex_hint
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.recordio.record_format import Header
+from utils.datasets.recordio.record_format import RecordHeader
 
 EXACT = 1 << 24  # float32 holds every integer up to here
 
@@ -54,7 +54,7 @@ def find_image_end(reader: IndexedRecordReader, announced_end: int) -> int:
     return next((key for key in near if is_identity(*reader.read_image(key))), default)
 
 
-def is_identity(header: Header, payload: bytes) -> bool:
+def is_identity(header: RecordHeader, payload: bytes) -> bool:
     """Whether a record describes an identity: it has no image, only the first and the end key of its images."""
     return header.flag == 2 and not payload
 

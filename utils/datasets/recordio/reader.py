@@ -18,7 +18,7 @@ from utils.datasets.recordio.index import (
     read_index,
     reindex_hint,
 )
-from utils.datasets.recordio.record_format import IMAGE_HEADER, Header, split_parts, unpack
+from utils.datasets.recordio.record_format import IMAGE_HEADER, RecordHeader, split_parts, unpack
 from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART_HEADER, check_indexed_ends
 
 _CHUNK = 1 << 16  # records whose headers are read at once
@@ -136,7 +136,7 @@ class IndexedRecordReader:
     def _damaged(self, key: int, problem: str) -> RecordError:
         return RecordError(f"{self.location(key)}: {problem}; {_RECOPY}")
 
-    def read_image(self, key: int) -> tuple[Header, bytes]:
+    def read_image(self, key: int) -> tuple[RecordHeader, bytes]:
         """Returns the header and the encoded image of image record `key`. Raises RecordError as `read` does."""
         record = self.read(key)
         try:

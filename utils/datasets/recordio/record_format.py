@@ -24,7 +24,7 @@ from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART_
 IMAGE_HEADER = struct.Struct("<IfQQ")  # flag, label, id, id2
 
 
-class Header(NamedTuple):
+class RecordHeader(NamedTuple):
     """The header of an image record. `flag` is the number of labels in the array `label`, or 0 for a single number."""
 
     flag: int
@@ -33,13 +33,13 @@ class Header(NamedTuple):
     id2: int
 
 
-def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
+def pack(header: RecordHeader | tuple[int, Any, int, int], payload: bytes) -> bytes:
     """Returns the image header followed by `payload`, byte for byte as mx.recordio.pack does.
 
     Ignores `header.flag`: the label decides what is written, a number (flag 0) or a non-empty array. Raises RecordError
     for a header that the format cannot hold.
     """
-    header = Header(*header)
+    header = RecordHeader(*header)
     label = header.label
     if isinstance(label, Real):
         flag, number, labels = 0, float(label), b""
@@ -54,7 +54,7 @@ def pack(header: Header | tuple[int, Any, int, int], payload: bytes) -> bytes:
         raise RecordError(f"image header (label {label}, id {header.id}, id2 {header.id2}): {error}") from error
 
 
-def unpack(record: bytes, source: str = "image record") -> tuple[Header, bytes]:
+def unpack(record: bytes, source: str = "image record") -> tuple[RecordHeader, bytes]:
     """Splits an image record into its header and the encoded image, as mx.recordio.unpack does.
 
     An array of labels is float32. `source` names the record in errors; `IndexedRecordReader.read_image` adds file, key
@@ -70,7 +70,7 @@ def unpack(record: bytes, source: str = "image record") -> tuple[Header, bytes]:
         )
     if flag:
         label = np.frombuffer(record, "<f4", flag, IMAGE_HEADER.size).copy()  # a view would keep the record alive
-    return Header(flag, label, id_, id2), record[start:]
+    return RecordHeader(flag, label, id_, id2), record[start:]
 
 
 class IndexedRecordWriter:
