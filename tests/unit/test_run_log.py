@@ -131,7 +131,8 @@ def test_folders_of_curves_are_readable_and_never_shared(tmp_path):
     assert tensorboard_folder(config_of(OUTPUT_FOLDER / "A" / "run")) == Path("logs/A/run")
     outputs = [
         OUTPUT_FOLDER / "run", OUTPUT_FOLDER / "A" / "run", OUTPUT_FOLDER / "B" / "run", OUTPUT_FOLDER,
-        OUTPUT_FOLDER.parent / "A" / "run", tmp_path / "A" / "run", tmp_path / "B" / "run", tmp_path / "x" / "A" / "run", Path("/run"), Path("/"),
+        OUTPUT_FOLDER.parent / "A" / "run", tmp_path / "A" / "run", tmp_path / "B" / "run",
+        tmp_path / "x" / "A" / "run", Path("/run"), Path("/"),
     ]  # fmt: skip
     folders = [tensorboard_folder(config_of(output)) for output in outputs]
     assert len(set(folders)) == len(outputs)
