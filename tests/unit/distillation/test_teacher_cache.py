@@ -75,7 +75,7 @@ def a_run(config, teacher_file, cached: bool):
             losses.append({name: value.item() for name, value in named.items()})
             return named
 
-        def start_epoch(self, epoch):
+        def on_epoch_start(self, epoch):
             super().on_epoch_start(epoch)
             asked.append(teacher.asked)
 

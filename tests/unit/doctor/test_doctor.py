@@ -57,7 +57,7 @@ def test_a_warning_is_no_failure_and_a_failure_is_exit_code_1(demo):
     warned = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, "num_epoch=2")
     assert warned.returncode == 0
     assert "warn  resume     the run in output/demo is finished" in warned.stdout
-    failed = run_command(demo, sys.executable, "utils/doctor/command.py", *DEMO, "output=output/ill", "--multi-step")
+    failed = run_command(demo, sys.executable, "utils/doctor", *DEMO, "output=output/ill", "--multi-step")
     assert failed.returncode == 1
     assert "\nfail  teacher    config teacher_pth: is empty\n                 fix: name the folder" in failed.stdout
     assert "\npass  memory " in failed.stdout and failed.stdout.endswith(", 1 fail\n")

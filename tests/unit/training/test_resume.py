@@ -356,7 +356,7 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=3"], "config seed: 3, but the run .* has 0"),
+        (["seed=3"], "config seed: 3, but the run .* shuffles its images with 0"),
         (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* is .* there and .* by the config"),
         (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): is of another network"),
     ],
