@@ -26,7 +26,7 @@ from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
-from utils.training.progress import epoch_ends
+from utils.training.progress import compute_epoch_end_steps
 from utils.training.resume import already_finished_message, resolve_resume
 from utils.training.session import training_session
 from utils.training.student import check_student, load_student
@@ -82,7 +82,7 @@ def run_training(
         if resume_point.progress.is_finished(config):
             log.info(already_finished_message(config))
             return
-        epoch_end_steps = epoch_ends(config, loader.sampler, resume_point.progress)
+        epoch_end_steps = compute_epoch_end_steps(config, loader.sampler, resume_point.progress)
         backbone = to_device(build_backbone(config), world)
         header = make_header(config, num_classes, world)
         if config.student_pth and not resume_point.progress.step:

@@ -9,7 +9,7 @@ if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow im
 from backbones import build_backbone
 from config import parse_command
 from train import run_training
-from utils.distillation.schedule import check_folders, prepare_teacher
+from utils.distillation.schedule import check_teacher_folder, prepare_teacher
 from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, open_caches
 from utils.distillation.task import DistillTask
 from utils.distributed.collectives import main_process_first
@@ -22,7 +22,7 @@ def main() -> None:
     """Runs the command."""
     description = "Train a face-recognition backbone with ArcFace and knowledge distillation."
     config = parse_command(description, switches=["multi_step"], distills=True, resume=True)
-    check_folders(config)
+    check_teacher_folder(config)
     run_training(config, "train_kd", DistillTask, make_distillation_task)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from backbones.genotypes import N_INPUTS
 from NAS.supernet import SearchCell, SearchCNN
 from utils.datasets.transforms import SIZE
-from utils.flops import count
+from utils.flops import count_operations
 
 EdgeCosts = list[Tensor]  # for each node (input states, operations)
 
@@ -40,7 +40,7 @@ def _cost(op: nn.Module, channels: int, resolution: int, cache: dict[tuple[int, 
     """Returns the millions of multiply-adds of an operation on (channels, resolution, resolution), cached."""
     key = channels, resolution, repr(op)
     if key not in cache:
-        cache[key] = count(op, (channels, resolution, resolution)).multiply_adds / 1e6
+        cache[key] = count_operations(op, (channels, resolution, resolution)).multiply_adds / 1e6
     return cache[key]
 
 

@@ -27,7 +27,7 @@ from utils.filesystem import (
     write_files,
     write_text_atomic,
 )
-from utils.flops import Cost, count
+from utils.flops import Cost, count_operations
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         genotype, origin = parse_genotype(_read_genotype_text(args.genotype)), "Given with --genotype"
     else:
         genotype, origin = read_genotype(Path(config.output), args.epoch)
-    cost = count(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
+    cost = count_operations(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
     writers = {

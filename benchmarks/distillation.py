@@ -29,7 +29,7 @@ from utils.datasets.transforms import SIZE, normalise
 from utils.distillation.cache import TeacherCache
 from utils.distillation.targets import CachedTeacherTargets, TeacherTargets
 from utils.distillation.task import DistillTask
-from utils.distillation.teacher import NetworkTeacher, Teacher, teacher_network
+from utils.distillation.teacher import NetworkTeacher, Teacher, teacher_network_config
 from utils.distributed.process_group import World, autocast, init_distributed, to_device
 from utils.errors import run_cli
 from utils.losses.arcface import ArcFace
@@ -99,7 +99,7 @@ def main() -> None:
     with init_distributed() as world, tempfile.TemporaryDirectory() as folder:
         backbone = to_device(build_backbone(config), world).train()
         header = to_device(ArcFace(config.embedding_size, CLASSES, config.s, config.m), world)
-        teacher = NetworkTeacher(build_backbone(teacher_network(config)), world, config.teacher_precision)
+        teacher = NetworkTeacher(build_backbone(teacher_network_config(config)), world, config.teacher_precision)
         all_targets = TeacherTargets(teacher, []), cached_targets(Path(folder), teacher, config, world)
         tasks: list[Task] = [DistillTask(backbone, header, targets, config.w) for targets in all_targets]
         tasks.append(ArcFaceTask(backbone, header))

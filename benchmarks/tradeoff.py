@@ -19,7 +19,7 @@ from backbones import build_backbone
 from config import CommandParser, load_config
 from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure
-from utils.flops import count
+from utils.flops import count_operations
 
 PUBLISHED = Path(__file__).with_name("published.json")
 TITLES = {
@@ -60,7 +60,7 @@ def evaluated_network(folder: Path, name: str) -> Network:
         ) from None
     if not accuracies:
         raise UserError(f"{path}: has no result on {name}; run python eval/eval.py output={folder} val_targets={name}")
-    cost = count(build_backbone(load_config(None, [], saved_in=folder)))
+    cost = count_operations(build_backbone(load_config(None, [], saved_in=folder)))
     return Network(folder.name, cost.parameters / 1e6, cost.multiply_adds / 1e6, 100 * max(accuracies), is_ours=True)
 
 

@@ -14,7 +14,7 @@ from backbones import build_backbone
 from config import ensure_output_folder, parse_command, require_data, warn_unused_fields
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
-from utils.distillation.cache import fill
+from utils.distillation.cache import fill_cache
 from utils.distillation.schedule import prepare_teacher
 from utils.distillation.targets import open_caches
 from utils.distributed.collectives import main_process_first
@@ -22,7 +22,7 @@ from utils.distributed.process_group import init_distributed
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.errors import UserError, run_cli
 from utils.logs.run_log import init_logging, log
-from utils.training.progress import epoch_ends
+from utils.training.progress import compute_epoch_end_steps
 
 
 def main() -> None:
@@ -38,12 +38,14 @@ def main() -> None:
         warn_unused_fields(config, "train_kd")
         data = FaceDataset(config.rec)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
-        teacher, files = prepare_teacher(config, world, epoch_ends(config, sampler), build_backbone)
+        teacher, files = prepare_teacher(config, world, compute_epoch_end_steps(config, sampler), build_backbone)
         caches = main_process_first(world, lambda: open_caches(config, files, data))
         for path, cache in caches.items():
             teacher.load(path)
             skip_bad = config.on_bad_image == "skip"
-            images = fill(cache, teacher, data, world, config.eval_batch, config.workers, skip_bad, config.timeout)
+            images = fill_cache(
+                cache, teacher, data, world, config.eval_batch, config.workers, skip_bad, config.timeout
+            )
             log.info(f"{path}: embedded {images} images and their flips{' (by this process)' * (world.size > 1)}")
 
 

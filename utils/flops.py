@@ -29,7 +29,7 @@ class Cost:
     multiply_adds: int = 0  # of convolutions and fully connected layers
 
 
-def count(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)) -> Cost:
+def count_operations(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)) -> Cost:
     """Returns the cost of a network for one input of shape (C, H, W), counted in hooks during one forward pass."""
     cost = Cost(parameters=sum(p.numel() for p in backbone.parameters()))
 
@@ -66,7 +66,7 @@ def main() -> None:
         configs = {path.stem.removeprefix("config_"): load_config(path) for path in shipped_configs()}
     print(f"{'':16}{'parameters':>14}{'MFLOPs (published)':>20}{'M multiply-adds':>18}")
     for name, config in configs.items():
-        cost = count(build_backbone(config))
+        cost = count_operations(build_backbone(config))
         print(f"{name:16}{cost.parameters:>14,}{cost.published_flops / 1e6:>20,.2f}{cost.multiply_adds / 1e6:>18,.1f}")
 
 

@@ -27,7 +27,7 @@ from NAS.derive import read_genotype
 from NAS.search import DEFAULT_CONFIG
 from NAS.supernet import NONE, PRIMITIVES
 from utils.errors import UserError, run_cli
-from utils.flops import count
+from utils.flops import count_operations
 
 FACES = "data/faces_search"
 TRAINING_DATA = "data/faces_demo"
@@ -61,7 +61,7 @@ def random_genotype(rng: np.random.Generator, n_nodes: int) -> Genotype:
 
 def cost(genotype: Genotype, channel: int) -> float:
     """Returns the millions of multiply-adds of the network with this genotype and number of channels."""
-    return count(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING)).multiply_adds / 1e6
+    return count_operations(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING)).multiply_adds / 1e6
 
 
 def channel_for_cost(genotype: Genotype, target: float) -> int:
@@ -100,7 +100,7 @@ def table(networks: dict[str, tuple[Genotype, int]], runs: dict[str, Run]) -> st
         results = runs[name].results()
         (score,) = results[max(results, key=int)].values()
         low, high = score["interval"]
-        size = count(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING))
+        size = count_operations(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING))
         lines.append(
             f"{name:<12}{100 * score['accuracy']:>10.2f}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{channel:>10}"
             f"{size.parameters:>12,}{size.multiply_adds / 1e6:>17.2f}"

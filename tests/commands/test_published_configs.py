@@ -11,7 +11,7 @@ from config import load_config
 from tests.helpers.commands import run_command
 from tests.helpers.paths import SHARED
 from tests.helpers.published_configs import PUBLISHED, published_config
-from utils.distillation.teacher import teacher_network
+from utils.distillation.teacher import teacher_network_config
 
 # What a person would type to try a published config on a small data set.
 SMALLER = [
@@ -61,7 +61,7 @@ def test_the_published_teacher_is_an_iresnet_100(tmp_path):
     for name in ("config_PocketNetM256.py", "config_PocketNetS256.py"):
         path = tmp_path / name
         path.write_text(published_config(PUBLISHED[name]))
-        teacher = build_backbone(teacher_network(load_config(path, distills=True)))
+        teacher = build_backbone(teacher_network_config(load_config(path, distills=True)))
         assert {key: list(value.shape) for key, value in teacher.state_dict().items()} == shapes
 
 

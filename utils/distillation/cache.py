@@ -98,7 +98,7 @@ class TeacherCache:
         return self.read(indices, np.full(len(indices), flipped))[1]
 
 
-def fill(
+def fill_cache(
     cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0,
     skip_bad: bool = False, timeout: int = 0,
 ) -> int:  # fmt: skip
@@ -139,7 +139,7 @@ def embed_and_cache(
     return embeddings
 
 
-def fingerprint_of_teacher(path: Path) -> str:
+def teacher_fingerprint(path: Path) -> str:
     """Returns the SHA-256 of a teacher's file; for ONNX it includes the external weight files NAME.onnx… beside it."""
     siblings = path.parent.iterdir() if path.suffix.lower() == ".onnx" else ()
     weights = (other for other in siblings if other.name.startswith(path.name) and other.is_file() and other != path)

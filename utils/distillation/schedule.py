@@ -19,7 +19,7 @@ from utils.logs.run_log import log
 _MAX_EPOCHS = 1_000_000  # the schedule is a list with an entry per epoch
 
 
-def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path]:
+def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path]:
     """Returns the teacher file of each of the student's epochs.
 
     Single-step distillation uses one file for all epochs. Multi-step distillation (paper, Section III-C) uses the
@@ -31,7 +31,7 @@ def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path
         config: config of the student.
         epoch_end_steps: global step of the student at the end of each epoch.
     """
-    check_folders(config)
+    check_teacher_folder(config)
     if len(epoch_end_steps) > _MAX_EPOCHS:
         raise UserError(
             f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
@@ -54,7 +54,7 @@ def teacher_files(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path
     return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
 
-def check_folders(config: EasyDict) -> None:
+def check_teacher_folder(config: EasyDict) -> None:
     """Raises UserError if teacher_pth is empty or in config.output, the student's own folder."""
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
@@ -75,7 +75,7 @@ def align_teacher_steps(epoch_end_steps: Sequence[int], steps: list[int]) -> lis
     return [next(step for step in steps if step * epoch_end_steps[-1] >= end * steps[-1]) for end in epoch_end_steps]
 
 
-def log_plan(files: list[Path]) -> None:
+def log_teacher_schedule(files: list[Path]) -> None:
     """Logs the teacher file of each range of epochs."""
     epoch = 0
     for path, group in groupby(files):
@@ -84,7 +84,7 @@ def log_plan(files: list[Path]) -> None:
         epoch = last + 1
 
 
-def check_files(teacher: Teacher, files: list[Path], world: World) -> None:
+def check_teacher_files(teacher: Teacher, files: list[Path], world: World) -> None:
     """Loads every file once, so that an unusable one is reported before the first step. Collective: call on all ranks.
 
     Raises UserError.
@@ -105,10 +105,10 @@ def prepare_teacher(
 ) -> tuple[Teacher, list[Path]]:
     """Returns the teacher and its file for each epoch, after it has tried every file and logged the schedule.
 
-    Collective: call on all ranks. epoch_end_steps: as for `teacher_files`. Raises UserError.
+    Collective: call on all ranks. epoch_end_steps: as for `teacher_file_per_epoch`. Raises UserError.
     """
-    files = run_on_main(world, lambda: teacher_files(config, epoch_end_steps))
+    files = run_on_main(world, lambda: teacher_file_per_epoch(config, epoch_end_steps))
     teacher = make_teacher(config, world, build_backbone)
-    check_files(teacher, files, world)
-    log_plan(files)
+    check_teacher_files(teacher, files, world)
+    log_teacher_schedule(files)
     return teacher, files

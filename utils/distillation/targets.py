@@ -8,7 +8,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from utils.datasets.face_dataset import FaceDataset
-from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill, fingerprint_of_teacher
+from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill_cache, teacher_fingerprint
 from utils.distillation.teacher import Teacher, teacher_description
 from utils.distributed.process_group import World
 from utils.logs.run_log import log
@@ -62,7 +62,7 @@ class CachedTeacherTargets(TeacherTargets):
         super().on_epoch_start(epoch)
         self.cache = self.caches[self.files[epoch]]
         if same_teacher:
-            fill(self.cache, self.teacher, self.data, self.world, self.batch_size, skip_bad=self.skip_bad)
+            fill_cache(self.cache, self.teacher, self.data, self.world, self.batch_size, skip_bad=self.skip_bad)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Returns the teacher's embeddings (B, D) float32, of length 1 to float16 accuracy."""
@@ -84,7 +84,7 @@ def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Cache
     for path in dict.fromkeys(files):
         identity: Identity = {
             "teacher": teacher,
-            "teacher_sha256": fingerprint_of_teacher(path),
+            "teacher_sha256": teacher_fingerprint(path),
             "data_sha256": fingerprint,
         }
         cache = TeacherCache(Path(config.teacher_cache), path.stem, identity, len(data), config.embedding_size)

@@ -45,7 +45,7 @@ class NetworkTeacher:
         return embeddings.clone()  # a copy outside inference mode, because autograd refuses inference tensors
 
 
-def teacher_network(config: EasyDict) -> EasyDict:
+def teacher_network_config(config: EasyDict) -> EasyDict:
     """Returns the config fields from which the teacher's network is built.
 
     PocketNetS and PocketNetM have the channel and n_layers of their name; a PocketNet without a size has the student's.
@@ -74,7 +74,7 @@ def teacher_description(config: EasyDict) -> str:
     """Returns the network and precision as text: all that the embeddings depend on except the weights."""
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
-    net = teacher_network(config)
+    net = teacher_network_config(config)
     if depth := parse_network_name(net.net_name).depth:
         network = f"IResNet {depth}"
     else:
@@ -87,7 +87,7 @@ def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyD
     """Builds the teacher of the config; its `load` has to be called before it is used."""
     if is_onnx(config):
         return OnnxTeacher(config.embedding_size, world)
-    network = build_backbone(teacher_network(config))
+    network = build_backbone(teacher_network_config(config))
     if config.compile:
         network.compile()
     return NetworkTeacher(network, world, config.teacher_precision)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if __package__ == "":  # run by its path: the modules are found from the project's folder
+if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from utils.doctor.command import main

@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
-from utils.training.progress import epoch_ends
+from utils.training.progress import compute_epoch_end_steps
 from utils.training.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.task import Task
 
@@ -55,7 +55,7 @@ def check_steps(plan: RunPlan) -> Iterator[Check]:
         return
     check_batch_size(config)
     plan.sampler = EpochSampler(plan.n_images, config.batch_size, 0, plan.processes, config.seed)
-    plan.epoch_end_steps = epoch_ends(config, plan.sampler)
+    plan.epoch_end_steps = compute_epoch_end_steps(config, plan.sampler)
     batch = f"{format_processes(plan.processes)} with {config.batch_size} images each"
     yield Check("steps", PASS, f"{plan.epoch_end_steps[-1]:,}, {len(plan.sampler):,} an epoch; {batch}")
 
@@ -94,7 +94,10 @@ def check_resume(plan: RunPlan) -> Iterator[Check]:
     task_type = DistillTask if plan.distils else ArcFaceTask
     resume_point = resolve_resume(single_process, task_type, Loader(plan.dataset, plan.sampler), plan.world)
     _check_weights(plan, resume_point)
-    plan.progress, plan.epoch_end_steps = resume_point.progress, epoch_ends(config, plan.sampler, resume_point.progress)
+    plan.progress, plan.epoch_end_steps = (
+        resume_point.progress,
+        compute_epoch_end_steps(config, plan.sampler, resume_point.progress),
+    )
     if resume_point.state:  # otherwise existing checkpoints are archived
         plan.replaced = len(list(folder.glob("checkpoint.*.pth")))
     if not resume_point.progress.step:
@@ -110,7 +113,7 @@ def check_resume(plan: RunPlan) -> Iterator[Check]:
 
 def _starts_from_scratch(folder: Path, plan: RunPlan) -> Check:
     """Returns the check of a run from scratch, with the number of files that it will archive."""
-    n_files = len(previous_run_files(folder, ResumePoint(), Task.suffixes))
+    n_files = len(previous_run_files(folder, ResumePoint(), Task.export_suffixes))
     moved = f"; {n_files} files of the earlier run will be moved to {folder}/old-N" if n_files else ""
     return Check("resume", PASS, f"starts from scratch{moved}")
 

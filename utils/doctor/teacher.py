@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.checkpoints.weights import list_backbones
-from utils.distillation.schedule import teacher_files
+from utils.distillation.schedule import teacher_file_per_epoch
 from utils.distillation.teacher import Teacher, make_teacher
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks, not_checked
@@ -23,7 +23,7 @@ def check_teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: RunPlan
     if not plan.distils:
         return
     try:
-        plan.teacher_files = teacher_files(config, plan.epoch_end_steps)
+        plan.teacher_files = teacher_file_per_epoch(config, plan.epoch_end_steps)
     except UserError as error:
         raise UserError(f"{error} (plain training, ./train.sh, needs no teacher)") from None
     if config.multi_step:

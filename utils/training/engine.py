@@ -23,7 +23,7 @@ from utils.errors import RetryableError, UserError
 from utils.logs.meters import MeanMeter
 from utils.logs.run_log import RunLog, log
 from utils.training.optimizer_step import OptimizerStep
-from utils.training.progress import TrainProgress, epoch_ends
+from utils.training.progress import TrainProgress, compute_epoch_end_steps
 from utils.training.resume import ResumePoint, archive_previous_checkpoints
 from utils.training.saving import RunSaver, export_jobs
 from utils.training.state import TrainingState
@@ -56,7 +56,7 @@ def train(
     Raises UserError if the last step is non-finite, or if weights are not finite, which are then not written.
     """
     progress = resume_point.progress
-    total_steps = epoch_ends(config, loader.sampler, progress)[-1]
+    total_steps = compute_epoch_end_steps(config, loader.sampler, progress)[-1]
     global_batch_size = config.batch_size * world.size
     run_log = RunLog(config, progress.step, total_steps, global_batch_size, world.is_main)
     optimizer_step = OptimizerStep(task, loader.dataset.keys, config, world)
@@ -65,7 +65,7 @@ def train(
     state = TrainingState(task, optimizer_step, mean_losses, loader, config, world)
     state.load_state_dict(resume_point)
     if world.is_main:
-        archive_previous_checkpoints(Path(config.output), resume_point, task.suffixes)
+        archive_previous_checkpoints(Path(config.output), resume_point, task.export_suffixes)
         if on_begin:
             on_begin()
     task.backbone.train()

@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.filesystem import write_text_atomic
 from utils.logs.run_log import log
 
-REPORT_FILE = "bad_steps.json"
+NONFINITE_REPORT_FILE = "bad_steps.json"
 
 
 def require_finite(name: str | None, step: int, output: str) -> None:
@@ -116,7 +116,7 @@ class NonFiniteGuard:
     def _raise_with_report(self) -> None:
         """Writes the image keys of the latest non-finite steps to bad_steps.json, then raises UserError."""
         lr = self.optimizer.param_groups[0]["lr"]
-        path = Path(self.config.output) / REPORT_FILE
+        path = Path(self.config.output) / NONFINITE_REPORT_FILE
         report = f"the keys of their images are in {path}"
         try:
             write_text_atomic(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")

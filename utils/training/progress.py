@@ -42,7 +42,9 @@ class TrainProgress:
 INITIAL_PROGRESS = TrainProgress()
 
 
-def epoch_ends(config: EasyDict, sampler: BatchSampler, progress: TrainProgress = INITIAL_PROGRESS) -> Sequence[int]:
+def compute_epoch_end_steps(
+    config: EasyDict, sampler: BatchSampler, progress: TrainProgress = INITIAL_PROGRESS
+) -> Sequence[int]:
     """Returns the global step at the end of each epoch of the whole run, finished and future; the last may be partial.
 
     progress: current progress of the run. Finished epochs keep their recorded ends, because the number of ranks,

@@ -63,7 +63,7 @@ def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, worl
         if world.is_main and (restarted or config.resume == "auto"):
             log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from the beginning")
         return ResumePoint()
-    run_on_main(world, lambda: _require_exported_files(config, task_type.suffixes))
+    run_on_main(world, lambda: _require_exported_files(config, task_type.export_suffixes))
     return ResumePoint(_progress_of_global_step(config, len(loader), world), export_folder=Path(config.output))
 
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from utils.datasets.shared_loader import Loader
 from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
 from utils.distributed.exit_status import run_ids
 from utils.distributed.process_group import World, unwrap_ddp
+from utils.logs.meters import MeanMeter
 from utils.losses.partial_fc import ShardedArcFace, gather_columns, load_full_state_dict, scatter_columns
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.progress import TrainProgress
@@ -40,19 +41,17 @@ def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world:
     return {name: value for name, value in columns.items() if value is not None} or None
 
 
-class Means(Protocol):
-    """Losses summed since the last log line."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class TrainingState:
     """Weights, momentum, loss scaler and task state; and of each rank its running statistics, RNGs and loss sums."""
 
     def __init__(
-        self, task: Task, optimizer_step: OptimizerStep, means: Means, loader: Loader, config: EasyDict, world: World
+        self,
+        task: Task,
+        optimizer_step: OptimizerStep,
+        means: MeanMeter,
+        loader: Loader,
+        config: EasyDict,
+        world: World,
     ) -> None:
         """Holds references to the objects whose state it saves and restores. Collective: call on all ranks."""
         self.task = task

@@ -42,7 +42,7 @@ class Task:
     """
 
     # Suffixes of the exported file names; the global step precedes them, as in 295672backbone.pth.
-    suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
+    export_suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
 
     # Loaders that the task reads itself. The run ends when one of them fails, as it does for the loop's own loader.
     loaders: tuple[Loader, ...] = ()

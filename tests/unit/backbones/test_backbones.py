@@ -11,7 +11,7 @@ from backbones import build_backbone
 from config import NET_NAMES, load_config, shipped_configs
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN, ROOT
-from utils.flops import count
+from utils.flops import count_operations
 
 SHAPES = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
 VECTORS = np.load(GOLDEN / "models.npz")
@@ -92,7 +92,7 @@ def test_golden_embeddings_and_gradients(name):
     ],
 )
 def test_parameters_and_flops(config, parameters, mflops, millions_of_multiply_adds):
-    cost = count(build_backbone(load_config(ROOT / "config" / f"config_{config}.py")))
+    cost = count_operations(build_backbone(load_config(ROOT / "config" / f"config_{config}.py")))
     assert cost.parameters == parameters
     assert round(cost.published_flops / 1e6, 2) == mflops
     assert cost.multiply_adds / 1e6 == pytest.approx(millions_of_multiply_adds, abs=0.051)

@@ -15,7 +15,12 @@ from backbones import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
-from utils.distillation.schedule import align_teacher_steps, check_files, log_plan, teacher_files
+from utils.distillation.schedule import (
+    align_teacher_steps,
+    check_teacher_files,
+    log_teacher_schedule,
+    teacher_file_per_epoch,
+)
 from utils.distillation.targets import TeacherTargets
 from utils.distillation.task import DistillTask
 from utils.distillation.teacher import NetworkTeacher, make_teacher
@@ -189,13 +194,13 @@ def test_the_steps_are_those_of_the_files(tmp_path):
     for name in ("0backbone.pth", "9backbone.pth", "10backbone.pth", "300backbone.pth", "300header.pth", "best.pth"):
         (tmp_path / name).touch()
     config = config_of("multi_step=1", f"teacher_pth={tmp_path}")
-    assert [path.name for path in teacher_files(config, [4, 8, 12])] == [
+    assert [path.name for path in teacher_file_per_epoch(config, [4, 8, 12])] == [
         "9backbone.pth",
         "10backbone.pth",
         "300backbone.pth",
     ]
     config = config_of(f"teacher_pth={tmp_path}", "teacher_global_step=10")
-    assert teacher_files(config, [4, 8, 12]) == [tmp_path / "10backbone.pth"] * 3
+    assert teacher_file_per_epoch(config, [4, 8, 12]) == [tmp_path / "10backbone.pth"] * 3
 
 
 def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatch):
@@ -203,7 +208,7 @@ def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatc
 
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", "pocketnet")
-    log_plan([tmp_path / "1backbone.pth", *[tmp_path / "2backbone.pth"] * 3])
+    log_teacher_schedule([tmp_path / "1backbone.pth", *[tmp_path / "2backbone.pth"] * 3])
     assert re.search(r"Teacher of epoch 0: .*/1backbone\.pth\n.*Teacher of epochs 1 to 3: .*/2backbone", caplog.text)
 
 
@@ -228,16 +233,16 @@ def test_a_teacher_that_is_missing(tmp_path, files, overrides, message):
         (tmp_path / name).touch()
     config = config_of(f"teacher_pth={tmp_path}", "teacher_global_step=7", *overrides)
     with pytest.raises(UserError, match=message):
-        teacher_files(config, [4, 8, 12])
+        teacher_file_per_epoch(config, [4, 8, 12])
 
 
 @pytest.mark.parametrize("name", ["teacher.pth", "teacher.onnx"])
 def test_a_teacher_that_is_a_pipe_is_named(tmp_path, name):
     os.mkfifo(tmp_path / name)
     config = config_of(f"teacher_pth={tmp_path / name}", f"output={tmp_path / 'out'}", "channel=4", "n_layers=4")
-    files = teacher_files(config, [4])
+    files = teacher_file_per_epoch(config, [4])
     with pytest.raises(UserError, match=rf"{name}: is not a regular file \(a pipe\)"):
-        check_files(make_teacher(config, CPU, build_backbone), files, CPU)
+        check_teacher_files(make_teacher(config, CPU, build_backbone), files, CPU)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +264,7 @@ def test_a_teacher_of_another_network_names_the_file_and_both_shapes(tmp_path, s
     save_weights(tmp_path / "7backbone.pth", build_backbone(config_of(*saved)))
     config = config_of("teacher_network=PocketNet", *fields)
     with pytest.raises(UserError, match=rf"7backbone\.pth: .*{message}") as refused:
-        check_files(make_teacher(config, CPU, build_backbone), [tmp_path / "7backbone.pth"], CPU)
+        check_teacher_files(make_teacher(config, CPU, build_backbone), [tmp_path / "7backbone.pth"], CPU)
     assert "\n" not in str(refused.value)
 
 
@@ -269,7 +274,7 @@ def test_a_damaged_teacher(tmp_path, damage):
     save_weights(path, build_backbone(config_of()))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r"7backbone\.pth: not a readable checkpoint"):
-        check_files(make_teacher(config_of("teacher_network=PocketNet"), CPU, build_backbone), [path], CPU)
+        check_teacher_files(make_teacher(config_of("teacher_network=PocketNet"), CPU, build_backbone), [path], CPU)
 
 
 def test_a_teacher_whose_training_failed(tmp_path):
@@ -279,7 +284,7 @@ def test_a_teacher_whose_training_failed(tmp_path):
     save_weights(tmp_path / "7backbone.pth", network)
     teacher = make_teacher(config_of("teacher_network=PocketNet"), CPU, build_backbone)
     with pytest.raises(UserError, match=r"7backbone\.pth: stem\.0\.weight is not finite"):
-        check_files(teacher, [tmp_path / "7backbone.pth"], CPU)
+        check_teacher_files(teacher, [tmp_path / "7backbone.pth"], CPU)
 
 
 def test_the_last_of_the_teachers_is_tried_before_the_first_epoch(tmp_path):
@@ -288,7 +293,7 @@ def test_the_last_of_the_teachers_is_tried_before_the_first_epoch(tmp_path):
     save_weights(bad, build_backbone(config_of("embedding_size=32")))
     teacher = make_teacher(config_of("teacher_network=PocketNet"), CPU, build_backbone)
     with pytest.raises(UserError, match=r"2backbone\.pth"):
-        check_files(teacher, [good, good, bad], CPU)
+        check_teacher_files(teacher, [good, good, bad], CPU)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.training_data import load_training_data
-from utils.distillation.cache import TeacherCache, fill, fingerprint_of_teacher
+from utils.distillation.cache import TeacherCache, fill_cache, teacher_fingerprint
 from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, open_caches
 from utils.distillation.task import DistillTask
 from utils.distillation.teacher import NetworkTeacher
@@ -75,7 +75,7 @@ def a_run(config, teacher_file, cached: bool):
             losses.append({name: value.item() for name, value in named.items()})
             return named
 
-        def start_epoch(self, epoch):
+        def on_epoch_start(self, epoch):
             super().on_epoch_start(epoch)
             asked.append(teacher.asked)
 
@@ -113,8 +113,8 @@ def test_filled_ahead_it_holds_the_teachers_embeddings_of_both_ways(tmp_path, ti
     teacher = NetworkTeacher(build_backbone(config), CPU)
     teacher.load(teacher_file)
     cache = cache_of(config, teacher_file, data)
-    assert fill(cache, teacher, data, CPU, batch=5, workers=1) == len(data)
-    assert fill(cache, teacher, data, CPU, batch=5) == 0
+    assert fill_cache(cache, teacher, data, CPU, batch=5, workers=1) == len(data)
+    assert fill_cache(cache, teacher, data, CPU, batch=5) == 0
     for index in (0, len(data) - 1):
         pixels = torch.from_numpy(data[index][0]).permute(2, 0, 1)[None].float() / 127.5 - 1
         for side, images in enumerate((pixels, pixels.flip(3))):
@@ -178,7 +178,7 @@ def test_shares_of_several_processes_fill_all(tmp_path, tiny_data, teacher_file)
     data = FaceDataset(tiny_data)
     teacher = NetworkTeacher(build_backbone(config), CPU)
     cache = cache_of(config, teacher_file, data)
-    done = [fill(cache, teacher, data, World(rank, 3, torch.device("cpu")), 4) for rank in range(3)]
+    done = [fill_cache(cache, teacher, data, World(rank, 3, torch.device("cpu")), 4) for rank in range(3)]
     assert sum(done) == len(data) and min(done) > 0 and cache.filled() == 1
 
 
@@ -263,8 +263,8 @@ def test_fingerprints_see_large_files_by_samples_and_the_weights_beside_an_onnx_
     monkeypatch.setattr(files, "_SAMPLES", 16)
     assert FaceDataset(tiny_data).fingerprint != whole
     (tmp_path / "t.onnx").write_bytes(b"graph")
-    alone = fingerprint_of_teacher(tmp_path / "t.onnx")
+    alone = teacher_fingerprint(tmp_path / "t.onnx")
     (tmp_path / "t.onnx.cache").mkdir()
-    assert fingerprint_of_teacher(tmp_path / "t.onnx") == alone
+    assert teacher_fingerprint(tmp_path / "t.onnx") == alone
     (tmp_path / "t.onnx.data").write_bytes(b"weights")
-    assert fingerprint_of_teacher(tmp_path / "t.onnx") != alone
+    assert teacher_fingerprint(tmp_path / "t.onnx") != alone

@@ -17,13 +17,13 @@ from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, read_check
 from utils.checkpoints.weights import cpu_snapshot
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.training_data import load_training_data
-from utils.distillation.schedule import teacher_files
+from utils.distillation.schedule import teacher_file_per_epoch
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import UserError
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
-from utils.training.progress import TrainProgress, epoch_ends, progress_from_checkpoint
+from utils.training.progress import TrainProgress, compute_epoch_end_steps, progress_from_checkpoint
 from utils.training.resume import ResumePoint, resolve_resume
 from utils.training.step_ranges import StepRanges
 
@@ -99,17 +99,17 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
 
 def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
-    ends = epoch_ends(config, EpochSampler(40, 8), TrainProgress(7, StepRanges.load([5]), 16))
+    ends = compute_epoch_end_steps(config, EpochSampler(40, 8), TrainProgress(7, StepRanges.load([5]), 16))
     assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
     assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
     with pytest.raises(IndexError):
         ends[2 * 10**11]
     config.max_steps = 0
     config.num_epoch = 10**9
-    assert epoch_ends(config, EpochSampler(40, 8))[-1] == 5 * 10**9
+    assert compute_epoch_end_steps(config, EpochSampler(40, 8))[-1] == 5 * 10**9
     config.update(teacher_pth=str(tmp_path), max_steps=10**9)
     with pytest.raises(UserError, match="config max_steps: 200,000,000 epochs are too many"):
-        teacher_files(config, epoch_ends(config, EpochSampler(40, 8)))
+        teacher_file_per_epoch(config, compute_epoch_end_steps(config, EpochSampler(40, 8)))
 
 
 def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
@@ -153,14 +153,14 @@ def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path,
 def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "num_epoch=3")
     alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
-    assert list(epoch_ends(config, alone)) == [10, 20, 30]
+    assert list(compute_epoch_end_steps(config, alone)) == [10, 20, 30]
     half_way = TrainProgress(13, StepRanges.load([10]), 12)  # alone until now
-    assert list(epoch_ends(config, alone, half_way)) == [10, 20, 30]
-    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
-    assert list(epoch_ends(config, pair, TrainProgress(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
+    assert list(compute_epoch_end_steps(config, alone, half_way)) == [10, 20, 30]
+    assert list(compute_epoch_end_steps(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
+    assert list(compute_epoch_end_steps(config, pair, TrainProgress(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
     config.max_steps = 18
-    assert list(epoch_ends(config, pair, half_way)) == [10, 16, 18]
-    assert list(epoch_ends(config, alone)) == [10, 18]
+    assert list(compute_epoch_end_steps(config, pair, half_way)) == [10, 16, 18]
+    assert list(compute_epoch_end_steps(config, alone)) == [10, 18]
 
 
 class Recording(ArcFaceTask):
@@ -349,7 +349,7 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=3"], "config seed: 3, but the run .* has 0"),
+        (["seed=3"], "config seed: 3, but the run .* shuffles its images with 0"),
         (["embedding_size=32"], r"checkpoint.pth \(backbone\): .* has shape .*, but the config needs "),
         (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): belongs to another network"),
     ],
