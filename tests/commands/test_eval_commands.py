@@ -222,7 +222,7 @@ def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monk
         decoded.append(plain(*args, **options))
         return decoded[-1]
 
-    monkeypatch.setattr("eval.inputs.sets.decode", counted)
+    monkeypatch.setattr("eval.inputs.sets.decode_images", counted)
     done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
     assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["0", "6", "12"]
     (images,) = decoded
@@ -330,7 +330,7 @@ def test_a_file_of_any_name(command, demo, tmp_path):
 
 
 def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.folders.FOLDER", tmp_path / "project" / "config")
+    monkeypatch.setattr("eval.folders.CONFIG_FOLDER", tmp_path / "project" / "config")
     for name in ("a", "b"):
         weights = tmp_path / name / "weights"
         weights.mkdir(parents=True)
@@ -589,7 +589,7 @@ def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("eval.compare.archive", full)
+    monkeypatch.setattr("eval.compare.archive_files", full)
     (tmp_path / "compare.json").write_text("{}")
     with pytest.raises(
         UserError, match=r"--out .* cannot be moved to a folder old-N \(No space left on device\); name"

@@ -288,11 +288,11 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import torch
-from utils.checkpoints.run_file import PARTS, VERSION, write_checkpoint
+from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, write_checkpoint
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 print("writing", flush=True)
 for step in range(first, first + 1000):
-    state = dict.fromkeys(PARTS) | {"version": VERSION, "position": {"step": step, "ends": [], "seen": 0}}
+    state = dict.fromkeys(REQUIRED_KEYS) | {"version": FORMAT_VERSION, "position": {"step": step, "ends": [], "seen": 0}}
     write_checkpoint(folder, 2, state | {"weights": torch.full((1 << 20,), float(step))})
 """
 

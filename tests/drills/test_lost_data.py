@@ -201,7 +201,7 @@ import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
-from utils.errors import run
+from utils.errors import run_cli
 from utils.datasets.shared_loader import Loader
 
 def main():
@@ -211,7 +211,7 @@ def main():
     resource.setrlimit({int(limit)}, (limit, limit))
     next(Loader(dataset, EpochSampler(40, 2), 20).epoch(0))
 
-run(main)
+run_cli(main)
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=False

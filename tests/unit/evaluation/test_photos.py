@@ -144,7 +144,7 @@ from pathlib import Path
 from eval.inputs.bins import decode
 from eval.inputs.photos import PhotoFiles, open_photo
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-faces = decode(PhotoFiles([Path(sys.argv[1])] * 12), threads=6, open_with=open_photo)
+faces = decode_images(PhotoFiles([Path(sys.argv[1])] * 12), threads=6, open_with=open_photo)
 assert faces.shape == (12, 112, 112, 3)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
