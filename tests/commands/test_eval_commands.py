@@ -216,7 +216,7 @@ def test_thresholds_stand_beside_the_checkpoints_if_they_may(command, demo, own,
 
 def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monkeypatch):
     decoded = []
-    plain = importlib.import_module("eval.inputs.sets").decode
+    plain = importlib.import_module("eval.inputs.sets").decode_images
 
     def counted(*args, **options) -> np.ndarray:
         decoded.append(plain(*args, **options))

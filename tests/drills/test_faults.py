@@ -292,7 +292,8 @@ from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, write_chec
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 print("writing", flush=True)
 for step in range(first, first + 1000):
-    state = dict.fromkeys(REQUIRED_KEYS) | {"version": FORMAT_VERSION, "position": {"step": step, "ends": [], "seen": 0}}
+    progress = {"step": step, "ends": [], "seen": 0}
+    state = dict.fromkeys(REQUIRED_KEYS) | {"version": FORMAT_VERSION, "position": progress}
     write_checkpoint(folder, 2, state | {"weights": torch.full((1 << 20,), float(step))})
 """
 

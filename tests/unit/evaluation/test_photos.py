@@ -141,7 +141,7 @@ def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from eval.inputs.bins import decode
+from eval.inputs.bins import decode_images
 from eval.inputs.photos import PhotoFiles, open_photo
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 faces = decode_images(PhotoFiles([Path(sys.argv[1])] * 12), threads=6, open_with=open_photo)
