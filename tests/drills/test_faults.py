@@ -22,12 +22,6 @@ from tests.helpers.published_files import assert_same_weights, read_weights_file
 from utils.checkpoints.run_file import read_checkpoint
 from utils.checkpoints.weights import remove_stale_tempfiles
 
-SMALL = [
-    "channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=1", "save_initial=0", "eval_step=0",
-    "log_step=1", "save_step=2",
-]  # fmt: skip
-
-
 # ---------------------------------------------------------------------------------------------------------- the command
 
 

@@ -7,13 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.commands import SMALL
 from tests.helpers.paths import ROOT
 from utils.checkpoints.run_file import read_checkpoint
 
+SMALL_RUN = [
+    "channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=1", "save_initial=0", "eval_step=0",
+    "log_step=1", "save_step=2",
+]  # fmt: skip
+
 
 def run_arguments(data, folder) -> list[str]:
-    return ["--config", "config/config_demo.py", *SMALL, f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
+    return [
+        "--config",
+        "config/config_demo.py",
+        *SMALL_RUN,
+        f"rec={data}",
+        f"output={folder}",
+        f"log_dir={folder}/logs",
+    ]
 
 
 class RunningCommand:
