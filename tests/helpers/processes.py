@@ -17,14 +17,9 @@ SMALL_RUN = [
 
 
 def run_arguments(data, folder) -> list[str]:
-    return [
-        "--config",
-        "config/config_demo.py",
-        *SMALL_RUN,
-        f"rec={data}",
-        f"output={folder}",
-        f"log_dir={folder}/logs",
-    ]
+    """Returns the arguments of a training of moments that writes to the folder alone."""
+    paths = [f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
+    return ["--config", "config/config_demo.py", *SMALL_RUN, *paths]
 
 
 class RunningCommand:
