@@ -2,7 +2,7 @@
 # make demo-ijb the demo's network on a drawn set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
 # make demo-search a search on drawn faces, and what it finds beside other cells
-# make test     lint, types and the tests of minutes
+# make test     lint, types and the quick tests
 # make drills   the long tests: kills, faults, several machines, fuzz, MXNet
 # make help     the rest
 
@@ -67,7 +67,7 @@ demo-ijb: output/demo/results.txt
 	$(PY) data/make_demo_ijb.py
 	PYTHON=$(PY) eval/IJB/runIJBEval.sh --target IJBC --image-path data/ijb_demo --config config/config_demo.py
 
-# Runs that are done are kept: interrupted, it goes on. Anew: rm -r output/demo_kd
+# Finished runs are kept, so the same command resumes an interrupted one. To start over: rm -r output/demo_kd
 demo-kd: data/faces_demo/made.json
 	$(PY) benchmarks/experiments/demo_kd.py
 

@@ -42,7 +42,7 @@ class SearchTask(Task):
     Both losses are cross-entropy.
     """
 
-    suffixes = ("supernet.pth",)
+    export_suffixes = ("supernet.pth",)
 
     def __init__(
         self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: EasyDict, world: World

@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parses the command line. A and B become absolute paths."""
+    """Parses the command line. Expands '~' in A and B."""
     parser = CommandParser("Compare two checkpoints on the same pairs.")
     parser.add_argument("a", metavar="A", help="a checkpoint, or a folder of checkpoints")
     parser.add_argument("b", metavar="B", help="another one")
@@ -124,7 +124,7 @@ def write_results(
         writers[folder / f"compare_{name.replace('/', '_')}.png"] = partial(save_disputed, eval_set, a[name], b[name])
     if archived := archive_previous(folder, content):
         print(f"\nThe earlier comparison in {folder} is now in {archived}", flush=True)
-    write_files(writers, "make room, or name another folder with --out")
+    write_files(writers, "free disk space, or name another folder with --out")
     print(f"\nIn {folder}: compare.txt, compare.json and, as compare_SET.png, the pairs on which A and B disagree")
 
 

@@ -77,7 +77,7 @@ class Report:
         }
         if self.csv_path and self.photos:
             writers[self.csv_path] = self.photos.write_csv
-        write_files(writers, "make room, or name another folder with test_output=FOLDER")
+        write_files(writers, "free disk space, or name another folder with test_output=FOLDER")
 
     def _write_thresholds(self, fallback: Path) -> None:
         """Writes thresholds.json to the checkpoints' folder if a run of this project wrote that folder and it can be

@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.filesystem import path_exists, save_figure, write_atomic, write_files, write_text_atomic
 from utils.logs.run_log import log
 
-_ADVICE = "make room, or name another --result-dir"
+_ADVICE = "free disk space, or name another --result-dir"
 
 
 class IjbReport:

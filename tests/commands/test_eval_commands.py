@@ -414,7 +414,7 @@ def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(command, demo,
         "compare.txt, compare.json" if "compare" in script else "results.json, results.txt, roc.png, thresholds.json"
     )
     assert last.startswith(f"error: {small_disk}: {names}")
-    assert "could not be written (No space left on device) and stay as they were; make room" in last
+    assert "could not be written (No space left on device) and stay as they were; free disk space" in last
     assert before == {path: path.read_bytes() for path in before}
     assert {path.name for path in small_disk.iterdir()} - {path.name for path in before} <= {
         "ballast", "test.log", "compare.log",

@@ -170,7 +170,11 @@ def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
         for pid in (run.process.pid, *child_pids(run.process.pid)):
             os.kill(pid, number)
     assert run.end() == 0, run.output
-    assert "Done" in run.output and "Asked" not in run.output and "stopping after this step" not in run.output
+    assert (
+        "Done" in run.output
+        and "Checkpoint requested" not in run.output
+        and "stopping after this step" not in run.output
+    )
 
 
 def test_a_hangup_in_a_stop_is_noted_unless_it_is_ignored():

@@ -11,18 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import cv2
 from torch.utils.data import DataLoader
 
+from utils.datasets.sampler import BatchSampler
 from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers, SlotRef
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS
 from utils.errors import RetryableError, UserError
 from utils.logs.run_log import log
-
-if TYPE_CHECKING:
-    from utils.datasets.sampler import BatchSampler
 
 # Messages of the system and of torch where processes, threads, file handles or memory run out.
 _EXHAUSTED = re.compile(
@@ -39,7 +37,7 @@ class Loader(Generic[SourceT]):
     """Loads the batches of one epoch after another, in the sampler's order."""
 
     def __init__(
-        self, dataset: SourceT, sampler: "BatchSampler", workers: int = 0, pin: bool = False, skip_bad: bool = False,
+        self, dataset: SourceT, sampler: BatchSampler, workers: int = 0, pin: bool = False, skip_bad: bool = False,
         timeout: int = 0,
     ) -> None:  # fmt: skip
         """Allocates the batch buffers; the workers start with the first epoch.

@@ -42,7 +42,7 @@ def check_disk(plan: RunPlan) -> Iterator[Check]:
         need = sum(needs[name] for name in names)
         free = shutil.disk_usage(_existing_parent(config[names[0]])).free
         sizes = " and ".join(f"{format_bytes(needs[name])} in {config[name]}" for name in names)
-        fix = f"make room, or name a folder on a larger disk: {names[-1]}=FOLDER"
+        fix = f"free disk space, or name a folder on a larger disk: {names[-1]}=FOLDER"
         yield compare_with_free("disk", need, free, f"{sizes} to be written, {format_bytes(free)} free", fix)
 
 

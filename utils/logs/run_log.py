@@ -96,7 +96,7 @@ class RunLog:
         """Opens the progress bar and the TensorBoard file.
 
         step: the step from which the run starts or resumes. TensorBoard hides points of later steps, which come from
-        an interrupted run. images_a_step: images per step over all ranks.
+        an interrupted run. images_per_step: images per step over all ranks.
         """
         self.total_steps = total_steps
         self.images_per_step = images_per_step

@@ -28,8 +28,10 @@ from tests.helpers.paths import GOLDEN
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
+from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World, autocast
 from utils.errors import UserError
+from utils.training.arcface_task import ArcFaceTask
 from utils.training.task import Batch as TaskBatch
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -421,3 +423,12 @@ def test_no_arrow_of_a_picture_runs_through_a_box(genotype):
             inside = box.get_window_extent().padded(-2)  # pixels: an arrow may touch the edge
             lines = arrow.get_path().transformed(axes.transData).to_polygons(closed_only=False)  # of curve and head
             assert not any(Path(line).intersects_bbox(inside, filled=False) for line in lines)
+
+
+def test_exported_files_have_the_suffixes_by_which_a_run_finds_them():
+    """The resume of a run and the archive of an earlier one look for them."""
+    module = torch.nn.Linear(1, 1)
+    for task_type in (ArcFaceTask, DistillTask, SearchTask):
+        task = object.__new__(task_type)
+        task.backbone = task.header = task.net = module
+        assert set(task.exported_modules(7)) == {f"7{suffix}" for suffix in task_type.export_suffixes}
