@@ -45,7 +45,7 @@ def machines():
 
 
 def on_both(machines, *command: str, **environment: str) -> list[RunningCommand]:
-    """The command on both machines, as README.md has it."""
+    """The command on both machines, as docs/multi_node.md has it."""
     meet = {"NNODES": "2", "NPROC": "2", "MASTER_ADDR": ADDRESSES[0], **environment}
     return [
         RunningCommand("ip", "netns", "exec", name, *command, NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet)
