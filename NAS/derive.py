@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:  # run as a script: this folder is first on the path; use the project's instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from backbones.augment_cnn import AugmentCNN
+from backbones.augment_cnn import PocketNet
 from backbones.genotypes import Genotype, parse_genotype, to_text
 from config import CONFIG_FOLDER, CommandParser, add_config_arguments, load_config, warn_unused_fields
 from NAS.search import DEFAULT_CONFIG
@@ -56,7 +56,7 @@ def main() -> None:
         genotype, origin = parse_genotype(_read_genotype_text(args.genotype)), "Given with --genotype"
     else:
         genotype, origin = read_genotype(Path(config.output), args.epoch)
-    cost = count_operations(AugmentCNN(args.channel, args.n_layers, genotype, emb=args.embedding_size))
+    cost = count_operations(PocketNet(args.channel, args.n_layers, genotype, emb=args.embedding_size))
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
     writers = {

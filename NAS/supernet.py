@@ -74,7 +74,7 @@ class SearchCell(nn.Module):
 class SearchCNN(nn.Module):
     """Supernet without its alphas: stem, cells and tail of a PocketNet, and a linear classifier.
 
-    The 7×7 convolution of the tail has 128 groups. Arguments as in AugmentCNN; n_nodes: nodes per cell.
+    The 7×7 convolution of the tail has 128 groups. Arguments as in PocketNet; n_nodes: nodes per cell.
     """
 
     def __init__(

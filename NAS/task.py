@@ -24,6 +24,7 @@ from utils.datasets.transforms import normalise
 from utils.distributed.collectives import run_on_all
 from utils.distributed.process_group import World, to_device_async, unwrap_ddp
 from utils.errors import UserError
+from utils.training.learning_rate import global_batch_size
 from utils.training.task import Batch, Task
 
 
@@ -162,7 +163,7 @@ class SearchTask(Task):
         epoch, samples_seen = self.val_epoch, self.val_seen
         while True:
             for batch in loader.epoch(epoch, samples_seen):
-                samples_seen += self.config.batch_size * self.world.size
+                samples_seen += global_batch_size(self.config, self.world.size)
                 images = normalise(to_device_async(batch.images, self.world.device))
                 # Copied, on the CPU too: the loader reuses its memory before this batch is used.
                 labels = to_device_async(batch.labels, self.world.device).clone()

@@ -23,12 +23,12 @@ def build_backbone(config: Mapping[str, Any], net_name: str | None = None) -> nn
         net_name: one of the names in backbones.names. None: the config's net_name.
     """
     # Imported here, because configs import this package for its genotypes, and loading a config must not need torch.
-    from backbones.augment_cnn import AugmentCNN
+    from backbones.augment_cnn import PocketNet
     from backbones.iresnet import IResNet
 
     if depth := parse_network_name(net_name or config["net_name"]).depth:
         return IResNet(depth, config["embedding_size"])
-    return AugmentCNN(
+    return PocketNet(
         config["channel"],
         config["n_layers"],
         parse_genotype(config["genotypes"][config["genotype"]]),

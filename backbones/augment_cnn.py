@@ -9,8 +9,8 @@ from backbones.augment_cells import AugmentCell
 from backbones.genotypes import Genotype
 
 
-class AugmentCNN(nn.Module):
-    """PocketNet, under the name of the published code. Maps images (B, 3, 112, 112) to embeddings (B, emb).
+class PocketNet(nn.Module):
+    """A network of cells. Maps images (B, 3, 112, 112) to embeddings (B, emb).
 
     Args:
         c: channels of the nodes in the first stage (S: 16, M: 32).
@@ -36,6 +36,9 @@ class AugmentCNN(nn.Module):
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1)
         return self.tail(s1).flatten(1)
+
+
+AugmentCNN = PocketNet  # its name in the published code
 
 
 class CellSpec(NamedTuple):

@@ -19,7 +19,7 @@ if not __package__:  # run as a script: import modules from the project folder
 
 import numpy as np
 
-from backbones.augment_cnn import AugmentCNN
+from backbones.augment_cnn import PocketNet
 from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse_genotype, to_text
 from benchmarks.experiments.runs import ROOT, Run, command, finish
 from config import CommandParser
@@ -61,7 +61,7 @@ def random_genotype(rng: np.random.Generator, n_nodes: int) -> Genotype:
 
 def cost(genotype: Genotype, channel: int) -> float:
     """Returns the millions of multiply-adds of the network with this genotype and number of channels."""
-    return count_operations(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING)).multiply_adds / 1e6
+    return count_operations(PocketNet(channel, CELLS, genotype, emb=EMBEDDING)).multiply_adds / 1e6
 
 
 def channel_for_cost(genotype: Genotype, target: float) -> int:
@@ -100,7 +100,7 @@ def table(networks: dict[str, tuple[Genotype, int]], runs: dict[str, Run]) -> st
         results = runs[name].results()
         (score,) = results[max(results, key=int)].values()
         low, high = score["interval"]
-        size = count_operations(AugmentCNN(channel, CELLS, genotype, emb=EMBEDDING))
+        size = count_operations(PocketNet(channel, CELLS, genotype, emb=EMBEDDING))
         lines.append(
             f"{name:<12}{100 * score['accuracy']:>10.2f}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{channel:>10}"
             f"{size.parameters:>12,}{size.multiply_adds / 1e6:>17.2f}"

@@ -21,30 +21,30 @@ from utils.errors import UserError
 from utils.losses.arcface import ArcFace
 from utils.losses.partial_fc import ShardedArcFace
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.learning_rate import global_batch_size, learning_rate
 from utils.training.progress import compute_epoch_end_steps
 from utils.training.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.task import Task
 
 
-def check_config(log_unused: Callable[[EasyDict, str, str], None], plan: RunPlan) -> Iterator[Check]:
+def check_config(warn_unused_fields: Callable[[EasyDict, str, str], None], plan: RunPlan) -> Iterator[Check]:
     """Reports the network and the learning rate by epoch; settings without effect are warnings.
 
-    log_unused: config.log_unused.
+    warn_unused_fields: that of config.
     """
     config = plan.config
     size = "" if parse_network_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
-    lr = config.lr * config.batch_size * plan.processes / 512
-    rates = [(lr * config.lr_func(epoch), epoch) for epoch in range(config.num_epoch)]
+    rates = [(learning_rate(config, plan.processes, epoch), epoch) for epoch in range(config.num_epoch)]
     parts = [f"{rate:.3g} from {next(group)[1]}" for rate, group in itertools.groupby(rates, lambda pair: pair[0])]
     summary = ", ".join(parts) if len(parts) <= 8 else f"{rates[0][0]:.3g} to {rates[-1][0]:.3g}"
     yield Check("config", PASS, f"{config.num_epoch} epochs; learning rate by epoch {summary}")
     kind = "distillation (./train_kd.sh)" if plan.distils else "plain training (./train.sh; --kd: for ./train_kd.sh)"
     yield Check("config", PASS, f"checked for {kind}")
     if plan.distils:
-        log_unused(config, "train_kd", "./train_kd.sh")
+        warn_unused_fields(config, "train_kd", "./train_kd.sh")
     else:
-        log_unused(config, "train", "./train.sh")
+        warn_unused_fields(config, "train", "./train.sh")
 
 
 def check_steps(plan: RunPlan) -> Iterator[Check]:
@@ -90,7 +90,7 @@ def check_resume(plan: RunPlan) -> Iterator[Check]:
         yield not_checked("resume")
         return
     # As a single process with the global batch, because resolve_resume is collective.
-    single_process = EasyDict({**config, "batch_size": config.batch_size * plan.processes})
+    single_process = EasyDict({**config, "batch_size": global_batch_size(config, plan.processes)})
     task_type = DistillTask if plan.distils else ArcFaceTask
     resume_point = resolve_resume(single_process, task_type, Loader(plan.dataset, plan.sampler), plan.world)
     _check_weights(plan, resume_point)

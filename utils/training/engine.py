@@ -22,6 +22,7 @@ from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import RetryableError, UserError
 from utils.logs.meters import MeanMeter
 from utils.logs.run_log import RunLog, log
+from utils.training.learning_rate import global_batch_size
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.progress import TrainProgress, compute_epoch_end_steps
 from utils.training.resume import ResumePoint, archive_previous_checkpoints
@@ -57,8 +58,8 @@ def train(
     """
     progress = resume_point.progress
     total_steps = compute_epoch_end_steps(config, loader.sampler, progress)[-1]
-    global_batch_size = config.batch_size * world.size
-    run_log = RunLog(config, progress.step, total_steps, global_batch_size, world.is_main)
+    images_per_step = global_batch_size(config, world.size)
+    run_log = RunLog(config, progress.step, total_steps, images_per_step, world.is_main)
     optimizer_step = OptimizerStep(task, loader.dataset.keys, config, world)
     mean_losses = MeanMeter(world)
     task.on_train_start(optimizer_step.optimizer)
@@ -82,7 +83,7 @@ def train(
             lr = optimizer_step.set_learning_rate(epoch)
             for host_batch in _batches(loader, progress, config, world):
                 batch = _device_batch(host_batch, task, _augmentation_rng(config, progress, world), world)
-                progress = progress.after_step(global_batch_size)
+                progress = progress.after_step(images_per_step)
                 step, is_last_step = progress.step, progress.step == total_steps
                 losses, nonfinite = optimizer_step(batch, step)
                 mean_losses.add(losses, nonfinite)

@@ -6,6 +6,7 @@ from easydict import EasyDict
 from torch import Tensor, nn
 
 from utils.distributed.process_group import World, autocast
+from utils.training.learning_rate import learning_rate
 from utils.training.nonfinite import NonFiniteGuard
 from utils.training.task import Batch, Task
 
@@ -24,8 +25,8 @@ class OptimizerStep:
         self._one = torch.ones((), device=world.device)  # scaled to read the loss scale on the device
 
     def set_learning_rate(self, epoch: int) -> float:
-        """Sets and returns the learning rate of an epoch: config.lr is for a global batch of 512 and scales with it."""
-        lr = self.config.lr * self.config.batch_size * self.world.size / 512 * self.config.lr_func(epoch)
+        """Sets and returns the learning rate of an epoch."""
+        lr = learning_rate(self.config, self.world.size, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr

@@ -18,6 +18,7 @@ from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import archive_files, path_exists
 from utils.logs.run_log import log
+from utils.training.learning_rate import global_batch_size
 from utils.training.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
 from utils.training.step_ranges import StepRanges
 from utils.training.task import Task
@@ -71,7 +72,7 @@ def _progress_of_global_step(config: EasyDict, steps_per_epoch: int, world: Worl
     """Returns the progress at config.global_step, computed from the number of steps per epoch; logs it on rank 0."""
     epoch, step = divmod(config.global_step, steps_per_epoch)
     epoch_end_steps = StepRanges(range(steps_per_epoch, config.global_step + 1, steps_per_epoch))
-    progress = TrainProgress(config.global_step, epoch_end_steps, step * config.batch_size * world.size)
+    progress = TrainProgress(config.global_step, epoch_end_steps, step * global_batch_size(config, world.size))
     if world.is_main:
         log.info(
             f"Resumes from the files of step {config.global_step}: epoch {epoch}, step {step} of its {steps_per_epoch}"
