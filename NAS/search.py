@@ -82,6 +82,8 @@ def main() -> None:
 def check_config(config: EasyDict) -> None:
     """Raises UserError if the architecture search cannot run with this config."""
     require_data(config)
+    if config.optimizer != "sgd":
+        raise UserError(f"config optimizer: {config.optimizer}, but the search needs sgd, whose step it unrolls")
     if config.precision == "fp16":
         raise UserError("config precision: the search runs in fp32 or bf16; fp16 is too coarse")
     # The tail's batch norm has one value per image, and a single value has no variance.

@@ -35,11 +35,12 @@ config.m = 0.5  # additive angular margin in radians
 config.head = "whole"  # or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
 config.sample_rate = 1.0  # head=sharded: fraction of the classes used in a step (Partial FC)
 
-# --- optimisation (SGD)
+# --- optimisation
+config.optimizer = "sgd"  # sgd as published, or adamw (for example lr=1e-3 weight_decay=5e-2)
 config.num_epoch = 26
 config.batch_size = 128  # images per process
 config.lr = 0.1  # for 512 images per step; training uses lr · batch_size · processes / 512
-config.momentum = 0.9
+config.momentum = 0.9  # of sgd
 config.weight_decay = 5e-4
 config.clip_norm = 5.0  # maximum L2 norm of the backbone's gradient; 0: no clipping
 config.warmup_epoch = -1  # earlier epochs (from 0) use the learning-rate factor ((epoch + 1) / 5)²

@@ -16,6 +16,7 @@ from utils.errors import UserError, shorten
 
 DEFAULTS = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
 CHOICES = {
+    "optimizer": ("sgd", "adamw"),
     "precision": ("fp32", "bf16", "fp16"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
     "search_data": ("faces", "cifar10"),

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from backbones import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
+from train import make_header
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace
@@ -71,3 +72,13 @@ def _join_group(function, rendezvous_file, environment, folder, *args):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     function(World(rank, size, torch.device("cpu")), folder, *args)
     dist.destroy_process_group()
+
+
+def train_sharded(world, folder, data, *overrides):
+    """Trains for two epochs with the header of the config, such as head=sharded."""
+    config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
+    loader, num_classes = load_training_data(config, world)
+    resume_point = resolve_resume(config, ArcFaceTask, loader, world)
+    backbone = small_task(config, num_classes, world).backbone
+    header = make_header(config, num_classes, world)
+    train(ArcFaceTask(backbone, header), loader, config, world, resume_point=resume_point)

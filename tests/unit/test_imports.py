@@ -1,4 +1,4 @@
-"""The directions of the house: config → data → backbones and losses → engine → checkpoints → evaluation."""
+"""Which room imports which: config → data → backbones and losses → training → checkpoints → evaluation."""
 
 import ast
 import subprocess
@@ -42,7 +42,7 @@ ROOMS = [
     "utils.training",
     "utils.distillation",
 ]
-# Commands: they compose the rest, and nothing imports them but what stands here.
+# Commands compose the rest; only the rooms that ALLOWED names import them.
 TOOLS = ["utils.doctor", "utils.flops", "utils.fill_teacher_cache"]
 ALLOWED = {
     "config": ["backbones.genotypes", "backbones.names", *ROOMS[:2]],

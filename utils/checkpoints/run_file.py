@@ -11,9 +11,9 @@ from utils.filesystem import path_exists
 from utils.logs.run_log import log
 
 CHECKPOINT_FILE = "checkpoint.pth"
-FORMAT_VERSION = 2  # version of the file format
+FORMAT_VERSION = 3  # of the file; files of version 2, with the momentum of SGD, are read too
 REQUIRED_KEYS = {
-    "way", "run", "position", "images", "data", "config", "backbone", "header", "momentum", "scaler", "bad_steps",
+    "way", "run", "position", "images", "data", "config", "backbone", "header", "optimizer", "scaler", "bad_steps",
     "task", "ranks",
 }  # fmt: skip
 START_OVER_HINT = "--resume 0 starts over and moves the files there to a folder old-N"
@@ -70,6 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
     """Reads one checkpoint. Raises CheckpointError where it is damaged, not finite or of another format version."""
     state = load_safe(path)
     with as_checkpoint_error(path):
+        if isinstance(state, dict) and state.get("version") == 2:
+            momentum = state.pop("momentum")
+            state["optimizer"] = {module: {"momentum_buffer": buffers} for module, buffers in momentum.items()}
+            state["version"] = FORMAT_VERSION
         if not isinstance(state, dict) or state.get("version") != FORMAT_VERSION or not state.keys() >= REQUIRED_KEYS:
             raise CheckpointError(f"{path}: not the checkpoint of a run, or from another version of the project")
         if name := first_nonfinite_entry(state):

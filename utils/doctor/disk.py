@@ -10,6 +10,7 @@ from easydict import EasyDict
 
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, Check, collect_checks, compare_with_free, format_bytes, not_checked
+from utils.training.optimizers import OPTIMIZERS
 
 MakeFolder = Callable[[EasyDict, str], Path]  # config.ensure_output_folder
 
@@ -55,7 +56,8 @@ def output_bytes(plan: RunPlan) -> int:
     torch.save(dict(plan.backbone.state_dict()), file)
     exported = len(file.getbuffer()) + plan.header_bytes
     buffers = sum(buffer.nbytes for buffer in plan.backbone.buffers())  # of each process
-    checkpoint = 2 * exported + plan.processes * buffers  # weights and momentum
+    state_buffers = OPTIMIZERS[config.optimizer].buffers
+    checkpoint = (1 + state_buffers) * exported + plan.processes * buffers  # weights and optimizer state
     epochs = len(plan.epoch_end_steps) - plan.progress.epoch + (config.save_initial and not plan.progress.step)
     return epochs * exported + max(1, config.keep + 1 - plan.replaced) * checkpoint
 

@@ -10,6 +10,7 @@ from utils.doctor.plan import RunPlan
 from utils.doctor.step_memory import available_memory, header_step_bytes, largest_output, saved_activation_bytes
 from utils.doctor.table import CLOSE, WARN, Check, compare_with_free, format_bytes, not_checked
 from utils.errors import UserError
+from utils.training.optimizers import OPTIMIZERS
 
 PROCESS = 600 << 20  # bytes of an idle training process: 250 MiB on a CPU, more with CUDA's libraries
 HEAP = 1.5  # growth of a CPU's heap per byte in use in a step: 1.26 to 1.54, as measured
@@ -67,24 +68,27 @@ def rest_bytes(plan: RunPlan) -> float:
     """Returns the bytes that all processes on this machine need apart from their steps.
 
     These are the processes themselves, the images of loader workers, the evaluation sets, and two copies of weights and
-    momentum that wait to be written.
+    optimizer state that wait to be written.
     """
     sets = plan.set_bytes * plan.local_processes // plan.processes if plan.config.eval_step else 0
-    return plan.local_processes * (PROCESS + plan.config.workers * plan.slot_bytes) + 4 * plan.header_bytes + sets
+    copies = 2 * (1 + OPTIMIZERS[plan.config.optimizer].buffers) * plan.header_bytes
+    return plan.local_processes * (PROCESS + plan.config.workers * plan.slot_bytes) + copies + sets
 
 
 def plan_header_bytes(plan: RunPlan, batch: int) -> float:
     """Returns the bytes of a process's header at the peak of a step with so many images per process."""
     config = plan.config
-    return header_step_bytes(
+    with_sgd = header_step_bytes(
         config.head, config.embedding_size, plan.num_classes, plan.processes, batch, config.sample_rate
     )
+    shards = plan.processes if config.head == "sharded" else 1
+    return with_sgd + (OPTIMIZERS[config.optimizer].buffers - 1) * plan.header_bytes / shards
 
 
 def backbone_bytes(plan: RunPlan) -> tuple[float, float]:
     """Returns the bytes of a process's backbone and teacher at the peak of a step: fixed, and per image of a batch.
 
-    They cover weights, gradients, momentum, and the activations saved for the backward pass, which are measured.
+    They cover weights, gradients, optimizer state, and the activations saved for the backward pass, which are measured.
     """
     config, world = plan.config, plan.world
     backbone = to_device(plan.backbone, world).train()
@@ -92,7 +96,8 @@ def backbone_bytes(plan: RunPlan) -> tuple[float, float]:
     precision = config.precision if world.device.type == "cuda" else "fp32"
     scale = torch.finfo(PRECISIONS[config.precision]).bits / torch.finfo(PRECISIONS[precision]).bits
     two, three = (scale * saved_activation_bytes(backbone, n, world, precision) for n in (2, 3))
-    fixed = 3 * sum(parameter.nbytes for parameter in backbone.parameters()) + max(0, 3 * two - 2 * three)
+    copies = 2 + OPTIMIZERS[config.optimizer].buffers  # weights, gradients and optimizer state
+    fixed = copies * sum(parameter.nbytes for parameter in backbone.parameters()) + max(0, 3 * two - 2 * three)
     per_image = three - two
     if isinstance(plan.teacher, NetworkTeacher):
         network = plan.teacher.network

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from utils.distributed.process_group import World, autocast
 from utils.training.learning_rate import learning_rate
 from utils.training.nonfinite import NonFiniteGuard
+from utils.training.optimizers import make_optimizer
 from utils.training.task import Batch, Task
 
 
@@ -55,22 +56,6 @@ class OptimizerStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return losses, nonfinite
-
-
-def make_optimizer(task: Task, config: EasyDict) -> torch.optim.SGD:
-    """Returns SGD over the trainable parameters of backbone and header, with zeroed momentum buffers."""
-    parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,  # reads found_inf on the device, so that the host does not wait for it
-    )
-    # The fused update leaves the momentum uninitialised if fp16 overflows in the first step (torch 2.13).
-    for parameter in parameters:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 def _clip_gradient(backbone: nn.Module, max_norm: float) -> Tensor:

@@ -52,12 +52,12 @@ def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, worl
         state = _select_checkpoint(config, task_type, loader, world, names if restarted else [])
         if state is not None and config.head == "sharded":  # may be too large for other ranks, which get their shard
             with as_checkpoint_error(Path(config.output, CHECKPOINT_FILE)):
-                header.update(weights=state.pop("header"), momentum=state["momentum"].pop("header"))
+                header.update(weights=state.pop("header"), optimizer=state["optimizer"].pop("header"))
         return state
 
     state = run_on_main(world, select)
     if header and state is not None:
-        state["header"], state["momentum"]["header"] = header["weights"], header["momentum"]
+        state["header"], state["optimizer"]["header"] = header["weights"], header["optimizer"]
     if state is not None:
         return ResumePoint(progress_from_checkpoint(state), state)
     if config.resume != "1":
@@ -174,7 +174,7 @@ def _require_exported_files(config: EasyDict, suffixes: Sequence[str]) -> None:
 
 
 def _check_compatible(state: dict[str, Any], config: EasyDict, task_type: type[Task], loader: Loader) -> None:
-    """Raises UserError unless the checkpoint has this kind of task, this number of images and this seed."""
+    """Raises UserError unless the checkpoint has this kind of task, number of images, seed and optimizer."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
         saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
@@ -193,6 +193,11 @@ def _check_compatible(state: dict[str, Any], config: EasyDict, task_type: type[T
         raise UserError(
             f"config seed: {config.seed}, but the run in {config.output} shuffles its images with "
             f"{state['config']['seed']!r:.20}; use that seed; {START_OVER_HINT}"
+        )
+    if (optimizer := state["config"].get("optimizer", "sgd")) != config.optimizer:
+        raise UserError(
+            f"config optimizer: {config.optimizer}, but the run in {config.output} has {optimizer!r:.20}; use that; "
+            f"{START_OVER_HINT}"
         )
 
 

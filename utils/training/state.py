@@ -33,16 +33,20 @@ from utils.training.task import Task
 def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
     """Returns a full CPU copy of a module's named tensors on rank 0, None elsewhere; gathers a sharded header.
 
-    Collective: call on all ranks. tensors: the module's state dict, or tensors of the same shapes, as its momentum.
+    Collective: call on all ranks. tensors: the module's state dict, or optimizer state of its parameters: tensors of
+    their shapes, or scalars, which are the same on all ranks.
     """
     if not isinstance(module, ShardedArcFace):
         return cpu_snapshot(tensors) if world.is_main else None
-    columns = {name: gather_columns(value, module.n_classes, module.world) for name, value in tensors.items()}
-    return {name: value for name, value in columns.items() if value is not None} or None
+    full = {
+        name: gather_columns(value, module.n_classes, module.world) if value.ndim else value
+        for name, value in tensors.items()
+    }
+    return cpu_snapshot(full) if world.is_main else None
 
 
 class TrainingState:
-    """Weights, momentum, loss scaler and task state; and of each rank its running statistics, RNGs and loss sums."""
+    """Weights, optimizer, loss scaler and task state; and of each rank its running statistics, RNGs and loss sums."""
 
     def __init__(
         self,
@@ -81,8 +85,11 @@ class TrainingState:
             name: gather_full_state_dict(module, dict(module.state_dict()), self.world)
             for name, module in self.modules.items()
         }
-        momentum = {
-            name: gather_full_state_dict(module, self._momentum(module), self.world)
+        optimizer = {
+            name: {
+                key: gather_full_state_dict(module, buffers, self.world)
+                for key, buffers in self._optimizer_buffers(module).items()
+            }
             for name, module in self.modules.items()
         }
         if not self.world.is_main:
@@ -96,7 +103,7 @@ class TrainingState:
             "data": self.fingerprint,
             "config": config_values(self.config),
             **weights,
-            "momentum": momentum,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "bad_steps": self.nonfinite.total,
             "task": cpu_snapshot(self.task.state_dict()),
@@ -118,7 +125,7 @@ class TrainingState:
                 self._scatter_header(header, resume_point)
             header.set_step(resume_point.progress.step)  # seeds its class sampling
         if resume_point.state:
-            resume_point.state.clear()  # as large as all weights and momentum together
+            resume_point.state.clear()  # as large as all weights and the optimizer state together
 
     def _load_exported_weights(self, resume_point: ResumePoint) -> None:
         """Reads the exported weights on rank 0 and broadcasts them; other machines need not have the files."""
@@ -139,10 +146,11 @@ class TrainingState:
         for name, module in self.modules.items():
             if not isinstance(module, ShardedArcFace):
                 load_checked_state_dict(module, state[name], f"{where} ({name})")
-                buffers = self._momentum(module)
-                check_state_dict(buffers, state["momentum"][name], f"{where} (momentum)")
-                for parameter, buffer in buffers.items():
-                    buffer.copy_(state["momentum"][name][parameter])
+                for key, buffers in self._optimizer_buffers(module).items():
+                    saved = state["optimizer"][name][key]
+                    check_state_dict(buffers, saved, f"{where} ({key})")
+                    for parameter, buffer in buffers.items():
+                        buffer.copy_(saved[parameter])
         if state["scaler"]:  # empty if the run did not train in fp16
             self.scaler.load_state_dict(state["scaler"])
         self.nonfinite.total = int(state["bad_steps"])
@@ -151,28 +159,36 @@ class TrainingState:
             self._load_rank_state_dict(state["ranks"][self.world.rank])
 
     def _scatter_header(self, header: ShardedArcFace, resume_point: ResumePoint) -> None:
-        """Scatters the full kernel of rank 0, and its momentum if there is a checkpoint, to the shards of all ranks."""
-        expected = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
-        tensors: list[Tensor] = []  # kernel and momentum on rank 0; not returned by `read`, which would broadcast them
+        """Scatters rank 0's full kernel, and the optimizer state of a checkpoint, to the shards of all ranks."""
+        full_shape = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
+        full: dict[str, Tensor] = {}  # by key, on rank 0; not returned by `read`, which would broadcast them
+        buffers = {key: named["kernel"] for key, named in self._optimizer_buffers(header).items()}
 
-        def take_kernel(weights: Any, where: str) -> None:
+        def take(key: str, weights: Any, where: str) -> None:
+            expected = {"kernel": buffers[key]} if key in buffers and not buffers[key].ndim else full_shape
             check_state_dict(expected, weights, where)
-            tensors.append(weights["kernel"])
+            full[key] = weights["kernel"]
 
         def read() -> None:
             where = f"{self.config.output}/{CHECKPOINT_FILE}"
             if resume_point.export_folder:
                 path = resume_point.export_folder / f"{resume_point.progress.step}header.pth"
-                take_kernel(read_weights(path), str(path))
+                take("kernel", read_weights(path), str(path))
             elif resume_point.state:
-                take_kernel(resume_point.state["header"], f"{where} (header)")
-                take_kernel(resume_point.state["momentum"]["header"], f"{where} (momentum)")
+                take("kernel", resume_point.state["header"], f"{where} (header)")
+                for key in buffers:
+                    take(key, resume_point.state["optimizer"]["header"][key], f"{where} ({key})")
 
         run_on_main(self.world, read)
-        kernel, momentum = (*tensors, None, None)[:2]
-        load_full_state_dict(header, kernel)
+        load_full_state_dict(header, full.get("kernel"))
         if resume_point.state:
-            scatter_columns(momentum, self._momentum(header)["kernel"], header.n_classes, self.world)
+            for key, buffer in buffers.items():
+                if buffer.ndim:
+                    scatter_columns(full.get(key), buffer, header.n_classes, self.world)
+                else:
+                    if key in full:
+                        buffer.copy_(full[key])
+                    broadcast_([buffer], self.world)
 
     def _rank_state_dict(self) -> dict[str, Any]:
         """Returns the state that differs between ranks."""
@@ -206,14 +222,13 @@ class TrainingState:
             groups.setdefault(str(buffer.dtype), []).append(buffer)
         return groups
 
-    def _momentum(self, module: nn.Module) -> dict[str, Tensor]:
-        """Returns the optimizer's momentum buffers by parameter name.
+    def _optimizer_buffers(self, module: nn.Module) -> dict[str, dict[str, Tensor]]:
+        """Returns the optimizer state of a module's parameters: tensors by key, then by parameter name.
 
         They are restored in place, because a loaded tensor would not have the parameter's memory format.
         """
-        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        return {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in module.named_parameters()
-            if id(parameter) in known
-        }
+        buffers: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in module.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                buffers.setdefault(key, {})[name] = value
+        return buffers
