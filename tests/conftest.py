@@ -19,7 +19,11 @@ _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
 SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
 
-_LONG = ["test_kills", "test_machines", "test_faults", "test_fuzz", "test_resume", "test_distill_commands", "test_nas"]
+_LONG = [
+    "test_kills", "test_machines", "test_faults", "test_fuzz", "test_ijb_command", "test_distill_commands",
+    "test_eval_commands", "test_entry_points", "test_resume", "test_search_command", "test_published_configs",
+    "test_readme", "test_nas", "test_bad_steps", "test_engine", "test_doctor", "test_safe_pickle",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
