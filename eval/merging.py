@@ -45,7 +45,11 @@ def folders_by_key(path: Path, weights: Path) -> dict[str, Path]:
 
     `weights` for entries of earlier versions, which did not store the folder.
     """
-    return {key: _weights_folder(sets, path.parent, weights) for key, sets in read_entries(path).items()}
+    return _folders_of(read_entries(path), path.parent, weights)
+
+
+def _folders_of(entries: Entries, folder: Path, weights: Path) -> dict[str, Path]:
+    return {key: _weights_folder(sets, folder, weights) for key, sets in entries.items()}
 
 
 def _weights_folder(sets: dict[str, Any], folder: Path, weights: Path) -> Path:
@@ -63,10 +67,11 @@ def merge_entries(path: Path, new: Entries, weights: Path, digests: Mapping[str,
     marked as outdated if their checkpoint, or the digest of their set, has changed. If their folder of weights does not
     exist, they stay as they are.
     """
-    folders = folders_by_key(path, weights)
+    old = read_entries(path)
+    folders = _folders_of(old, path.parent, weights)
     checkpoints = {folder: _checkpoints(folder) for folder in set(folders.values())}
     merged: Entries = {}
-    for key, sets in read_entries(path).items():
+    for key, sets in old.items():
         files, step = checkpoints[folders[key]], split_key(key)[0]
         merged[key] = {
             name: entry
