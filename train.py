@@ -12,18 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from easydict import EasyDict
-from torch import nn
 
 from backbones import build_backbone
 from config import ensure_output_folder, parse_command, require_data, save_config, warn_unused_fields
 from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.training_data import load_training_data
-from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.process_group import to_device, wrap_ddp
 from utils.errors import run_cli
 from utils.logs.run_log import log
-from utils.losses.arcface import ArcFace
-from utils.losses.partial_fc import ShardedArcFace
+from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 from utils.training.progress import compute_epoch_end_steps
@@ -42,18 +40,6 @@ def main() -> None:
 def make_arcface_task(inputs: TaskInputs) -> Task:
     """Returns the task of ArcFace training without a teacher."""
     return ArcFaceTask(wrap_ddp(inputs.backbone, inputs.world), inputs.header)
-
-
-def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
-    """Returns the config's ArcFace header on the device of this rank.
-
-    With head=whole each rank holds the header and DDP averages its gradient. With head=sharded each rank holds its
-    shard of the classes. Collective.
-    """
-    if config.head == "sharded":
-        sizes = (config.embedding_size, num_classes, config.s, config.m)
-        return ShardedArcFace(*sizes, world, config.sample_rate, config.seed)
-    return wrap_ddp(to_device(ArcFace(config.embedding_size, num_classes, config.s, config.m), world), world)
 
 
 def run_training(

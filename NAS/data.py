@@ -1,8 +1,6 @@
 """Data of the architecture search: a data set split in two halves, one for the weights and one for the alphas."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,7 +8,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
@@ -19,65 +17,13 @@ from utils.logs.run_log import log
 RESIZED_SIZE = 128  # pixels; random crops have SIZE × SIZE
 
 
-class SearchData(Protocol):
-    """Labelled images for the architecture search."""
-
-    num_classes: int
-    labels: np.ndarray  # (N,) int64
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the data set, so that a run is resumed only with the same data."""
-
-    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-        """Reads the images at `indices` into the arrays images (n, 112, 112, 3), uint8 RGB, and labels (n,)."""
-
-
-class SearchFaces(FaceDataset):
-    """RecordIO folder of face images, such as CASIA-WebFace or the synthetic faces. Raises UserError for bad labels."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.num_classes = self.count_classes()
-        self.check_labels(self.num_classes)
-        self.check_identities(self.num_classes)
-        self.labels = self.label_values.astype(np.int64)
-
-
-class Cifar10:
-    """CIFAR-10 from torchvision, resized to 112×112. Raises UserError if torchvision or the files are missing."""
-
-    num_classes = 10
-    fingerprint = "cifar10"
-
-    def __init__(self, folder: str) -> None:
-        try:
-            from torchvision.datasets import CIFAR10
-        except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not match torch
-            raise UserError(
-                f"config search_data: cifar10 needs torchvision that matches torch ({error!s:.80}); install "
-                "it, or use faces: search_data=faces"
-            ) from None
-        try:
-            cifar10 = CIFAR10(folder, train=True, download=False)
-        except RuntimeError:
-            raise UserError(f"config rec: no CIFAR-10 in {folder!r}; put its cifar-10-batches-py there") from None
-        self.labels = np.array(cifar10.targets, np.int64)
-        self.keys = np.arange(len(self.labels))
-        # (N, 3, 32, 32) uint8, resized on reading: at 112×112 they would take 1.9 GB
-        self.images = torch.from_numpy(cifar10.data).permute(0, 3, 1, 2)
-
-    def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
-        """Reads the images at `indices` into the arrays images (n, 112, 112, 3), uint8 RGB, and labels (n,)."""
-        small = self.images[torch.as_tensor(list(indices))]
-        large = F.interpolate(small, (SIZE, SIZE), mode="bilinear", antialias=True)
-        images[:] = large.permute(0, 2, 3, 1).numpy()
-        labels[:] = self.labels[list(indices)]
-
-
-def open_search_data(config: EasyDict) -> SearchData:
-    """Opens the data set in config.rec, of the kind config.search_data. Raises UserError if it cannot be read."""
-    return Cifar10(config.rec) if config.search_data == "cifar10" else SearchFaces(config.rec)
+def open_search_data(config: EasyDict) -> tuple[ImageDataset, int]:
+    """Opens and checks the training images; returns them and the number of classes. Raises UserError."""
+    dataset = open_dataset(config)
+    num_classes = dataset.count_classes()
+    dataset.check_labels(num_classes)
+    dataset.check_identities(num_classes)
+    return dataset, num_classes
 
 
 @dataclass(frozen=True)

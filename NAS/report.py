@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from backbones.genotypes import Genotype, to_text
-from NAS.supernet import PRIMITIVES
 from NAS.visualize import draw_alphas, draw_cells
 from utils.filesystem import save_figure, write_text_atomic
 from utils.logs.run_log import log
@@ -26,6 +25,7 @@ class EpochReport:
     epoch: int
     step: int
     genotype: Genotype
+    operations: tuple[str, ...]  # of an edge, in the order of its weights
     normal: list[np.ndarray]  # for each node, the softmax of the alphas (input states, operations)
     reduce: list[np.ndarray]
     cost: float  # expected millions of multiply-adds of all cells
@@ -38,7 +38,8 @@ class EpochReport:
         It is 1 at the start, and 0 if each edge has a single operation.
         """
         weights = np.concatenate([*self.normal, *self.reduce])
-        return float(np.mean(-np.sum(weights * np.log(np.maximum(weights, 1e-30)), axis=1)) / np.log(len(PRIMITIVES)))
+        entropies = -np.sum(weights * np.log(np.maximum(weights, 1e-30)), axis=1)
+        return float(np.mean(entropies) / np.log(len(self.operations)))
 
     @property
     def skips(self) -> int:
@@ -85,7 +86,7 @@ def _write(folder: Path, report: EpochReport, line: dict[str, Any]) -> None:
     pictures.mkdir(exist_ok=True)
     figures = {
         "cells.png": draw_cells(report.genotype, f"epoch {report.epoch}"),
-        "alphas.png": draw_alphas(report.normal, report.reduce, PRIMITIVES),
+        "alphas.png": draw_alphas(report.normal, report.reduce, report.operations),
     }
     for name, figure in figures.items():
         save_figure(pictures / f"{report.epoch:03d}{name}", figure, dpi=80)

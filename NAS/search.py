@@ -28,9 +28,10 @@ from config import (
     save_config,
     warn_unused_fields,
 )
-from NAS.data import Halves, SearchData, open_search_data, split_halves
+from NAS.data import Halves, open_search_data, split_halves
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
+from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import EpochSampler, ListSampler
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
@@ -58,11 +59,11 @@ def main() -> None:
 
     with training_session(config, "search.log", "Search: ") as world:
         warn_unused_fields(config, "search")
-        data = run_on_all(world, lambda: open_search_data(config))
-        halves = split_halves(data.labels, config.seed)
+        data, num_classes = run_on_all(world, lambda: open_search_data(config))
+        halves = split_halves(data.label_values.astype(np.int64), config.seed)
         net = Supernet(
-            config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, data.num_classes,
-            config.embedding_size,
+            config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, num_classes,
+            config.embedding_size, config.search_space,
         )  # fmt: skip
         for alpha in net.alphas():
             alpha.requires_grad_(False)
@@ -93,13 +94,13 @@ def check_config(config: EasyDict) -> None:
         raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
 
 
-def half_loader(data: SearchData, indices: np.ndarray, config: EasyDict, world: World) -> Loader:
+def half_loader(data: ImageDataset, indices: np.ndarray, config: EasyDict, world: World) -> Loader:
     """Returns this rank's loader of one half, the images at `indices` of the data set."""
     sampler = EpochSampler(indices, config.batch_size, world.rank, world.size, config.seed)
     return training_loader(data, sampler, config, world)
 
 
-def sample_halves(data: SearchData, halves: Halves, config: EasyDict) -> dict[str, HostBatch]:
+def sample_halves(data: ImageDataset, halves: Halves, config: EasyDict) -> dict[str, HostBatch]:
     """Draws and reads the images of each half, {"train": …, "val": …}, for the accuracies after each epoch.
 
     The draw depends on config.seed only. Raises UserError for an image that cannot be read.

@@ -193,7 +193,9 @@ class SearchTask(Task):
         normal, reduce = ([w.detach().cpu().numpy() for w in kind] for kind in self.net.edge_weights())
         with torch.no_grad():
             cost = float(self._expected_cost())
-        report = EpochReport(epoch, step, genotype, normal, reduce, cost, self._accuracies(genotype))
+        report = EpochReport(
+            epoch, step, genotype, self.net.operations, normal, reduce, cost, self._accuracies(genotype)
+        )
         write_epoch(Path(self.config.output), report)
 
     def _check_alphas(self) -> None:

@@ -29,7 +29,8 @@ class AugmentCell(nn.Module):
         self.node_inputs = [[state for _, state in edges] for edges in nodes]  # input states of each node
         self.dag = nn.ModuleList(
             nn.ModuleList(
-                ops.OPS[op](c, 2 if reduction and state < N_INPUTS else 1, True)  # only the cell's inputs are halved
+                # Only the cell's inputs have twice the resolution.
+                ops.build_operation(op, c, 2 if reduction and state < N_INPUTS else 1)
                 for op, state in edges
             )
             for edges in nodes

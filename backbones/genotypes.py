@@ -10,18 +10,12 @@ import json
 from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.registry import OPERATIONS
 
-# All operations of a cell. backbones/ops.py builds them.
-PRIMITIVES = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "dw_conv_1x1",
-    "dw_conv_3x3",
-    "dw_conv_5x5",
-    "dw_conv_7x7",
-    "none",
-)
+# The operations of an edge in the published search, in the order of its alphas.
+SEARCH_SPACE = (
+    "max_pool_3x3", "avg_pool_3x3", "skip_connect", "dw_conv_3x3", "dw_conv_5x5", "dw_conv_7x7", "dw_conv_1x1", "none",
+)  # fmt: skip
 N_INPUTS = 2  # states 0 and 1
 MAX_TEXT_LENGTH = 1 << 16  # maximum characters of a genotype as text; the published ones have 500
 
@@ -158,8 +152,8 @@ def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
     if not isinstance(edge, list | tuple) or len(edge) != 2:
         raise GenotypeError(f"{where}: should be ('operation', state), is {_short(edge)}")
     op, state = edge
-    if op not in PRIMITIVES:
-        raise GenotypeError(f"{where}: unknown operation {_short(op)}; known: {', '.join(PRIMITIVES)}")
+    if not isinstance(op, str) or op not in OPERATIONS:
+        raise GenotypeError(f"{where}: unknown operation {_short(op)}; known: {', '.join(OPERATIONS)}")
     if type(state) is not int or not 0 <= state < n_states:
         raise GenotypeError(f"{where}: reads state {_short(state)}, but only states 0 to {n_states - 1} exist there")
     return op, state

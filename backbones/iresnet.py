@@ -1,5 +1,8 @@
 """IResNet: the improved residual network used with ArcFace, and PocketNet's teacher (arXiv 2004.04989)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 # depth -> number of blocks in each of the four stages
@@ -67,3 +70,26 @@ class IResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)  # type: ignore[operator]  # finally (B, 512, 7, 7)
         return self.features(self.fc(self.bn2(x).flatten(1)))
+
+
+# The functions of the table BACKBONES in utils/registry.py.
+
+
+def iresnet18(config: Mapping[str, Any]) -> IResNet:
+    """Builds an IResNet-18 of the config's embedding_size."""
+    return IResNet(18, config["embedding_size"])
+
+
+def iresnet34(config: Mapping[str, Any]) -> IResNet:
+    """Builds an IResNet-34 of the config's embedding_size."""
+    return IResNet(34, config["embedding_size"])
+
+
+def iresnet50(config: Mapping[str, Any]) -> IResNet:
+    """Builds an IResNet-50 of the config's embedding_size."""
+    return IResNet(50, config["embedding_size"])
+
+
+def iresnet100(config: Mapping[str, Any]) -> IResNet:
+    """Builds an IResNet-100 of the config's embedding_size."""
+    return IResNet(100, config["embedding_size"])

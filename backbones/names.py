@@ -1,29 +1,31 @@
 """Names of networks, as in the config fields net_name and teacher_network."""
 
 import re
-from typing import NamedTuple
 
 from utils.errors import UserError
+from utils.registry import BACKBONES
 
-NET_NAMES = ("PocketNet", "PocketNetS", "PocketNetM", "iresnet18", "iresnet34", "iresnet50", "iresnet100")
-SIZES = {"s": (16, 18), "m": (32, 9)}  # channel and n_layers of PocketNetS and PocketNetM
-# Also accepts names in published configs: PocketNetS-128, PocketNetM256, resnet100; "DartFaceNet", an older name of
-# PocketNet; "resnet", the default teacher of the published command line, an IResNet-100.
-_POCKETNET = re.compile(r"pocketnet[-_]?([sm]?)[-_]?(128|256|512)?|dartfacenet", re.IGNORECASE)
-_IRESNET = re.compile(r"i?resnet[-_]?(18|34|50|100)?", re.IGNORECASE)
-
-
-class NetworkName(NamedTuple):
-    """Kind and size of a network, parsed from its name."""
-
-    depth: int  # depth of an IResNet; 0: a PocketNet
-    size: str  # "s" or "m" if the name of a PocketNet has a size, otherwise empty
+# Spellings in published configs: PocketNetS-128, PocketNetM256, resnet100; "DartFaceNet", an older name of PocketNet;
+# "resnet", the default teacher of the published command line, an IResNet-100.
+_ALIASES = (
+    (re.compile(r"dartfacenet"), "pocketnet"),
+    (re.compile(r"(pocketnet[sm]?)(128|256|512)"), r"\1"),
+    (re.compile(r"i?resnet"), "iresnet100"),
+    (re.compile(r"resnet(\d+)"), r"iresnet\1"),
+)
 
 
-def parse_network_name(name: str) -> NetworkName:
-    """Parses the name of a network, ignoring case. Raises UserError, which lists the known names, for any other."""
-    if match := _IRESNET.fullmatch(name):
-        return NetworkName(int(match[1] or 100), "")
-    if match := _POCKETNET.fullmatch(name):
-        return NetworkName(0, (match[1] or "").lower())
-    raise UserError(f"{name!a:.80} is not a known network; known are {', '.join(NET_NAMES)}")
+def resolve_network_name(name: str) -> str:
+    """Returns the key of BACKBONES that a name means, ignoring case, "-" and "_".
+
+    Raises UserError, which lists the known names, if there is none.
+    """
+    spelling = re.sub("[-_]", "", name.lower())
+    for pattern, replacement in _ALIASES:
+        if match := pattern.fullmatch(spelling):
+            spelling = match.expand(replacement)
+            break
+    known = {re.sub("[-_]", "", key.lower()): key for key in BACKBONES}
+    if spelling not in known:
+        raise UserError(f"{name!a:.80} is not a known network; known are {', '.join(BACKBONES)}")
+    return known[spelling]

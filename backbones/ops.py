@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from utils.registry import OPERATIONS, load_entry
+
 
 class StdConv(nn.Module):
     """PReLU, depthwise k×k, pointwise 1×1, batch norm: the operation `dw_conv_kxk`.
@@ -71,18 +73,39 @@ class Zero(nn.Module):
         return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
-def _skip(c: int, stride: int, affine: bool) -> nn.Module:
+# The functions of the table OPERATIONS in utils/registry.py, each (channels, stride, affine) -> module.
+
+
+def max_pool_3x3(c: int, stride: int, affine: bool) -> nn.Module:
+    """Builds 3×3 max pooling with batch norm."""
+    return PoolBN(nn.MaxPool2d(3, stride, 1), c, affine)
+
+
+def avg_pool_3x3(c: int, stride: int, affine: bool) -> nn.Module:
+    """Builds 3×3 average pooling, which leaves out the padding, with batch norm."""
+    return PoolBN(nn.AvgPool2d(3, stride, 1, count_include_pad=False), c, affine)
+
+
+def skip_connect(c: int, stride: int, affine: bool) -> nn.Module:
+    """Builds an identity, or a FactorizedReduce where the resolution is halved."""
     return nn.Identity() if stride == 1 else FactorizedReduce(c, c, affine)
 
 
-# operation -> builder(C, stride, affine)
-OPS: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    "max_pool_3x3": lambda c, stride, affine: PoolBN(nn.MaxPool2d(3, stride, 1), c, affine),
-    "avg_pool_3x3": lambda c, stride, affine: PoolBN(nn.AvgPool2d(3, stride, 1, count_include_pad=False), c, affine),
-    "skip_connect": _skip,
-    "dw_conv_1x1": lambda c, stride, affine: StdConv(c, c, 1, stride, affine),
-    "dw_conv_3x3": lambda c, stride, affine: StdConv(c, c, 3, stride, affine),
-    "dw_conv_5x5": lambda c, stride, affine: StdConv(c, c, 5, stride, affine),
-    "dw_conv_7x7": lambda c, stride, affine: StdConv(c, c, 7, stride, affine),
-    "none": lambda c, stride, affine: Zero(stride),
-}
+def none(c: int, stride: int, affine: bool) -> nn.Module:
+    """Builds the operation without a connection."""
+    return Zero(stride)
+
+
+def _dw_conv(kernel: int) -> Callable[[int, int, bool], nn.Module]:
+    return lambda c, stride, affine: StdConv(c, c, kernel, stride, affine)
+
+
+dw_conv_1x1, dw_conv_3x3, dw_conv_5x5, dw_conv_7x7 = map(_dw_conv, (1, 3, 5, 7))
+
+
+def build_operation(name: str, c: int, stride: int, affine: bool = True) -> nn.Module:
+    """Builds an operation by its name, from (B, c, H, W) to (B, c, H / stride, W / stride).
+
+    affine: whether its batch norm has a scale and a shift.
+    """
+    return load_entry(OPERATIONS[name])(c, stride, affine)

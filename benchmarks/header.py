@@ -27,8 +27,8 @@ from utils.distributed.collectives import all_reduce_mean
 from utils.distributed.process_group import LOOPBACK_ENVIRONMENT, World, init_distributed, to_device, wrap_ddp
 from utils.doctor.step_memory import header_tensor_bytes
 from utils.errors import EXIT_CODE_FILE_ENV, UserError, run_cli
-from utils.losses.arcface import ArcFace
-from utils.losses.partial_fc import ShardedArcFace
+from utils.losses.arcface import ArcFace, ArcFaceMargin
+from utils.losses.partial_fc import ShardedHeader
 
 S, M = 64.0, 0.5
 GIB = 1 << 30
@@ -39,7 +39,7 @@ def step_seconds(variant: str, args: argparse.Namespace, classes: int, world: Wo
     if variant == "whole":
         header = wrap_ddp(to_device(ArcFace(args.embedding_size, classes, S, M), world), world)
     else:
-        header = ShardedArcFace(args.embedding_size, classes, S, M, world, args.sample_rate)
+        header = ShardedHeader(args.embedding_size, classes, ArcFaceMargin(M), S, world, args.sample_rate)
     optimizer = torch.optim.SGD(header.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, fused=True)
     generator = torch.Generator().manual_seed(world.rank)
     embeddings = torch.randn(args.batch, args.embedding_size, generator=generator).to(world.device).requires_grad_()

@@ -12,7 +12,6 @@ from typing import Any
 
 from easydict import EasyDict
 
-from backbones.names import NET_NAMES
 from config.base import config as defaults
 from config.command import CommandParser, add_config_arguments, collect_overrides
 from config.fields import (
@@ -20,12 +19,14 @@ from config.fields import (
     DISTILLATION,
     PATHS,
     PUBLISHED_UNUSED,
+    RENAMED,
     ConfigError,
     check_combinations,
     check_genotype,
     check_type,
     check_value,
     parse_value,
+    rename_field,
     similar_field,
     unknown_field,
 )
@@ -36,7 +37,6 @@ from utils.errors import shorten
 from utils.filesystem import ensure_writable_folder, exists_as_non_folder, path_exists
 
 __all__ = [
-    "NET_NAMES",
     "CommandParser",
     "ConfigError",
     "add_config_arguments",
@@ -85,6 +85,9 @@ def load_config(
     """
     file = _find(path, saved_in)
     config = load_saved_config(file) if file.suffix == ".json" else _run(file)
+    for name in RENAMED.keys() & config.keys():
+        new_name, value = rename_field(name, EasyDict.pop(config, name))
+        config.setdefault(new_name, value)
     without_effect = [name for name in config if name not in DEFAULTS]
     for name in without_effect:
         if similar_field(name) and name not in PUBLISHED_UNUSED:
@@ -220,9 +223,9 @@ def _apply(config: EasyDict, overrides: Iterable[str], distills: bool) -> set[st
     names = set()
     for override in overrides:
         name, equals, text = override.partition("=")
-        name = name.removeprefix("config.")
         if not equals:
             raise ConfigError(f"config: {shorten(override)} should read field=value")
+        name, text = rename_field(name.removeprefix("config."), text)
         if name not in DEFAULTS:
             raise unknown_field(name, text)
         value = parse_value(name, text)

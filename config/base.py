@@ -7,13 +7,14 @@ folder.
 
 from easydict import EasyDict
 
-from backbones.genotypes import SOFTMAX_CASIA, SOFTMAX_CIFAR10
+from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, SOFTMAX_CIFAR10
 
 config = EasyDict()
 
 # --- data
 config.dataset = "emoreIresNet"  # name of the data set, a note for people
 config.rec = "data/faces_emore"  # folder of train.rec, train.idx, property and the verification sets (*.bin)
+config.data_source = "recordio"  # kind of rec: recordio, or cifar10 (the folder that torchvision reads)
 config.num_classes = 0  # number of identities; 0: as in the files
 config.num_image = 0  # number of images; 0: as in the files
 config.val_targets = ["lfw", "cfp_fp", "cfp_ff", "agedb_30", "calfw", "cplfw"]  # verification sets: {rec}/{name}.bin
@@ -21,7 +22,7 @@ config.on_bad_image = "error"  # for unreadable images; or skip: repeat another 
 config.workers = 2  # loader processes per training process; 0: load in the training process
 
 # --- backbone
-config.net_name = "PocketNet"  # PocketNet (sized by the fields below), or iresnet18, 34, 50, 100 (backbones/names.py)
+config.net_name = "PocketNet"  # PocketNet (sized by the fields below), or another of BACKBONES (utils/registry.py)
 config.embedding_size = 128
 config.channel = 16  # PocketNet: channels of the first stage (S: 16, M: 32)
 config.n_layers = 18  # PocketNet: number of cells (S: 18, M: 9)
@@ -29,14 +30,17 @@ config.stem_multiplier = 4  # PocketNet: the stem has stem_multiplier · channel
 config.genotypes = {"softmax_cifar10": SOFTMAX_CIFAR10, "softmax_casia": SOFTMAX_CASIA}
 config.genotype = "softmax_casia"  # PocketNet: one of the names in genotypes
 
-# --- ArcFace header
+# --- loss and its header
+config.loss = "arcface"  # margin of the classification loss; one of LOSSES (utils/registry.py)
 config.s = 64.0  # scale of the logits
 config.m = 0.5  # additive angular margin in radians
 config.head = "whole"  # or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
 config.sample_rate = 1.0  # head=sharded: fraction of the classes used in a step (Partial FC)
 
 # --- optimisation
-config.optimizer = "sgd"  # sgd as published, or adamw (for example lr=1e-3 weight_decay=5e-2)
+config.optimizer = (
+    "sgd"  # one of OPTIMIZERS (utils/registry.py): sgd as published, or adamw (lr=1e-3 weight_decay=5e-2)
+)
 config.num_epoch = 26
 config.batch_size = 128  # images per process
 config.lr = 0.1  # for 512 images per step; training uses lr · batch_size · processes / 512
@@ -68,7 +72,7 @@ config.eval_runtime = "auto"  # on a CPU: openvino (5 times as fast), torch, or 
 config.test_output = ""  # folder for test.log and results.json of eval.py; empty: output, or output/eval/…
 
 # --- architecture search (NAS/config.py has the published values)
-config.search_data = "faces"  # kind of rec: faces (a RecordIO folder), or cifar10 (the folder that torchvision reads)
+config.search_space = list(SEARCH_SPACE)  # operations of each edge; names of OPERATIONS (utils/registry.py)
 config.n_nodes = 4  # nodes per cell
 config.second_order = True  # alpha gradient through one weight step (DARTS); False: first order, half the time
 config.alpha_gradient = "validation"  # or published: plus the training gradient, as in the published code

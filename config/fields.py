@@ -10,16 +10,18 @@ from typing import Any
 from easydict import EasyDict
 
 from backbones.genotypes import parse_genotype
-from backbones.names import parse_network_name
+from backbones.names import resolve_network_name
 from config.base import config as defaults
 from utils.errors import UserError, shorten
+from utils.registry import DATA_SOURCES, LOSSES, OPERATIONS, OPTIMIZERS
 
 DEFAULTS = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
 CHOICES = {
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": tuple(OPTIMIZERS),
+    "loss": tuple(LOSSES),
+    "data_source": tuple(DATA_SOURCES),
     "precision": ("fp32", "bf16", "fp16"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
-    "search_data": ("faces", "cifar10"),
     "alpha_gradient": ("validation", "published"),
     "eval_runtime": ("auto", "torch", "openvino"),
     "head": ("whole", "sharded"),
@@ -32,9 +34,11 @@ DISTILLATION = (
     "teacher_genotype", "teacher_precision", "teacher_cache",
 )  # fmt: skip
 SEARCH = (
-    "search_data", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
+    "search_space", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
     "cost_weight", "skip_limit", "search_eval",
 )  # fmt: skip
+# Fields of earlier versions: new name, and new names of their values.
+RENAMED = {"search_data": ("data_source", {"faces": "recordio"})}
 # Set by published config files, but used neither by the published code nor here.
 PUBLISHED_UNUSED = ("scale", "network")
 _MIN_SIMILARITY = 0.8  # difflib similarity above which an unknown name counts as a misspelt field
@@ -63,6 +67,14 @@ def similar_field(name: str) -> str | None:
     if name in _SYNONYMS:
         return _SYNONYMS[name]
     return next(iter(difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=_MIN_SIMILARITY)), None)
+
+
+def rename_field(name: str, value: Any) -> tuple[str, Any]:
+    """Returns name and value of a field as they are called now. An earlier version may have called them otherwise."""
+    if name not in RENAMED:
+        return name, value
+    new_name, values = RENAMED[name]
+    return new_name, values.get(value, value) if isinstance(value, str) else value
 
 
 def unknown_field(name: str, value: Any) -> ConfigError:
@@ -154,6 +166,12 @@ _AT_MOST = {
     "channel": 65_536, "teacher_channel": 65_536, "embedding_size": 65_536, "batch_size": 10**6, "eval_batch": 10**6,
     "warmup_epoch": 100_000,
 }  # fmt: skip
+
+
+def _is_search_space(names: list[str]) -> bool:
+    return set(names) <= OPERATIONS.keys() and len(set(names)) == len(names) and len({*names} - {"none"}) > 1
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "s": (lambda s: s > 0, "above 0"),
     "m": (lambda m: 0 <= m < math.pi / 2, "from 0 to below π/2"),
@@ -162,6 +180,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha_betas": (lambda betas: len(betas) == 2 and all(0 <= b < 1 for b in betas), "two numbers from 0 to below 1"),
     "teacher_n_layers": (lambda n: n == 0 or n >= 4, "0 or at least 4"),
     "sample_rate": (lambda rate: 0 < rate <= 1, "above 0 and at most 1"),
+    "search_space": (_is_search_space, f"two or more of {', '.join(OPERATIONS)}, each once, besides none"),
     "rec": (bool, "a folder"),
     "val_targets": (lambda names: all(name.strip() for name in names), "names of verification sets"),
     "output": (bool, "a folder"),
@@ -186,7 +205,7 @@ def check_value(name: str, value: Any) -> None:
         raise ConfigError(f"config {name}: should be {_RULES[name][1]}, is {shorten(value)}")
     if name in ("net_name", "teacher_network"):
         try:
-            parse_network_name(value)
+            resolve_network_name(value)
         except UserError as error:
             raise ConfigError(f"config {name}: {error}") from None
 

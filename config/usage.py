@@ -4,15 +4,16 @@ import logging
 
 from easydict import EasyDict
 
-from backbones.names import SIZES, parse_network_name
+from backbones.names import resolve_network_name
 from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
 from utils.errors import shorten
+from utils.registry import BACKBONES
 
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
 _STUDENT = ("student_pth", "student_global_step", "student_header")
-_POCKETNET = ("channel", "n_layers", "stem_multiplier", "genotype")
-_NETWORK = ("net_name", "embedding_size", *_POCKETNET, "genotypes")
+_BACKBONE_FIELDS = {name for backbone in BACKBONES.values() for name in backbone.fields}
+_NETWORK = ("net_name", "embedding_size", *_BACKBONE_FIELDS, "genotypes")
 _EVALUATION = ("val_targets", "eval_step", "eval_batch", "eval_runtime", "test_output")
 # Fields that training commands do not use, whether set in the file or on the command line.
 _UNUSED_BY = {
@@ -46,11 +47,12 @@ def warn_unused_fields(config: EasyDict, command: str, name: str = "this command
         log.info(f"Config: {', '.join(known)}: published config fields without effect")
     if unknown:
         log.warning(f"Config: {', '.join(unknown)}: unknown fields, ignored (config/base.py lists the fields)")
-    size = parse_network_name(config.net_name).size
-    if size and (config.channel, config.n_layers) != SIZES[size]:
+    size = BACKBONES[resolve_network_name(config.net_name)].size
+    if size != (used := {name: config[name] for name in size}):
+        by_name, by_fields = (" ".join(f"{key}={value}" for key, value in part.items()) for part in (size, used))
         log.warning(
-            f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name, "
-            f"but channel={config.channel} and n_layers={config.n_layers} are used; net_name=PocketNet has any size"
+            f"Config: net_name {config.net_name} stands for {by_name}, but {by_fields} are used; net_name=PocketNet "
+            "has any size"
         )
     if unused := unused_fields(config, command):
         hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
@@ -66,6 +68,6 @@ def unused_fields(config: EasyDict, command: str) -> list[str]:
         unused = {*_UNUSED_BY[command]}
         if command != "search" and not config.student_pth:
             unused |= {"student_global_step", "student_header"}
-        if command != "search" and parse_network_name(config.net_name).depth:
-            unused |= {*_POCKETNET}
+        if command != "search":
+            unused |= _BACKBONE_FIELDS - {*BACKBONES[resolve_network_name(config.net_name)].fields}
     return [name for name in DEFAULTS if name in unused and name in config.set_by and config[name] != DEFAULTS[name]]

@@ -8,7 +8,8 @@ CFP-FP of PocketNetM-256 is that of the authors' figure; later papers that cite 
 from easydict import EasyDict
 
 from backbones.genotypes import SOFTMAX_CASIA, parse_genotype
-from backbones.names import parse_network_name
+from backbones.names import resolve_network_name
+from utils.registry import BACKBONES
 
 _SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "IJBB", "IJBC")
 _RESULTS = {  # keys: (channel, n_layers, embedding_size); values in the order of _SETS
@@ -25,7 +26,8 @@ def published_result(config: EasyDict, name: str) -> float | None:
     A published network is recognised by its cells and sizes, not by its name.
     """
     size = (config.channel, config.n_layers, config.embedding_size)
-    if parse_network_name(config.net_name).depth or size not in _RESULTS or name not in _SETS:
+    has_cells = "genotype" in BACKBONES[resolve_network_name(config.net_name)].fields
+    if not has_cells or size not in _RESULTS or name not in _SETS:
         return None
     if parse_genotype(config.genotypes[config.genotype]) != parse_genotype(SOFTMAX_CASIA):
         return None

@@ -12,7 +12,7 @@ if not __package__:  # run as a script: import modules from the project folder
 
 from backbones import build_backbone
 from config import ensure_output_folder, parse_command, require_data, warn_unused_fields
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import open_dataset
 from utils.datasets.sampler import EpochSampler
 from utils.distillation.cache import fill_cache
 from utils.distillation.schedule import prepare_teacher
@@ -36,7 +36,7 @@ def main() -> None:
     with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         warn_unused_fields(config, "train_kd")
-        data = FaceDataset(config.rec)
+        data = open_dataset(config)
         sampler = EpochSampler(len(data), config.batch_size, world.rank, world.size, config.seed)
         teacher, files = prepare_teacher(config, world, compute_epoch_end_steps(config, sampler), build_backbone)
         caches = main_process_first(world, lambda: open_caches(config, files, data))

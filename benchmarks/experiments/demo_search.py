@@ -20,12 +20,11 @@ if not __package__:  # run as a script: import modules from the project folder
 import numpy as np
 
 from backbones.augment_cnn import PocketNet
-from backbones.genotypes import SOFTMAX_CASIA, Genotype, Node, parse_genotype, to_text
+from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, Node, parse_genotype, to_text
 from benchmarks.experiments.runs import ROOT, Run, command, finish
 from config import CommandParser
 from NAS.derive import read_genotype
 from NAS.search import DEFAULT_CONFIG
-from NAS.supernet import NONE, PRIMITIVES
 from utils.errors import UserError, run_cli
 from utils.flops import count_operations
 
@@ -46,11 +45,15 @@ TRAINING = [
 def random_genotype(rng: np.random.Generator, n_nodes: int) -> Genotype:
     """Draws, for every node, two different input states, each with any operation but `none`."""
 
+    operations = [name for name in SEARCH_SPACE if name != "none"]
+
     def random_cell() -> list[Node]:
         return [
             [
-                (PRIMITIVES[int(operation)], int(state))
-                for operation, state in zip(rng.integers(0, NONE, 2), rng.choice(2 + n, 2, replace=False), strict=True)
+                (operations[int(operation)], int(state))
+                for operation, state in zip(
+                    rng.integers(0, len(operations), 2), rng.choice(2 + n, 2, replace=False), strict=True
+                )
             ]
             for n in range(n_nodes)
         ]

@@ -117,7 +117,7 @@ def test_two_processes_have_the_same_alphas(demo, tmp_path):
         ([*TINY, "precision=fp16"], "config precision: the search runs in fp32 or bf16"),
         ([*TINY, "batch_size=1"], "config batch_size: 1, but the supernet's batch norm needs 2 images or more"),
         ([*TINY, "search_eval=1"], "config search_eval: 1, but batch norm needs 2 images or more"),
-        ([*TINY, "search_data=imagenet"], "config search_data: should be faces or cifar10"),
+        ([*TINY, "data_source=imagenet"], "config data_source: should be recordio or cifar10"),
         ([*TINY, "alpha_gradient=both"], "config alpha_gradient: should be validation or published"),
         ([*TINY, "alpha_betas=0.5"], "config alpha_betas: should be two numbers"),
         ([*TINY, "batch_size=30"], "config batch_size: 30 images on 1 processes are more than the data set's 24"),

@@ -34,14 +34,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from backbones.augment_cells import AugmentCell
-from backbones.genotypes import PRIMITIVES, SOFTMAX_CASIA, parse_genotype, to_json, to_text
+from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, parse_genotype, to_json, to_text
 from eval.inputs.bins import load_bin, read_bin
 from tests.helpers.faces import encode_image, write_data
 from tests.helpers.paths import ROOT
 from tests.helpers.pickles import memory_bytes, read_data_pickle, zip_checkpoint
 from tests.helpers.training import CPU, small_config
 from utils.checkpoints.weights import load_weights, read_weights, save_atomic
-from utils.datasets.face_dataset import MAX_CLASSES, FaceDataset
+from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import MAX_CLASSES
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.datasets.training_data import load_training_data
@@ -453,7 +454,7 @@ def genotypes(folder: Path) -> Iterator[Target]:
     small = "Genotype(normal=[[('dw_conv_3x3', 0), ('none', 1)], [('max_pool_3x3', 2)]], normal_concat=range(2, 4), "
     small += "reduce=[[('skip_connect', 0)]], reduce_concat=[2])"
     sound = [log_capture.encode() for log_capture in (small, small, to_json(parse_genotype(small)), SOFTMAX_CASIA)]
-    words = [*PRIMITIVES, *"[](),'\"0125-{}é😀\n\r\f", "[2]", "range(2, 4)", "range(0, 3)", "normal", "reduce_concat"]
+    words = [*SEARCH_SPACE, *"[](),'\"0125-{}é😀\n\r\f", "[2]", "range(2, 4)", "range(0, 3)", "normal", "reduce_concat"]
     words += ["null", "True", "1e999", "lambda: ", "\\N{a}"]
     normal = "Genotype(normal={}, normal_concat=[2], reduce=[[('none', 0)]], reduce_concat=[2])"
     values = ["range(0, 10**9)", "[[('none', 10**10**10)]]", "[x]", "[y := 1]", "{1: 2}", "f'{1}'", "*a", "\ud800"]

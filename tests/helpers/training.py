@@ -10,10 +10,10 @@ import torch.multiprocessing as mp
 from backbones import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
-from train import make_header
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace
+from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 from utils.training.resume import resolve_resume

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import config as config_package
-from backbones.names import parse_network_name
+from backbones.names import resolve_network_name
 from config import (
     CommandParser,
     ConfigError,
@@ -98,16 +98,13 @@ def test_each_published_config_loads_unchanged(tmp_path, name):
 
 
 def test_published_spellings_name_networks():
-    assert parse_network_name("resnet") == parse_network_name("iresnet100") == (100, "")
-    assert parse_network_name("DartFaceNet") == parse_network_name("PocketNet") == (0, "")
-    assert [parse_network_name(name).size for name in ("PocketNetS-128", "pocketnetM256", "PocketNet-128")] == [
-        "s",
-        "m",
-        "",
-    ]
+    assert {resolve_network_name(name) for name in ("resnet", "iresnet100", "ResNet-100", "iresnet")} == {"iresnet100"}
+    assert resolve_network_name("DartFaceNet") == resolve_network_name("PocketNet") == "PocketNet"
+    names = ("PocketNetS-128", "pocketnetM256", "PocketNet-128", "resnet50")
+    assert [resolve_network_name(name) for name in names] == ["PocketNetS", "PocketNetM", "PocketNet", "iresnet50"]
     for name in ("mobilefacenet", "m", "", "resnet101", "PocketNetXS"):
         with pytest.raises(UserError, match="known are PocketNet, PocketNetS, PocketNetM, iresnet18"):
-            parse_network_name(name)
+            resolve_network_name(name)
 
 
 def test_what_only_distillation_needs_never_stops_training(tmp_path):
@@ -195,7 +192,7 @@ def test_a_name_that_means_another_size_is_a_warning(log_capture):
     for overrides, warned in ((["net_name=PocketNetM"], True), (["channel=32", "n_layers=9"], True), ([], False)):
         log_capture.clear()
         warn_unused_fields(load_config(S128, overrides), "train")
-        assert ("by its name, but channel=" in log_capture.text) == warned
+        assert ("stands for channel=" in log_capture.text) == warned
 
 
 def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 from easydict import EasyDict
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.sampler import BatchSampler, EpochSampler
 from utils.datasets.shared_loader import Loader, SourceT
 from utils.distributed.collectives import all_gather_rows, run_on_all, run_on_main
@@ -18,7 +18,7 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     Raises UserError where config and files disagree.
     """
     num_classes = run_on_main(world, lambda: _checked_num_classes(config))
-    dataset = run_on_all(world, lambda: FaceDataset(config.rec))
+    dataset = run_on_all(world, lambda: open_dataset(config))
     _check_same_on_all_ranks(dataset, world)
     sampler = EpochSampler(len(dataset), config.batch_size, world.rank, world.size, config.seed)
     return training_loader(dataset, sampler, config, world), num_classes
@@ -30,17 +30,17 @@ def training_loader(dataset: SourceT, sampler: BatchSampler, config: EasyDict, w
     return Loader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)
 
 
-def _check_same_on_all_ranks(dataset: FaceDataset, world: World) -> None:
+def _check_same_on_all_ranks(dataset: ImageDataset, world: World) -> None:
     """Raises UserError unless all ranks, possibly on several machines, have the same image count and file size."""
-    local = np.array([[len(dataset), dataset.reader.rec.stat().st_size]])
+    local = np.array([[len(dataset), dataset.n_bytes]])
     if len(distinct := np.unique(all_gather_rows(local, world), axis=0)) > 1:
         sizes = " and ".join(f"{images} images in {size:,} bytes" for images, size in distinct)
-        raise UserError(f"config rec: the copies of {dataset.reader.rec} are not the same: {sizes}; copy one to all")
+        raise UserError(f"config rec: the copies of {dataset.name} are not the same: {sizes}; copy one to all")
 
 
 def _checked_num_classes(config: EasyDict) -> int:
     """Returns config.num_classes, or the files' count where that is 0, after checking every label against it."""
-    dataset = FaceDataset(config.rec)
+    dataset = open_dataset(config)
     n_identities = dataset.count_classes()
     num_classes = config.num_classes or n_identities
     dataset.check_labels(num_classes)
@@ -51,8 +51,8 @@ def _checked_num_classes(config: EasyDict) -> int:
             f"to take the files' count, or num_classes={n_identities}"
         )
     log.info(f"Data: {len(dataset)} images of {n_identities} identities in {config.rec}")
-    if dataset.n_missing:
-        log.warning(f"{dataset.reader.idx}: {dataset.n_missing} of the images that record 0 announces are missing")
+    for warning in dataset.warnings():
+        log.warning(warning)
     dataset.check_identities(num_classes)
     if config.num_image not in (0, len(dataset)):
         log.warning(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import Loader
 from utils.datasets.transforms import normalise
@@ -99,7 +99,7 @@ class TeacherCache:
 
 
 def fill_cache(
-    cache: TeacherCache, teacher: Teacher, data: FaceDataset, world: World, batch: int, workers: int = 0,
+    cache: TeacherCache, teacher: Teacher, data: ImageDataset, world: World, batch: int, workers: int = 0,
     skip_bad: bool = False, timeout: int = 0,
 ) -> int:  # fmt: skip
     """Embeds the missing images of this rank's shard and their flips; returns the number of images.

@@ -7,7 +7,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset
 from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill_cache, teacher_fingerprint
 from utils.distillation.teacher import Teacher, teacher_description
 from utils.distributed.process_group import World
@@ -44,7 +44,7 @@ class CachedTeacherTargets(TeacherTargets):
     """
 
     def __init__(
-        self, teacher: Teacher, files: list[Path], caches: Caches, data: FaceDataset, world: World, batch_size: int,
+        self, teacher: Teacher, files: list[Path], caches: Caches, data: ImageDataset, world: World, batch_size: int,
         skip_bad: bool = False,
     ) -> None:  # fmt: skip
         """caches: cache of each teacher file. batch_size: images per forward pass when an epoch completes a cache."""
@@ -75,7 +75,7 @@ class CachedTeacherTargets(TeacherTargets):
         return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
 
 
-def open_caches(config: EasyDict, files: list[Path], data: FaceDataset) -> Caches:
+def open_caches(config: EasyDict, files: list[Path], data: ImageDataset) -> Caches:
     """Opens a cache in config.teacher_cache for each teacher file on these data, and logs how far it is filled.
 
     Raises UserError if a cache cannot be created or is damaged.

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from utils.distillation.targets import TeacherTargets
-from utils.losses.arcface import header_loss
 from utils.losses.embedding_mse import distillation_loss
+from utils.losses.header import header_loss
 from utils.training.task import Batch, Task
 
 

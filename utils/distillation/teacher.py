@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from backbones.names import SIZES, parse_network_name
+from backbones.names import resolve_network_name
 from utils.checkpoints.weights import load_weights
 from utils.distillation.onnx_teacher import OnnxTeacher
 from utils.distributed.process_group import World, autocast, to_device
+from utils.registry import BACKBONES
 
 
 class Teacher(Protocol):
@@ -46,23 +47,15 @@ class NetworkTeacher:
 
 
 def teacher_network_config(config: EasyDict) -> EasyDict:
-    """Returns the config fields from which the teacher's network is built.
+    """Returns the config of the teacher's network: the student's, with the fields of the teacher.
 
     PocketNetS and PocketNetM have the channel and n_layers of their name; a PocketNet without a size has the student's.
     The fields teacher_channel, teacher_n_layers and teacher_genotype override them.
     """
-    size = parse_network_name(config.teacher_network).size
-    channel, n_layers = SIZES.get(size, (config.channel, config.n_layers))
-    genotype = config.teacher_genotype or config.genotype
-    return EasyDict(
-        net_name=config.teacher_network,
-        channel=config.teacher_channel or channel,
-        n_layers=config.teacher_n_layers or n_layers,
-        genotype=genotype,
-        genotypes={genotype: config.genotypes[genotype]},
-        stem_multiplier=config.stem_multiplier,
-        embedding_size=config.embedding_size,
-    )
+    size = BACKBONES[resolve_network_name(config.teacher_network)].size
+    typed = {name: config[f"teacher_{name}"] for name in ("channel", "n_layers", "genotype")}
+    overrides = {name: value for name, value in typed.items() if value}
+    return EasyDict({**config, "net_name": config.teacher_network, **size, **overrides})
 
 
 def is_onnx(config: EasyDict) -> bool:
@@ -75,11 +68,10 @@ def teacher_description(config: EasyDict) -> str:
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
     net = teacher_network_config(config)
-    if depth := parse_network_name(net.net_name).depth:
-        network = f"IResNet {depth}"
-    else:
-        genotype = net.genotypes[net.genotype]
-        network = f"PocketNet {net.channel}, {net.n_layers} cells, stem {net.stem_multiplier}, {genotype}"
+    name = resolve_network_name(net.net_name)
+    backbone = BACKBONES[name]
+    fields = {field: net.genotypes[net.genotype] if field == "genotype" else net[field] for field in backbone.fields}
+    network = backbone.description.format(**fields) or ", ".join([name, *map(str, fields.values())])
     return f"{network}, {net.embedding_size}, {config.teacher_precision}"
 
 

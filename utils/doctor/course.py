@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from backbones.names import parse_network_name
+from backbones.names import resolve_network_name
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT
 from utils.checkpoints.state_dicts import check_state_dict
 from utils.checkpoints.weights import read_weights
@@ -17,9 +17,11 @@ from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, WARN, Check, format_processes, not_checked
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.losses.arcface import ArcFace
-from utils.losses.partial_fc import ShardedArcFace
+from utils.losses.header import make_margin
+from utils.losses.partial_fc import ShardedHeader
+from utils.registry import BACKBONES
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.learning_rate import global_batch_size, learning_rate
 from utils.training.progress import compute_epoch_end_steps
@@ -33,7 +35,8 @@ def check_config(warn_unused_fields: Callable[[EasyDict, str, str], None], plan:
     warn_unused_fields: that of config.
     """
     config = plan.config
-    size = "" if parse_network_name(config.net_name).depth else f", {config.channel} channels, {config.n_layers} cells"
+    fields = BACKBONES[resolve_network_name(config.net_name)].fields
+    size = "".join(f", {name} {shorten(config[name], quote=False)}" for name in fields)
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
     rates = [(learning_rate(config, plan.processes, epoch), epoch) for epoch in range(config.num_epoch)]
     parts = [f"{rate:.3g} from {next(group)[1]}" for rate, group in itertools.groupby(rates, lambda pair: pair[0])]
@@ -70,7 +73,7 @@ def check_head(plan: RunPlan) -> Iterator[Check]:
         return
     rank_0 = World(0, plan.processes, torch.device("cpu"))
     try:  # with embedding size 1, because this machine's memory may be too small for the real one
-        ShardedArcFace(1, classes, config.s, config.m, rank_0, config.sample_rate)
+        ShardedHeader(1, classes, make_margin(config), config.s, rank_0, config.sample_rate)
     except UserError as error:
         found = str(error).partition("; ")[0]
         raise UserError(f"{found}; {format_processes(classes)} at most, or head=whole") from None

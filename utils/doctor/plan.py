@@ -7,7 +7,7 @@ from pathlib import Path
 from easydict import EasyDict
 from torch import nn
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import SLOTS
 from utils.datasets.transforms import SIZE
@@ -29,7 +29,7 @@ class RunPlan:
     num_classes: int  # 0: unknown
     epoch_end_steps: Sequence[int]  # global step at the end of each epoch
     distils: bool  # whether it trains with a teacher (./train_kd.sh)
-    dataset: FaceDataset | None = None
+    dataset: ImageDataset | None = None
     sampler: EpochSampler | None = None
     progress: TrainProgress = field(default_factory=TrainProgress)  # at the start of the run
     replaced: int = 0  # checkpoints of this run that newer ones will replace

@@ -1,4 +1,4 @@
-"""The ArcFace header with its classes split over the ranks, for more classes than fit on one device.
+"""The header with its classes split over the ranks, for more classes than fit on one device.
 
 Each rank holds a contiguous slice of the kernel's columns (one column per class), and only the logits of these classes.
 For a batch of N images the ranks exchange the embeddings (N, D) and their gradient, the labels (N,), and two sums and
@@ -6,8 +6,6 @@ one maximum per image. This is written with plain collectives: DTensor's loss_pa
 target logit nor sampled classes, and needs a device mesh of its own; torch.distributed.nn.functional is deprecated.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,12 @@ from torch.autograd.function import once_differentiable
 from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.losses.arcface import add_angular_margin
+from utils.losses.column_shards import COLUMN_CHUNK, scatter_columns
+from utils.losses.margin import Margin, embedding_norms
 
-_CHUNK = 1 << 16  # columns drawn, sent or received at once: 32 MiB for an embedding size of 128 in float32
 
-
-class ShardedArcFace(nn.Module):
-    """Computes the ArcFace loss over the images of all ranks; each rank holds a slice of the classes.
+class ShardedHeader(nn.Module):
+    """Computes the loss over the images of all ranks; each rank holds a slice of the classes.
 
     Do not wrap it in DistributedDataParallel: `kernel` differs on every rank, and its gradient is already complete. The
     gradient of the embeddings is that of the loss times the number of ranks, because DDP averages the backbone's
@@ -42,8 +39,8 @@ class ShardedArcFace(nn.Module):
         self,
         in_features: int,
         n_classes: int,
+        margin: Margin,
         s: float,
-        m: float,
         world: World,
         sample_rate: float = 1.0,
         seed: int = 0,
@@ -53,8 +50,8 @@ class ShardedArcFace(nn.Module):
         Args:
             in_features: embedding size.
             n_classes: number of classes of all ranks together.
+            margin: of the target class.
             s: scale of the logits.
-            m: margin in radians.
             world: the ranks to split the classes over, and this rank's device.
             sample_rate: fraction of the columns that take part in a step.
             seed: seed of the initial kernel and of the samples.
@@ -64,7 +61,7 @@ class ShardedArcFace(nn.Module):
             raise UserError(f"head: {n_classes} classes cannot be split over {world.size} processes; use fewer")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate: should be above 0 and at most 1, is {sample_rate}")
-        self.n_classes, self.s, self.m = n_classes, s, m
+        self.n_classes, self.margin, self.s = n_classes, margin, s
         self.world, self.sample_rate, self.seed = world, sample_rate, seed
         self.class_slice = shard_slice(n_classes, world)
         self.step = 0
@@ -77,9 +74,9 @@ class ShardedArcFace(nn.Module):
     def _draw_kernel(self) -> None:
         """Draws normal numbers of std 0.01 in chunks of the full kernel, so that no rank draws much of another's."""
         start, stop = self.class_slice.start, self.class_slice.stop
-        for chunk in range(start // _CHUNK, -(-stop // _CHUNK)):
-            first = chunk * _CHUNK
-            width = min(_CHUNK, self.n_classes - first)
+        for chunk in range(start // COLUMN_CHUNK, -(-stop // COLUMN_CHUNK)):
+            first = chunk * COLUMN_CHUNK
+            width = min(COLUMN_CHUNK, self.n_classes - first)
             drawn = torch.randn(len(self.kernel), width, generator=_generator("cpu", self.seed, chunk)) * 0.01
             left, right = max(start, first), min(stop, first + width)
             self.kernel[:, left - start : right - start] = drawn[:, left - first : right - first]
@@ -91,9 +88,12 @@ class ShardedArcFace(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(B, in_features), (B,) int64 of this rank -> mean loss over all ranks' images, a scalar. Collective."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = F.normalize(embeddings.float(), dim=1)
+            embeddings = embeddings.float()
+            norms = embedding_norms(embeddings) if self.margin.uses_norms else None
+            embeddings = F.normalize(embeddings, dim=1)
             if self.world.size > 1:
                 embeddings, labels = _GatherRows.apply(embeddings, self.world), _gather(labels, self.world)
+                norms = norms if norms is None else _gather(norms, self.world)
             target = labels - self.class_slice.start  # (N,) the column of each image's class
             is_local = (target >= 0) & (target < self.kernel.shape[1])  # else another rank holds the column
             sampled = None
@@ -101,7 +101,7 @@ class ShardedArcFace(nn.Module):
                 sampled = self.sample(target, is_local)  # (K,)
                 target = torch.searchsorted(sampled, target)
             centres = _NormalisedColumns.apply(self.kernel, sampled)  # (D, K)
-            return _Loss.apply(embeddings, centres, target.clamp(0, centres.shape[1] - 1), is_local, self)
+            return _Loss.apply(embeddings, centres, target.clamp(0, centres.shape[1] - 1), is_local, norms, self)
 
     def sample(self, target: Tensor, is_local: Tensor) -> Tensor:
         """Returns the columns of this step, (K,) int64 ascending: the local ones of `target`, and random others.
@@ -128,7 +128,13 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, centres: Tensor, target: Tensor, is_local: Tensor, header: ShardedArcFace
+        ctx: Any,
+        embeddings: Tensor,
+        centres: Tensor,
+        target: Tensor,
+        is_local: Tensor,
+        norms: Tensor | None,
+        header: ShardedHeader,
     ) -> Tensor:
         """Returns the mean loss, a scalar.
 
@@ -137,12 +143,14 @@ class _Loss(torch.autograd.Function):
             centres: (D, K), columns of length 1.
             target: (N,) int64, the column in `centres` of each image's class where this rank holds it.
             is_local: (N,) bool, whether this rank holds it.
+            norms: (N, 1), for the margin.
+            header: for its margin, scale and ranks.
         """
         target, is_local = target[:, None], is_local[:, None]  # (N, 1)
         logits = embeddings @ centres  # (N, K), still cosines
         cosine = logits.gather(1, target)
         with torch.enable_grad():
-            shifted = add_angular_margin(cosine.requires_grad_(), header.m)
+            shifted = header.margin(cosine.requires_grad_(), norms)
             (slope,) = torch.autograd.grad(shifted.sum(), cosine)
         logits.scatter_(1, target, torch.where(is_local, shifted, cosine).detach()).mul_(header.s)
         highest = logits.amax(1, keepdim=True)
@@ -164,7 +172,7 @@ class _Loss(torch.autograd.Function):
         gradient = exponentials.mul_(scale / total)  # (N, K); overwriting a saved tensor is safe: backward runs once
         at_target = gradient.gather(1, target)
         gradient.scatter_(1, target, torch.where(is_local, (at_target - scale) * slope, at_target))
-        return gradient @ centres.T, embeddings.T @ gradient, None, None, None
+        return gradient @ centres.T, embeddings.T @ gradient, None, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):
@@ -208,13 +216,7 @@ class _NormalisedColumns(torch.autograd.Function):
         return grad if columns is None else grad.new_zeros(ctx.shape).index_copy_(1, columns, grad), None
 
 
-def full_state_dict(module: ShardedArcFace) -> dict[str, Tensor] | None:
-    """Returns {"kernel": (in_features, n_classes)}, as ArcFace's, on the CPU of rank 0; None elsewhere. Collective."""
-    kernel = gather_columns(module.kernel, module.n_classes, module.world)
-    return None if kernel is None else {"kernel": kernel}
-
-
-def load_full_state_dict(module: ShardedArcFace, kernel: Tensor | None) -> None:
+def load_full_state_dict(module: ShardedHeader, kernel: Tensor | None) -> None:
     """Loads the full kernel, (in_features, n_classes), given on rank 0; other ranks pass None. Collective.
 
     The kernel may come from any number of ranks. Raises UserError where its shape does not fit.
@@ -228,49 +230,6 @@ def load_full_state_dict(module: ShardedArcFace, kernel: Tensor | None) -> None:
 
     run_on_main(module.world, check)
     scatter_columns(kernel, module.kernel, module.n_classes, module.world)
-
-
-@torch.no_grad()
-def gather_columns(shard: Tensor, n_classes: int, world: World) -> Tensor | None:
-    """Gathers the column shards of all ranks: (D, n_classes) on the CPU of rank 0, None elsewhere. Collective."""
-    full = torch.empty(len(shard), n_classes, dtype=shard.dtype) if world.is_main else None
-    for rank, full_columns, shard_columns in _column_chunks(n_classes, world):
-        if full is not None:
-            full[:, full_columns] = shard[:, shard_columns] if rank == 0 else _receive(shard, shard_columns, rank)
-        elif rank == world.rank:
-            dist.send(shard[:, shard_columns].contiguous(), 0)
-    return full
-
-
-@torch.no_grad()
-def scatter_columns(full: Tensor | None, shard: Tensor, n_classes: int, world: World) -> Tensor:
-    """Fills each rank's shard in place from rank 0's full (D, n_classes), and returns the shard. Collective."""
-    for rank, full_columns, shard_columns in _column_chunks(n_classes, world):
-        if world.is_main and full is not None:
-            chunk = full[:, full_columns].to(shard.device, shard.dtype).contiguous()
-            if rank == 0:
-                shard[:, shard_columns] = chunk
-            else:
-                dist.send(chunk, rank)
-        elif rank == world.rank:
-            shard[:, shard_columns] = _receive(shard, shard_columns, 0)
-    return shard
-
-
-def _receive(shard: Tensor, columns: slice, sender: int) -> Tensor:
-    """Receives these columns from another rank, with the rows, dtype and device of `shard`."""
-    chunk = shard.new_empty(len(shard), columns.stop - columns.start)
-    dist.recv(chunk, sender)
-    return chunk
-
-
-def _column_chunks(n_classes: int, world: World) -> Iterator[tuple[int, slice, slice]]:
-    """Yields all columns in chunks: the rank that holds them, their slice of all columns, their slice of its shard."""
-    for rank in range(world.size):
-        shard = shard_slice(n_classes, replace(world, rank=rank))
-        for start in range(shard.start, shard.stop, _CHUNK):
-            stop = min(start + _CHUNK, shard.stop)
-            yield rank, slice(start, stop), slice(start - shard.start, stop - shard.start)
 
 
 def _gather(rows: Tensor, world: World) -> Tensor:

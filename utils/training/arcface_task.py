@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from utils.losses.arcface import header_loss
+from utils.losses.header import header_loss
 from utils.training.task import Batch, Task
 
 

@@ -23,7 +23,8 @@ from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
 from utils.distributed.exit_status import run_ids
 from utils.distributed.process_group import World, unwrap_ddp
 from utils.logs.meters import MeanMeter
-from utils.losses.partial_fc import ShardedArcFace, gather_columns, load_full_state_dict, scatter_columns
+from utils.losses.column_shards import gather_columns, scatter_columns
+from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.progress import TrainProgress
 from utils.training.resume import ResumePoint, config_values
@@ -33,13 +34,13 @@ from utils.training.task import Task
 def gather_full_state_dict(module: nn.Module, tensors: dict[str, Tensor], world: World) -> dict[str, Tensor] | None:
     """Returns a full CPU copy of a module's named tensors on rank 0, None elsewhere; gathers a sharded header.
 
-    Collective: call on all ranks. tensors: the module's state dict, or optimizer state of its parameters: tensors of
-    their shapes, or scalars, which are the same on all ranks.
+    Collective: call on all ranks. tensors: the module's state dict, or optimizer state of its parameters. Of a sharded
+    header everything but tensors of the kernel's shape is the same on all ranks.
     """
-    if not isinstance(module, ShardedArcFace):
+    if not isinstance(module, ShardedHeader):
         return cpu_snapshot(tensors) if world.is_main else None
     full = {
-        name: gather_columns(value, module.n_classes, module.world) if value.ndim else value
+        name: gather_columns(value, module.n_classes, module.world) if name == "kernel" and value.ndim else value
         for name, value in tensors.items()
     }
     return cpu_snapshot(full) if world.is_main else None
@@ -120,7 +121,7 @@ class TrainingState:
         elif resume_point.state:
             run_on_all(self.world, lambda: self._load_checkpoint(resume_point.state))
         header = self.modules["header"]
-        if isinstance(header, ShardedArcFace):
+        if isinstance(header, ShardedHeader):
             if resume_point.export_folder or resume_point.state:
                 self._scatter_header(header, resume_point)
             header.set_step(resume_point.progress.step)  # seeds its class sampling
@@ -130,7 +131,7 @@ class TrainingState:
     def _load_exported_weights(self, resume_point: ResumePoint) -> None:
         """Reads the exported weights on rank 0 and broadcasts them; other machines need not have the files."""
         for name, module in self.task.exported_modules(resume_point.progress.step).items():
-            if not isinstance(module, ShardedArcFace):
+            if not isinstance(module, ShardedHeader):
                 path = Path(resume_point.export_folder or "", name)
                 run_on_main(self.world, partial(load_weights, module, path))
                 broadcast_(module.state_dict().values(), self.world)
@@ -144,7 +145,7 @@ class TrainingState:
     def _load_entries(self, state: Any, where: str) -> None:
         """Restores the entries one after another. where: path of the file, for error messages."""
         for name, module in self.modules.items():
-            if not isinstance(module, ShardedArcFace):
+            if not isinstance(module, ShardedHeader):
                 load_checked_state_dict(module, state[name], f"{where} ({name})")
                 for key, buffers in self._optimizer_buffers(module).items():
                     saved = state["optimizer"][name][key]
@@ -158,29 +159,36 @@ class TrainingState:
         if self.world.rank < len(state["ranks"]):
             self._load_rank_state_dict(state["ranks"][self.world.rank])
 
-    def _scatter_header(self, header: ShardedArcFace, resume_point: ResumePoint) -> None:
-        """Scatters rank 0's full kernel, and the optimizer state of a checkpoint, to the shards of all ranks."""
+    def _scatter_header(self, header: ShardedHeader, resume_point: ResumePoint) -> None:
+        """Sends rank 0's full kernel, the margin's state and the optimizer state of a checkpoint to all ranks."""
         full_shape = {"kernel": torch.empty(len(header.kernel), header.n_classes, device="meta")}
         full: dict[str, Tensor] = {}  # by key, on rank 0; not returned by `read`, which would broadcast them
         buffers = {key: named["kernel"] for key, named in self._optimizer_buffers(header).items()}
+        margin = {f"margin.{name}": value for name, value in header.margin.state_dict().items()}
 
-        def take(key: str, weights: Any, where: str) -> None:
-            expected = {"kernel": buffers[key]} if key in buffers and not buffers[key].ndim else full_shape
-            check_state_dict(expected, weights, where)
-            full[key] = weights["kernel"]
+        def take_optimizer(key: str, saved: Any, where: str) -> None:
+            check_state_dict(full_shape if buffers[key].ndim else {"kernel": buffers[key]}, saved, where)
+            full[key] = saved["kernel"]
+
+        def take_weights(saved: Any, where: str) -> None:
+            check_state_dict({**full_shape, **margin}, saved, where)
+            full["kernel"] = saved["kernel"]
+            for name, value in margin.items():
+                value.copy_(saved[name])
 
         def read() -> None:
             where = f"{self.config.output}/{CHECKPOINT_FILE}"
             if resume_point.export_folder:
                 path = resume_point.export_folder / f"{resume_point.progress.step}header.pth"
-                take("kernel", read_weights(path), str(path))
+                take_weights(read_weights(path), str(path))
             elif resume_point.state:
-                take("kernel", resume_point.state["header"], f"{where} (header)")
+                take_weights(resume_point.state["header"], f"{where} (header)")
                 for key in buffers:
-                    take(key, resume_point.state["optimizer"]["header"][key], f"{where} ({key})")
+                    take_optimizer(key, resume_point.state["optimizer"]["header"][key], f"{where} ({key})")
 
         run_on_main(self.world, read)
         load_full_state_dict(header, full.get("kernel"))
+        broadcast_(margin.values(), self.world)
         if resume_point.state:
             for key, buffer in buffers.items():
                 if buffer.ndim:

@@ -12,7 +12,7 @@ from utils.distributed.process_group import World, unwrap_ddp
 from utils.errors import UserError
 from utils.filesystem import exists_as_non_folder
 from utils.logs.run_log import log
-from utils.losses.partial_fc import ShardedArcFace, load_full_state_dict
+from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 
 
 def check_student(config: EasyDict) -> None:
@@ -57,7 +57,7 @@ def _load_header(header: nn.Module, path: Path, world: World) -> None:
     """
     kernel = header.get_parameter("kernel")
     rows, classes = kernel.shape
-    if isinstance(header, ShardedArcFace):
+    if isinstance(header, ShardedHeader):
         classes = header.n_classes
     loaded: list[Tensor] = []  # a sharded header is read on rank 0 only; other machines need not have the file
 
@@ -70,7 +70,7 @@ def _load_header(header: nn.Module, path: Path, world: World) -> None:
             )
         loaded.append(saved)
 
-    if isinstance(header, ShardedArcFace):
+    if isinstance(header, ShardedHeader):
         run_on_main(world, read)
         load_full_state_dict(header, loaded[0] if loaded else None)
     else:

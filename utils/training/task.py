@@ -8,7 +8,7 @@ import torch
 from easydict import EasyDict
 from torch import Tensor, nn
 
-from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.shared_loader import Loader
 from utils.distributed.process_group import World, unwrap_ddp
 
@@ -29,7 +29,7 @@ class TaskInputs:
 
     config: EasyDict
     world: World
-    dataset: FaceDataset
+    dataset: ImageDataset
     backbone: nn.Module  # on the device, not wrapped in DDP
     header: nn.Module  # on the device, wrapped in DDP unless sharded
     epoch_end_steps: Sequence[int]  # global step at the end of each epoch

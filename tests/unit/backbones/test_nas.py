@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
 
-from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_json, to_text
+from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, parse_genotype, to_json, to_text
 from config import load_config
 from NAS.architect import Architect, freeze_running_statistics
 from NAS.cost import expected_multiply_adds, operation_costs
-from NAS.data import RESIZED_SIZE, Cifar10, resize_and_crop, resize_for_crop, split_halves
+from NAS.data import RESIZED_SIZE, resize_and_crop, resize_for_crop, split_halves
 from NAS.search import DEFAULT_CONFIG
-from NAS.supernet import NONE, PRIMITIVES, SKIP, Supernet, derive_nodes
+from NAS.supernet import Supernet, derive_nodes
 from NAS.task import SearchTask
 from NAS.visualize import draw_cells
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN
+from utils.datasets.cifar10 import Cifar10
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
@@ -35,6 +36,7 @@ from utils.training.arcface_task import ArcFaceTask
 from utils.training.task import Batch as TaskBatch
 
 CPU = World(0, 1, torch.device("cpu"))
+NONE, SKIP = SEARCH_SPACE.index("none"), SEARCH_SPACE.index("skip_connect")
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -191,14 +193,14 @@ def test_a_derived_network_runs_its_operations_alone(stepped):
                 alpha[:, NONE] = 0
                 for operation, state in edges:
                     alpha[state, NONE] = -1e4
-                    alpha[state, PRIMITIVES.index(operation)] = 0
+                    alpha[state, SEARCH_SPACE.index(operation)] = 0
         images = golden_images(5, 3)
         torch.testing.assert_close(net(images, genotype), net(images), rtol=1e-4, atol=1e-4)
 
 
 def test_derive_leaves_out_none_and_limits_skips():
     rng = torch.Generator().manual_seed(1)
-    alphas = [torch.rand(2 + node, len(PRIMITIVES), generator=rng) for node in range(4)]
+    alphas = [torch.rand(2 + node, len(SEARCH_SPACE), generator=rng) for node in range(4)]
     for alpha in alphas:
         alpha[:, NONE] = 9
         alpha[:, SKIP] += 2
@@ -274,7 +276,7 @@ def test_floats_and_integers_enlarge_alike():
 def test_cifar10_needs_torchvision_and_its_files(monkeypatch):
     for name in ("torchvision", "torchvision.datasets"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
-    with pytest.raises(UserError, match="config search_data: cifar10 needs torchvision") as raised:
+    with pytest.raises(UserError, match="config data_source: cifar10 needs torchvision") as raised:
         Cifar10("nowhere")
     assert "\n" not in str(raised.value)
 
@@ -292,7 +294,7 @@ def test_cifar10_is_read_at_the_size_of_faces(monkeypatch):
     found.data[3] = [10, 20, 30]
     put_torchvision(monkeypatch, lambda folder, train, download: found)
     data = Cifar10("somewhere")
-    assert data.num_classes == 10 and data.labels.tolist() == found.targets.tolist()
+    assert data.count_classes() == 10 and data.label_values.tolist() == found.targets.tolist()
     images, labels = np.zeros((3, 112, 112, 3), np.uint8), np.zeros(3, np.int64)
     data.read_into([7, 3, 19], images, labels)
     assert labels.tolist() == found.targets[[7, 3, 19]].tolist()
@@ -321,7 +323,7 @@ def test_costs_are_the_multiply_adds_of_the_operations():
     conv3 = sum(c * size * size * (9 + c) for c, size in halved) / 1e6
     skip = sum(c * size * size * (2 + c) for c, size in halved) / 1e6  # two depthwise paths, two of half the channels
     for node, edges in enumerate(reduce):
-        assert edges[:, PRIMITIVES.index("dw_conv_3x3")].tolist() == pytest.approx([conv3] * (2 + node), rel=1e-5)
+        assert edges[:, SEARCH_SPACE.index("dw_conv_3x3")].tolist() == pytest.approx([conv3] * (2 + node), rel=1e-5)
         assert edges[:, SKIP].tolist() == pytest.approx([skip] * 2 + [0] * node, rel=1e-5)
     weights = [torch.full_like(edges, 0.5) for edges in normal]
     assert float(expected_multiply_adds(weights, normal)) == pytest.approx(
@@ -379,7 +381,7 @@ def test_the_gradient_of_the_cost_is_relative_to_equal_weights(monkeypatch):
     task(step_of_training())
     normal, reduce = operation_costs(task.net.net)
     costs = [*normal, *reduce]
-    of_equals = expected_multiply_adds([torch.full_like(cost, 1 / len(PRIMITIVES)) for cost in costs], costs)
+    of_equals = expected_multiply_adds([torch.full_like(cost, 1 / len(SEARCH_SPACE)) for cost in costs], costs)
     relative = expected_multiply_adds([leaf.softmax(dim=1) for leaf in leaves], costs) / of_equals
     assert relative.item() == pytest.approx(1, abs=0.01)
     wanted = torch.autograd.grad(3 * relative, leaves)

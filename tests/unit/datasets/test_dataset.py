@@ -16,7 +16,7 @@ import torch
 from easydict import EasyDict
 
 from config import require_data
-from NAS.data import SearchFaces
+from NAS.data import open_search_data
 from tests.helpers.commands import run_command
 from tests.helpers.faces import draw_face, encode_image, write_data
 from tests.helpers.paths import GOLDEN, ROOT
@@ -103,7 +103,7 @@ def test_images_that_a_tool_left_out_are_counted(tmp_path, log_capture):
         for key in (9, 10):
             writer.write(key, header_record(1, 9))
     fields = {"num_classes": 0, "num_image": 0, "batch_size": 2, "seed": 0, "workers": 0, "timeout": 9}
-    config = EasyDict(rec=str(tmp_path), on_bad_image="error", **fields)
+    config = config_for(tmp_path, **fields)
     assert load_training_data(config, World(0, 1, torch.device("cpu")))[1] == 2
     assert FaceDataset(tmp_path).keys.tolist() == [1, 2, 4, 5, 6]
     assert "train.idx: 3 of the images that record 0 announces are missing" in log_capture.text
@@ -199,7 +199,7 @@ def test_labels_with_gaps_are_warned_of(tmp_path, log_capture, property_):
         (folder / "property").write_text(property_)
     assert load_training_data(config_for(folder), CPU)[1] == 2001
     assert "1998 of 2001 identities have no image, the first is label 1: the header learns nothing" in log_capture.text
-    SearchFaces(str(folder))
+    open_search_data(config_for(folder))
     assert log_capture.text.count("1998 of 2001 identities have no image") == 2
 
 
@@ -395,8 +395,16 @@ def test_labels_that_are_no_class_are_refused_before_training(tmp_path, label):
 
 
 def config_for(folder, **fields) -> EasyDict:
-    plain = {"rec": str(folder), "num_classes": 0, "num_image": 0, "batch_size": 8, "workers": 0, "seed": 0}
-    return EasyDict({**plain, "on_bad_image": "error", "timeout": 0, **fields})
+    plain = {
+        "rec": str(folder),
+        "data_source": "recordio",
+        "num_classes": 0,
+        "num_image": 0,
+        "batch_size": 8,
+        "workers": 0,
+        "seed": 0,
+    }
+    return EasyDict({**plain, "data_source": "recordio", "on_bad_image": "error", "timeout": 0, **fields})
 
 
 def test_counts_come_from_the_files_and_are_checked(tiny_data):

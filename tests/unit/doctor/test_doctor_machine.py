@@ -21,13 +21,12 @@ from tests.helpers.doctor_helpers import (
     write_teachers,
 )
 from tests.helpers.training import CPU, spawn_ranks
-from train import make_header
 from utils.distributed.process_group import World
 from utils.doctor import command as doctor
 from utils.doctor import memory, step_memory
 from utils.doctor.command import SUBJECTS
 from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks
-from utils.losses.arcface import header_loss
+from utils.losses.header import header_loss, make_header
 
 # ------------------------------------------------------------------------------------------------- device and precision
 

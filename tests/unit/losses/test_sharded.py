@@ -13,17 +13,17 @@ from tests.helpers.training import CPU, spawn_ranks
 from utils.distributed.collectives import shard_slice
 from utils.distributed.process_group import World, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
-from utils.losses.arcface import ArcFace
+from utils.losses.arcface import ArcFace, ArcFaceMargin
+from utils.losses.column_shards import gather_columns, scatter_columns
 from utils.losses.partial_fc import (
-    ShardedArcFace,
-    full_state_dict,
-    gather_columns,
+    ShardedHeader,
     load_full_state_dict,
-    scatter_columns,
 )
+from utils.training.state import gather_full_state_dict
 
 SIZES = (4, 2, 1)  # in this order, each with the files of the one before
 N, D, CLASSES, S, M = 16, 12, 103, 64.0, 0.5  # 103 classes: 25, 26, 26 and 26 on four ranks
+MARGIN = ArcFaceMargin(M)
 RATE = 0.3
 
 
@@ -43,6 +43,10 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     cosines = torch.tensor([1.0, -1.0, 0.99, -0.99, -end + 0.01, -end - 0.01])[:, None]
     inputs[:6] = 3 * (cosines * centres + (1 - cosines**2).sqrt() * across)
     return inputs, labels, kernel
+
+
+def full_state_dict(header: ShardedHeader) -> dict[str, torch.Tensor] | None:
+    return gather_full_state_dict(header, dict(header.state_dict()), header.world)
 
 
 def linear(world: World) -> nn.Module:
@@ -67,7 +71,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def step(world: World, header: ShardedArcFace) -> dict:
+def step(world: World, header: ShardedHeader) -> dict:
     """A backward pass of the problem: loss, gradients, the largest tensor."""
     inputs, labels, _ = problem()
     backbone, part = linear(world), shard_slice(N, world)
@@ -83,7 +87,7 @@ def step(world: World, header: ShardedArcFace) -> dict:
     }
 
 
-def sampled(world: World, header: ShardedArcFace, number: int) -> dict:
+def sampled(world: World, header: ShardedHeader, number: int) -> dict:
     """The same with sampling, and the columns that were drawn, by their place in the whole kernel."""
     drawn = []
     draw = header.sample
@@ -99,15 +103,15 @@ def sampled(world: World, header: ShardedArcFace, number: int) -> dict:
 
 def everything(world: World, folder: Path) -> None:
     """Writes what a run of this many ranks finds, and its whole kernel."""
-    header = ShardedArcFace(D, CLASSES, S, M, world, seed=5)
+    header = ShardedHeader(D, CLASSES, MARGIN, S, world, seed=5)
     initial = full_state_dict(header)
     load_full_state_dict(header, problem()[2] if world.is_main else None)
     found = {"initial": initial, "exact": step(world, header)}
 
-    partial = ShardedArcFace(D, CLASSES, S, M, world, RATE, seed=5)
+    partial = ShardedHeader(D, CLASSES, MARGIN, S, world, RATE, seed=5)
     load_full_state_dict(partial, problem()[2] if world.is_main else None)
     found["sampled"] = [sampled(world, partial, number) for number in (7, 7, 8)]
-    few = ShardedArcFace(D, CLASSES, S, M, world, 0.01)
+    few = ShardedHeader(D, CLASSES, MARGIN, S, world, 0.01)
     found["few"] = sampled(world, few, 0)["drawn"]
 
     before = folder / "kernel.pt"
@@ -172,7 +176,7 @@ def test_loss_and_gradients_are_those_of_the_whole_header_on_the_whole_batch(run
 
 def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_whole_header():
     inputs, labels, kernel = problem()
-    ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
+    ours, theirs = ShardedHeader(D, CLASSES, MARGIN, S, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)
     theirs.load_state_dict({"kernel": kernel})
     for image in range(6):
@@ -194,7 +198,7 @@ def test_no_tensor_as_large_as_the_batch_times_all_classes_is_made(runs, size):
 
 def test_half_precision_around_it_changes_nothing():
     inputs, labels, kernel = problem()
-    header = ShardedArcFace(D, CLASSES, S, M, CPU)
+    header = ShardedHeader(D, CLASSES, MARGIN, S, CPU)
     load_full_state_dict(header, kernel)
     with torch.autocast("cpu", torch.bfloat16):
         loss = header(inputs, labels)
@@ -203,7 +207,7 @@ def test_half_precision_around_it_changes_nothing():
 
 def test_it_trains_with_momentum_as_the_whole_header_does():
     inputs, labels, kernel = problem()
-    ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
+    ours, theirs = ShardedHeader(D, CLASSES, MARGIN, S, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)
     theirs.load_state_dict({"kernel": kernel})
     for header, loss in [(ours, ours), (theirs, lambda *batch: F.cross_entropy(theirs(*batch), batch[1]))]:
@@ -252,11 +256,11 @@ def test_a_draw_follows_from_the_step_and_the_rank(runs, size):
 
 def test_steps_count_on_by_themselves_and_a_rate_of_1_draws_nothing():
     inputs, labels, _ = problem()
-    header = ShardedArcFace(D, 5000, S, M, CPU, sample_rate=0.1)
+    header = ShardedHeader(D, 5000, MARGIN, S, CPU, sample_rate=0.1)
     losses = [header(inputs, labels).item() for _ in range(3)]
     header.set_step(1)
     assert [header(inputs, labels).item() for _ in range(2)] == losses[1:] and len(set(losses)) == 3
-    alike = ShardedArcFace(D, 5000, S, M, CPU)
+    alike = ShardedHeader(D, 5000, MARGIN, S, CPU)
     assert alike(inputs, labels) == alike(inputs, labels)
 
 
@@ -267,14 +271,15 @@ def test_the_initial_kernel_is_the_same_on_any_number_of_ranks(runs):
     kernels = [runs[size][0]["initial"]["kernel"] for size in SIZES]
     assert all(torch.equal(kernel, kernels[0]) for kernel in kernels)
     assert kernels[0].std().item() == pytest.approx(0.01, rel=0.1)
-    assert not torch.equal(ShardedArcFace(D, CLASSES, S, M, CPU, seed=6).kernel, kernels[0])
+    assert not torch.equal(ShardedHeader(D, CLASSES, MARGIN, S, CPU, seed=6).kernel, kernels[0])
 
 
 def test_pieces_of_the_kernel_differ_and_a_rank_draws_its_own(monkeypatch):
-    monkeypatch.setattr("utils.losses.partial_fc._CHUNK", 10)
-    kernel = ShardedArcFace(D, CLASSES, S, M, CPU).kernel.detach()
+    for module in ("partial_fc", "column_shards"):
+        monkeypatch.setattr(f"utils.losses.{module}.COLUMN_CHUNK", 10)
+    kernel = ShardedHeader(D, CLASSES, MARGIN, S, CPU).kernel.detach()
     assert not torch.equal(kernel[:, :10], kernel[:, 10:20])
-    shares = [ShardedArcFace(D, CLASSES, S, M, World(rank, 4, CPU.device)).kernel.detach() for rank in range(4)]
+    shares = [ShardedHeader(D, CLASSES, MARGIN, S, World(rank, 4, CPU.device)).kernel.detach() for rank in range(4)]
     assert torch.equal(torch.cat(shares, dim=1), kernel)
 
 
@@ -289,9 +294,9 @@ def test_a_kernel_written_by_4_ranks_passes_through_2_and_1_unchanged_and_loads_
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match=r"head: 3 classes cannot be split over 4 processes"):
-        ShardedArcFace(D, 3, S, M, World(0, 4, CPU.device))
+        ShardedHeader(D, 3, MARGIN, S, World(0, 4, CPU.device))
     for rate in (0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match=rf"sample_rate: should be above 0 and at most 1, is {rate}"):
-            ShardedArcFace(D, CLASSES, S, M, CPU, rate)
+            ShardedHeader(D, CLASSES, MARGIN, S, CPU, rate)
     with pytest.raises(UserError, match=r"header: kernel is \(12, 102\), should be \(12, 103\); check"):
-        load_full_state_dict(ShardedArcFace(D, CLASSES, S, M, CPU), torch.zeros(D, 102))
+        load_full_state_dict(ShardedHeader(D, CLASSES, MARGIN, S, CPU), torch.zeros(D, 102))

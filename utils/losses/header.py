@@ -1,0 +1,66 @@
+"""The header: class centres, the cosine of an embedding to each of them, and the loss."""
+
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.losses.margin import Margin, embedding_norms
+from utils.losses.partial_fc import ShardedHeader
+from utils.registry import LOSSES, load_entry
+
+
+class Header(nn.Module):
+    """Computes the cosine to each class centre, with a margin on the target class, scaled by s.
+
+    Always computes in float32: half precision cannot represent the angles near 0.
+    """
+
+    def __init__(self, in_features: int, out_features: int, margin: Margin, s: float = 64.0) -> None:
+        """Initialises the kernel, (in_features, out_features), from a normal distribution of std 0.01.
+
+        Args:
+            in_features: embedding size.
+            out_features: number of classes.
+            margin: of the target class.
+            s: scale of the logits.
+        """
+        super().__init__()
+        self.s = s
+        self.margin = margin
+        self.kernel = nn.Parameter(torch.empty(in_features, out_features))
+        nn.init.normal_(self.kernel, std=0.01)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """(B, in_features), (B,) int64 -> logits (B, out_features) float32, scaled by s."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.float()
+            norms = embedding_norms(embeddings) if self.margin.uses_norms else None
+            cosine = F.normalize(embeddings, dim=1) @ F.normalize(self.kernel.float(), dim=0)  # (B, out_features)
+            target = cosine.gather(1, labels[:, None])  # (B, 1)
+            return cosine.scatter(1, labels[:, None], self.margin(target, norms)) * self.s
+
+
+def make_margin(config: EasyDict) -> Margin:
+    """Returns the margin of config.loss."""
+    return load_entry(LOSSES[config.loss])(config)
+
+
+def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
+    """Returns the config's header on the device of this rank.
+
+    With head=whole each rank holds the header and DDP averages its gradient. With head=sharded each rank holds its
+    shard of the classes. Collective.
+    """
+    margin = make_margin(config)
+    if config.head == "sharded":
+        sizes = (config.embedding_size, num_classes, margin, config.s)
+        return ShardedHeader(*sizes, world, config.sample_rate, config.seed)
+    return wrap_ddp(to_device(Header(config.embedding_size, num_classes, margin, config.s), world), world)
+
+
+def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Returns the cross-entropy of a header's logits, a scalar. A sharded header returns the loss itself, no logits."""
+    output = header(embeddings, labels)
+    return F.cross_entropy(output, labels) if output.ndim else output
