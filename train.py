@@ -11,10 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from easydict import EasyDict
-
 from backbones import build_backbone
 from config import ensure_output_folder, parse_command, require_data, save_config, warn_unused_fields
+from config.base import Config
 from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.training_data import load_training_data
@@ -42,9 +41,7 @@ def make_arcface_task(inputs: TaskInputs) -> Task:
     return ArcFaceTask(wrap_ddp(inputs.backbone, inputs.world), inputs.header)
 
 
-def run_training(
-    config: EasyDict, command: str, task_type: type[Task], make_task: Callable[[TaskInputs], Task]
-) -> None:
+def run_training(config: Config, command: str, task_type: type[Task], make_task: Callable[[TaskInputs], Task]) -> None:
     """Trains a backbone as the config says. train.py and train_kd.py differ only in the task.
 
     Raises UserError for a config that cannot be used.
@@ -82,7 +79,7 @@ def run_training(
         log.info(f"Done: {step} steps; evaluate the checkpoints with {evaluation_command(config)}")
 
 
-def evaluation_command(config: EasyDict) -> str:
+def evaluation_command(config: Config) -> str:
     """Returns the command that evaluates the checkpoints of the run, to be typed in the current working folder.
 
     It needs no further options: eval.py reads the config.json in the output folder.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from easydict import EasyDict
 from torch import Tensor
 
+from config.base import Config
 from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import to_device_async
@@ -17,7 +17,7 @@ from utils.logs.run_log import log
 RESIZED_SIZE = 128  # pixels; random crops have SIZE × SIZE
 
 
-def open_search_data(config: EasyDict) -> tuple[ImageDataset, int]:
+def open_search_data(config: Config) -> tuple[ImageDataset, int]:
     """Opens and checks the training images; returns them and the number of classes. Raises UserError."""
     dataset = open_dataset(config)
     num_classes = dataset.count_classes()

@@ -15,7 +15,8 @@ if not __package__:  # run as a script: this folder is first on the path; use th
 
 from backbones.augment_cnn import PocketNet
 from backbones.genotypes import Genotype, parse_genotype, to_text
-from config import CONFIG_FOLDER, CommandParser, add_config_arguments, load_config, warn_unused_fields
+from config import CommandParser, add_config_arguments, load_config, warn_unused_fields
+from config.load import CONFIG_FOLDER
 from NAS.search import DEFAULT_CONFIG
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run_cli

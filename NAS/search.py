@@ -16,7 +16,6 @@ if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow im
     ignore_checkpoint_signals()
 
 import numpy as np
-from easydict import EasyDict
 
 from config import (
     CommandParser,
@@ -28,6 +27,7 @@ from config import (
     save_config,
     warn_unused_fields,
 )
+from config.base import Config
 from NAS.data import Halves, open_search_data, split_halves
 from NAS.supernet import Supernet
 from NAS.task import SearchTask
@@ -80,7 +80,7 @@ def main() -> None:
         log.info(f"Done: {step} steps; make a config from it with python NAS/derive.py --config … --name NAME")
 
 
-def check_config(config: EasyDict) -> None:
+def check_config(config: Config) -> None:
     """Raises UserError if the architecture search cannot run with this config."""
     require_data(config)
     if config.optimizer != "sgd":
@@ -94,13 +94,13 @@ def check_config(config: EasyDict) -> None:
         raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
 
 
-def half_loader(data: ImageDataset, indices: np.ndarray, config: EasyDict, world: World) -> Loader:
+def half_loader(data: ImageDataset, indices: np.ndarray, config: Config, world: World) -> Loader:
     """Returns this rank's loader of one half, the images at `indices` of the data set."""
     sampler = EpochSampler(indices, config.batch_size, world.rank, world.size, config.seed)
     return training_loader(data, sampler, config, world)
 
 
-def sample_halves(data: ImageDataset, halves: Halves, config: EasyDict) -> dict[str, HostBatch]:
+def sample_halves(data: ImageDataset, halves: Halves, config: Config) -> dict[str, HostBatch]:
     """Draws and reads the images of each half, {"train": …, "val": …}, for the accuracies after each epoch.
 
     The draw depends on config.seed only. Raises UserError for an image that cannot be read.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from NAS.architect import Architect, freeze_running_statistics
 from NAS.cost import expected_multiply_adds, operation_costs
 from NAS.data import resize_and_crop
@@ -46,7 +46,7 @@ class SearchTask(Task):
     export_suffixes = ("supernet.pth",)
 
     def __init__(
-        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: EasyDict, world: World
+        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: Config, world: World
     ) -> None:
         """Sets up the alphas' optimizer and gradient.
 

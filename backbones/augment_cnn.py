@@ -1,12 +1,13 @@
 """PocketNet: a stem, cells of a genotype, and a tail that outputs the embedding (paper, Section III)."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from backbones.augment_cells import AugmentCell
 from backbones.genotypes import Genotype, parse_genotype
+from config.base import Config
 
 
 class PocketNet(nn.Module):
@@ -41,12 +42,10 @@ class PocketNet(nn.Module):
 AugmentCNN = PocketNet  # its name in the published code
 
 
-def pocketnet(config: Mapping[str, Any]) -> PocketNet:
+def pocketnet(config: Config) -> PocketNet:
     """Builds the PocketNet of a config's channel, n_layers, stem_multiplier, genotype and embedding_size."""
-    genotype = parse_genotype(config["genotypes"][config["genotype"]])
-    return PocketNet(
-        config["channel"], config["n_layers"], genotype, config["stem_multiplier"], config["embedding_size"]
-    )
+    genotype = parse_genotype(config.genotypes[config.genotype])
+    return PocketNet(config.channel, config.n_layers, genotype, config.stem_multiplier, config.embedding_size)
 
 
 class CellSpec(NamedTuple):

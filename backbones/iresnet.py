@@ -1,9 +1,8 @@
 """IResNet: the improved residual network used with ArcFace, and PocketNet's teacher (arXiv 2004.04989)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
+
+from config.base import Config
 
 # depth -> number of blocks in each of the four stages
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
@@ -75,21 +74,21 @@ class IResNet(nn.Module):
 # The functions of the table BACKBONES in utils/registry.py.
 
 
-def iresnet18(config: Mapping[str, Any]) -> IResNet:
+def iresnet18(config: Config) -> IResNet:
     """Builds an IResNet-18 of the config's embedding_size."""
-    return IResNet(18, config["embedding_size"])
+    return IResNet(18, config.embedding_size)
 
 
-def iresnet34(config: Mapping[str, Any]) -> IResNet:
+def iresnet34(config: Config) -> IResNet:
     """Builds an IResNet-34 of the config's embedding_size."""
-    return IResNet(34, config["embedding_size"])
+    return IResNet(34, config.embedding_size)
 
 
-def iresnet50(config: Mapping[str, Any]) -> IResNet:
+def iresnet50(config: Config) -> IResNet:
     """Builds an IResNet-50 of the config's embedding_size."""
-    return IResNet(50, config["embedding_size"])
+    return IResNet(50, config.embedding_size)
 
 
-def iresnet100(config: Mapping[str, Any]) -> IResNet:
+def iresnet100(config: Config) -> IResNet:
     """Builds an IResNet-100 of the config's embedding_size."""
-    return IResNet(100, config["embedding_size"])
+    return IResNet(100, config.embedding_size)

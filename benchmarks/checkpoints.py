@@ -21,10 +21,10 @@ if not __package__:  # run as a script: import modules from the project folder
 
 import numpy as np
 import torch
-from easydict import EasyDict
 
 from backbones import build_backbone
 from config import CommandParser, add_config_arguments, collect_overrides, load_config
+from config.base import Config
 from utils.checkpoints.async_writer import AsyncFileWriter
 from utils.checkpoints.run_file import write_checkpoint
 from utils.distributed.process_group import World, init_distributed, to_device
@@ -43,7 +43,7 @@ CLASSES = 85742  # identities of MS1MV2
 class Benchmark:
     """Backbone and header on noise, with all the state that a checkpoint holds."""
 
-    def __init__(self, config: EasyDict, world: World) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         backbone = to_device(build_backbone(config), world)
         header = to_device(ArcFace(config.embedding_size, config.num_classes or CLASSES, config.s, config.m), world)

@@ -20,10 +20,10 @@ if not __package__:  # run as a script: import modules from the project folder
 
 import numpy as np
 import torch
-from easydict import EasyDict
 
 from backbones import build_backbone
 from config import CommandParser, load_config
+from config.base import Config
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.transforms import SIZE, normalise
 from utils.distillation.cache import TeacherCache
@@ -39,7 +39,7 @@ from utils.training.task import Batch, Task
 CLASSES = 1000
 
 
-def cached_targets(folder: Path, teacher: Teacher, config: EasyDict, world: World) -> CachedTeacherTargets:
+def cached_targets(folder: Path, teacher: Teacher, config: Config, world: World) -> CachedTeacherTargets:
     """Returns targets from a full cache of random embeddings for the images in config.rec."""
     data, size = FaceDataset(config.rec), config.embedding_size
     cache = TeacherCache(folder, "random", {}, len(data), size)
@@ -51,7 +51,7 @@ def cached_targets(folder: Path, teacher: Teacher, config: EasyDict, world: Worl
     return targets
 
 
-def make_step(task: Task, config: EasyDict, world: World) -> Callable[[], None]:
+def make_step(task: Task, config: Config, world: World) -> Callable[[], None]:
     """Returns a function that runs one training step of the task: losses, gradients and update."""
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=True)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import CommandParser, add_config_arguments, load_config
+from config.base import Config
 from NAS.architect import EPSILON, Architect
 from NAS.search import DEFAULT_CONFIG
 from NAS.supernet import MixedOp, Supernet
@@ -34,17 +35,17 @@ Batch = tuple[Tensor, Tensor]
 class Benchmark:
     """Supernet, its optimizer, and two batches of noise."""
 
-    def __init__(self, world: World, config: dict, classes: int = 100) -> None:
-        """config: fields of NAS/config.py."""
+    def __init__(self, world: World, config: Config, classes: int = 100) -> None:
+        """config: that of the search."""
         torch.manual_seed(0)
-        sizes = (config["channel"], config["n_layers"], config["n_nodes"], config["stem_multiplier"])
-        self.net = Supernet(*sizes, classes, config["embedding_size"])
+        sizes = (config.channel, config.n_layers, config.n_nodes, config.stem_multiplier)
+        self.net = Supernet(*sizes, classes, config.embedding_size)
         to_device(self.net, world)
         for alpha in self.net.alphas():
             alpha.requires_grad_(False)
         self.weights = self.net.weights()
-        self.optimizer = torch.optim.SGD(self.weights, 1e-4, config["momentum"], weight_decay=config["weight_decay"])
-        shape = (config["batch_size"], 3, 112, 112)
+        self.optimizer = torch.optim.SGD(self.weights, 1e-4, config.momentum, weight_decay=config.weight_decay)
+        shape = (config.batch_size, 3, 112, 112)
         self.train, self.val = (
             (
                 torch.rand(shape, device=world.device).mul_(2).sub_(1).to(memory_format=torch.channels_last),
@@ -56,7 +57,7 @@ class Benchmark:
 
     def plain(self) -> None:
         """Runs one step of the weights."""
-        with autocast(self.world, self.config["precision"]):
+        with autocast(self.world, self.config.precision):
             loss = F.cross_entropy(self.net(self.train[0]), self.train[1])
         loss.backward()
         self.optimizer.step()
@@ -64,9 +65,9 @@ class Benchmark:
 
     def search(self, second_order: bool) -> None:
         """Runs one step of the alphas and one of the weights."""
-        momentum, weight_decay = self.config["momentum"], self.config["weight_decay"]
+        momentum, weight_decay = self.config.momentum, self.config.weight_decay
         architect = Architect(self.net, momentum, weight_decay, self.world, second_order)
-        with autocast(self.world, self.config["precision"]):
+        with autocast(self.world, self.config.precision):
             architect.gradient(self.train, self.val, 1e-4, self.optimizer)
         self.plain()
 
@@ -100,7 +101,7 @@ class Benchmark:
 
     def _gradients(self, net: nn.Module, batch: Batch, parameters: list) -> tuple[Tensor, ...]:
         """Returns the gradients of the loss with respect to the parameters."""
-        with autocast(self.world, self.config["precision"]):
+        with autocast(self.world, self.config.precision):
             loss = F.cross_entropy(net(batch[0]), batch[1])
         return torch.autograd.grad(loss, parameters)
 

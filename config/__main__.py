@@ -25,7 +25,7 @@ def main() -> None:
     require_data(config)
     for field in ("output", "log_dir"):
         ensure_output_folder(config, field)
-    for name, value in config.items():
+    for name, value in config.to_dict().items():
         print(f"{name} = {value!r}")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
     if args.kd:

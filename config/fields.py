@@ -1,21 +1,18 @@
 """Config fields: their names, how a typed value is parsed, and which values are valid."""
 
 import ast
-import copy
 import difflib
 import math
 from collections.abc import Callable
 from typing import Any
 
-from easydict import EasyDict
-
 from backbones.genotypes import parse_genotype
 from backbones.names import resolve_network_name
-from config.base import config as defaults
+from config.base import Config
 from utils.errors import UserError, shorten
 from utils.registry import DATA_SOURCES, LOSSES, OPERATIONS, OPTIMIZERS
 
-DEFAULTS = copy.deepcopy(defaults)  # a copy, because a config file can import and change the original
+DEFAULTS = Config().to_dict()
 CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
     "loss": tuple(LOSSES),
@@ -141,7 +138,7 @@ def check_type(name: str, value: Any) -> Any:
         raise ConfigError(f"config {name}: should be a dict of names and texts, is {shorten(value)}")
     if isinstance(default, list) and not all(type(item) is type(default[0]) for item in value):
         raise ConfigError(f"config {name}: should be a list of {type(default[0]).__name__}, is {shorten(value)}")
-    return value
+    return dict(value) if kind is dict else value
 
 
 def _listed(name: str) -> str:
@@ -210,7 +207,7 @@ def check_value(name: str, value: Any) -> None:
             raise ConfigError(f"config {name}: {error}") from None
 
 
-def check_combinations(config: EasyDict) -> None:
+def check_combinations(config: Config) -> None:
     """Raises ConfigError if fields that are valid separately do not fit each other."""
     if config.sample_rate < 1 and config.head != "sharded":
         raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
@@ -222,8 +219,8 @@ def check_combinations(config: EasyDict) -> None:
     check_genotype(config, "genotype")
 
 
-def check_genotype(config: EasyDict, name: str) -> None:
+def check_genotype(config: Config, name: str) -> None:
     """Raises ConfigError if the value of the field is not a name in config.genotypes."""
-    if config[name] not in config.genotypes:
+    if getattr(config, name) not in config.genotypes:
         known = shorten(", ".join(map(str, config.genotypes)), quote=False)
-        raise ConfigError(f"config {name}: {shorten(config[name])} is not one of the genotypes {known}")
+        raise ConfigError(f"config {name}: {shorten(getattr(config, name))} is not one of the genotypes {known}")

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
-
+from config.base import Config
 from config.fields import PATHS, ConfigError
 from config.paths import relative_to_project
 from utils.errors import UserError
@@ -21,7 +20,7 @@ _NOT_SAVED = ("resume", "global_step")  # how one start of the run begins
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
 
-def save_config(config: EasyDict) -> None:
+def save_config(config: Config) -> None:
     """Writes the config to {output}/config.json, with paths as in a config file.
 
     Leaves out resume and global_step, which apply to one start of the run only. Warns if the file cannot be written;
@@ -29,11 +28,11 @@ def save_config(config: EasyDict) -> None:
     """
     fields: dict[str, Any] = {
         name: relative_to_project(value) if name in PATHS and isinstance(value, str) else value
-        for name, value in config.items()
+        for name, value in config.to_dict().items()
         if name not in _NOT_SAVED
     }
     fields["lr_func"] = None
-    if "lr_func" in config.set_by:  # defined by the config file: saves its values; otherwise lr_steps define it
+    if config.lr_func is not None:  # its values; otherwise lr_steps define the schedule
         fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
     path = Path(config.output, CONFIG_FILE)
     try:
@@ -60,8 +59,8 @@ def read_config_file(path: Path) -> bytes:
         raise ConfigError(f"config {error}") from None
 
 
-def load_saved_config(path: Path) -> EasyDict:
-    """Loads a config.json, not yet checked. Raises ConfigError if it is not a JSON object of fields."""
+def load_saved_config(path: Path) -> dict[str, Any]:
+    """Returns the fields of a config.json, not yet checked. Raises ConfigError if it is not a JSON object of fields."""
     try:
         fields = json.loads(read_config_file(path))
     except ConfigError:
@@ -71,10 +70,10 @@ def load_saved_config(path: Path) -> EasyDict:
     if not isinstance(fields, dict):
         raise ConfigError(f"config {path}: should be a JSON object of fields; name a config with --config FILE")
     factors = fields.pop("lr_func", None)
-    config = EasyDict({name: value for name, value in fields.items() if name not in _NOT_SAVED})
+    values = {name: value for name, value in fields.items() if name not in _NOT_SAVED}
     if factors is not None:
-        config.lr_func = _from_values(path, factors)
-    return config
+        values["lr_func"] = _from_values(path, factors)
+    return values
 
 
 def _from_values(path: Path, factors: Any) -> Callable[[int], float]:

@@ -2,9 +2,8 @@
 
 import logging
 
-from easydict import EasyDict
-
 from backbones.names import resolve_network_name
+from config.base import Config
 from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
 from utils.errors import shorten
 from utils.registry import BACKBONES
@@ -34,7 +33,7 @@ _USED_BY = {
 }
 
 
-def warn_unused_fields(config: EasyDict, command: str, name: str = "this command") -> None:
+def warn_unused_fields(config: Config, command: str, name: str = "this command") -> None:
     """Warns about fields that were set but that the command does not use, and about unknown names in the config file.
 
     Names of the published code that nothing uses are logged as information.
@@ -48,7 +47,7 @@ def warn_unused_fields(config: EasyDict, command: str, name: str = "this command
     if unknown:
         log.warning(f"Config: {', '.join(unknown)}: unknown fields, ignored (config/base.py lists the fields)")
     size = BACKBONES[resolve_network_name(config.net_name)].size
-    if size != (used := {name: config[name] for name in size}):
+    if size != (used := {name: getattr(config, name) for name in size}):
         by_name, by_fields = (" ".join(f"{key}={value}" for key, value in part.items()) for part in (size, used))
         log.warning(
             f"Config: net_name {config.net_name} stands for {by_name}, but {by_fields} are used; net_name=PocketNet "
@@ -59,7 +58,7 @@ def warn_unused_fields(config: EasyDict, command: str, name: str = "this command
         log.warning(f"Config: {', '.join(unused)}: set, but not used by {name}{hint}")
 
 
-def unused_fields(config: EasyDict, command: str) -> list[str]:
+def unused_fields(config: Config, command: str) -> list[str]:
     """Returns the fields that were set to other values than their defaults and that the command does not use."""
     if command in _USED_BY:
         typed = {name for name, source in config.set_by.items() if source == "command line"}
@@ -70,4 +69,5 @@ def unused_fields(config: EasyDict, command: str) -> list[str]:
             unused |= {"student_global_step", "student_header"}
         if command != "search":
             unused |= _BACKBONE_FIELDS - {*BACKBONES[resolve_network_name(config.net_name)].fields}
-    return [name for name in DEFAULTS if name in unused and name in config.set_by and config[name] != DEFAULTS[name]]
+    values = config.to_dict()
+    return [name for name in DEFAULTS if name in unused and name in config.set_by and values[name] != DEFAULTS[name]]

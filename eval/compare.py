@@ -20,7 +20,6 @@ from pathlib import Path
 if not __package__:  # run as a script: sys.path starts with this folder instead of the project's
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from easydict import EasyDict
 
 from backbones import build_backbone
 from config import (
@@ -33,6 +32,7 @@ from config import (
     resolve_config_path,
     warn_unused_fields,
 )
+from config.base import Config
 from eval.comparison import compare_all_sets, compare_scores, format_table, plot_disputed_pairs
 from eval.inference.embedding import make_runtime
 from eval.inputs.arguments import add_photo_arguments, load_photo_pairs
@@ -90,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def score_checkpoint(scorer: Scorer, config: EasyDict, path: Path, world: World) -> dict[str, Score]:
+def score_checkpoint(scorer: Scorer, config: Config, path: Path, world: World) -> dict[str, Score]:
     """Returns a checkpoint's scores by set name. Raises UserError that names the file."""
     backbone = to_device(build_backbone(config), world)
     load_weights(backbone, path)

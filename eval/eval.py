@@ -21,7 +21,6 @@ from pathlib import Path
 if not __package__:  # run as a script: sys.path starts with this folder, where this file shadows its package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from easydict import EasyDict
 from torch import nn
 
 from backbones import build_backbone
@@ -34,6 +33,7 @@ from config import (
     require_data,
     warn_unused_fields,
 )
+from config.base import Config
 from eval.folders import result_folder, weights_folder
 from eval.inference.embedding import make_runtime
 from eval.inputs.arguments import add_photo_arguments, keep_pairs_readable, load_photo_pairs
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def score_checkpoint(
-    scorer: Scorer, backbone: nn.Module, config: EasyDict, step: str, path: Path, world: World
+    scorer: Scorer, backbone: nn.Module, config: Config, step: str, path: Path, world: World
 ) -> dict[str, Score] | UserError:
     """Returns the checkpoint's scores by set name, or on all ranks the error that names its file. Collective."""
     loaded = try_on_all(world, partial(load_weights, backbone, path))

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from easydict import EasyDict
-
-from config import CONFIG_FOLDER, ConfigError, ensure_output_folder, resolve_config_path
+from config import ConfigError, ensure_output_folder, resolve_config_path
+from config.base import Config
+from config.load import CONFIG_FOLDER
 from config.saved import find_saved_config, load_saved_config
 from utils.errors import one_line
 
@@ -39,7 +39,7 @@ def unique_folder_name(folder: Path) -> str:
     return f"{one_line(resolved.name)}-{hashlib.sha256(bytes(resolved)).hexdigest()[:6]}"
 
 
-def result_folder(config: EasyDict) -> Path:
+def result_folder(config: Config) -> Path:
     """Makes and returns the folder for results, and sets config.test_output to it.
 
     It is config.test_output if set, else the checkpoints' folder if a run of this project wrote it, else a folder in

@@ -5,10 +5,9 @@ IJB, TAR at FAR 1e-4.
 CFP-FP of PocketNetM-256 is that of the authors' figure; later papers that cite it have 95.66.
 """
 
-from easydict import EasyDict
-
 from backbones.genotypes import SOFTMAX_CASIA, parse_genotype
 from backbones.names import resolve_network_name
+from config.base import Config
 from utils.registry import BACKBONES
 
 _SETS = ("lfw", "cfp_fp", "agedb_30", "calfw", "cplfw", "IJBB", "IJBC")
@@ -20,7 +19,7 @@ _RESULTS = {  # keys: (channel, n_layers, embedding_size); values in the order o
 }
 
 
-def published_result(config: EasyDict, name: str) -> float | None:
+def published_result(config: Config, name: str) -> float | None:
     """Returns the published result in % of the config's network on the named set, or None if there is none.
 
     A published network is recognised by its cells and sizes, not by its name.

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from easydict import EasyDict
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from config.base import Config
 from eval.merging import Entries, split_key
 from eval.published import published_result
 from eval.scoring import FARS, Score
@@ -24,9 +24,7 @@ def to_entries(results: Results) -> Entries:
     return {name: {set_name: score.asdict() for set_name, score in scores.items()} for name, scores in results.items()}
 
 
-def format_tables(
-    entries: Entries, config: EasyDict | None, more_pairs_hint: Callable[[int], str] | None = None
-) -> str:
+def format_tables(entries: Entries, config: Config | None, more_pairs_hint: Callable[[int], str] | None = None) -> str:
     """Returns the table of accuracies by checkpoint and set, then the other metrics set by set, then notes.
 
     Leaves out outdated entries and entries that cannot be parsed. config: None for the user's own photos, which have no
@@ -84,7 +82,7 @@ def _step_width(entries: Entries) -> int:
     return max(10, *(len(_step_label(name)) + 2 for name in entries), 0)
 
 
-def _accuracy_table(entries: Entries, names: list[str], config: EasyDict | None) -> str:
+def _accuracy_table(entries: Entries, names: list[str], config: Config | None) -> str:
     """Formats accuracies in percent, mean ± standard deviation over folds, with a row per step and a column per set."""
     width = max([18, *(len(name) + 2 for name in names)])
     step_width = _step_width(entries)
@@ -125,7 +123,7 @@ def _detail_table(entries: Entries, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def folder_notes(weights: Mapping[str, str], published: EasyDict | None) -> list[str]:
+def folder_notes(weights: Mapping[str, str], published: Config | None) -> list[str]:
     """Returns notes that name the folder of each group of checkpoints, if a table has several folders of weights.
 
     weights: the folder of each key. published: the config of the network whose published results the table shows.

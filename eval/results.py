@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
-
+from config.base import Config
 from eval.folders import is_run_folder
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
@@ -26,7 +25,7 @@ class Report:
         folder: Path,
         weights: Path,
         sets: list[VerificationSet],
-        config: EasyDict | None = None,
+        config: Config | None = None,
         photos: PhotoPairs | None = None,
     ) -> None:
         """folder: for the results. weights: the checkpoints' folder. config: None if no published results exist."""

@@ -5,9 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from easydict import EasyDict
 from torch import nn
 
+from config.base import Config
 from eval.inference.embedding import Runtime, TorchRuntime, embed
 from eval.inputs.sets import N_FOLDS, VerificationSet, load_verification_sets
 from eval.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
@@ -91,7 +91,7 @@ class Score:
 class Scorer:
     """Scores backbones on verification sets, decoded once, and keeps the highest accuracy on each."""
 
-    def __init__(self, config: EasyDict, world: World, sets: list[VerificationSet] | None = None) -> None:
+    def __init__(self, config: Config, world: World, sets: list[VerificationSet] | None = None) -> None:
         """sets: default is the sets of the config. Raises UserError if it has none. Collective."""
         self.world = world
         self.batch = config.eval_batch

@@ -56,10 +56,15 @@ OPERATIONS = {
 }
 
 # Losses, for config.loss: functions of a config that return a Margin (utils/losses/header.py).
-LOSSES = {"arcface": "utils.losses.arcface:arcface"}
+LOSSES = {
+    "arcface": "utils.losses.arcface:arcface",
+}
 
 # Optimizers, for config.optimizer: functions (parameters, config) -> torch.optim.Optimizer.
-OPTIMIZERS = {"sgd": "utils.training.optimizers:sgd", "adamw": "utils.training.optimizers:adamw"}
+OPTIMIZERS = {
+    "sgd": "utils.training.optimizers:sgd",
+    "adamw": "utils.training.optimizers:adamw",
+}
 
 # Kinds of training data, for config.data_source: classes of a folder, subclasses of ImageDataset.
 DATA_SOURCES = {

@@ -17,7 +17,6 @@ if not __package__:  # run as a script: sys.path starts with this folder instead
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
-from easydict import EasyDict
 
 from backbones import build_backbone
 from config import (
@@ -32,6 +31,7 @@ from config import (
     resolve_config_path,
     warn_unused_fields,
 )
+from config.base import Config
 from eval.folders import unique_folder_name, weights_folder
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import identify, mean_identification
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def evaluate(
-    args: argparse.Namespace, config: EasyDict, checkpoints: dict[str, Path], folder: Path, world: World
+    args: argparse.Namespace, config: Config, checkpoints: dict[str, Path], folder: Path, world: World
 ) -> None:
     """Scores the checkpoints one by one. Collective.
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from easydict import EasyDict
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from config.base import Config
 from eval.published import published_result
 from eval.report import folder_notes, legend_label
 from eval.roc import Roc
@@ -43,7 +43,7 @@ class IjbScore:
 Results = dict[str, IjbScore]  # by result key
 
 
-def format_table(target: str, results: Results, config: EasyDict) -> str:
+def format_table(target: str, results: Results, config: Config) -> str:
     """Returns the table of TPR in % at each FPR and AUC, the table of identification, and notes."""
     first = next(iter(results.values()))
     width = _key_width(results)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from easydict import EasyDict
 
+from config.base import Config
 from eval.IJB.report import FPRS, IjbScore, Results, format_table, roc_figure
 from eval.merging import checkpoint_sort_key, mark_outdated, read_entries, result_keys, write_entries
 from utils.errors import UserError
@@ -20,7 +20,7 @@ _ADVICE = "free disk space, or name another --result-dir"
 class IjbReport:
     """A command's results on one target, and the files that it writes."""
 
-    def __init__(self, folder: Path, target: str, config: EasyDict, digest: str) -> None:
+    def __init__(self, folder: Path, target: str, config: Config, digest: str) -> None:
         """digest: SHA-256 of the target's lists."""
         self.folder = folder
         self.target = target

@@ -4,9 +4,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from easydict import EasyDict
 from torch import nn
 
+from config.base import Config
 from eval.inference.openvino import OpenVinoRuntime, is_installed
 from utils.datasets.transforms import normalise
 from utils.distributed.process_group import World
@@ -44,7 +44,7 @@ class TorchRuntime:
         return direct.cpu().numpy(), flipped.cpu().numpy()
 
 
-def make_runtime(backbone: nn.Module, config: EasyDict, world: World, n_images: int) -> Runtime:
+def make_runtime(backbone: nn.Module, config: Config, world: World, n_images: int) -> Runtime:
     """Returns the runtime of config.eval_runtime: torch, openvino, or auto, the faster one for n_images on this device.
 
     Raises UserError if OpenVINO is requested and cannot be used.

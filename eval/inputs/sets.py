@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from easydict import EasyDict
 
+from config.base import Config
 from eval.inputs.bins import decode_images, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.photos import PhotoFiles, open_photo
@@ -43,7 +43,7 @@ class VerificationSet:
         )
 
 
-def load_verification_sets(config: EasyDict, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
+def load_verification_sets(config: Config, photos: PhotoPairs | None, world: World) -> list[VerificationSet]:
     """Loads the user's own photos if given, else the sets of the config.
 
     Logs warnings about pairs that measure nothing, such as an image paired with itself or a repeated pair. Collective.
@@ -103,7 +103,7 @@ def _warn_about_photos(eval_set: VerificationSet, photos: PhotoPairs) -> None:
         )
 
 
-def load_config_sets(config: EasyDict, world: World) -> list[VerificationSet]:
+def load_config_sets(config: Config, world: World) -> list[VerificationSet]:
     """Loads the sets of config.val_targets from config.rec. Leaves out missing files, with a warning in the log.
 
     A set has the name of its file, or the name in val_targets if files in two folders have the same name. A file that

@@ -6,9 +6,9 @@ import subprocess
 import tracemalloc
 
 import pytest
-from easydict import EasyDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from config.base import Config
 from utils.logs.run_log import RunLog
 from utils.logs.tensorboard import Board
 
@@ -159,7 +159,7 @@ def test_only_the_main_process_writes(tmp_path, log_capture):
 
 
 def test_a_full_disk_does_not_change_how_a_run_ends(disk, log_capture):
-    config = EasyDict(log_dir=str(disk.logs.parent), output="output/out")
+    config = Config(log_dir=str(disk.logs.parent), output="output/out")
     disk.fill()
     with pytest.raises(SystemExit) as ended, RunLog(config, 0, 4000, 8, True) as run_log:
         for step in range(100):

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from easydict import EasyDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from config.base import Config
 from tests.helpers.training import small_config, small_task, spawn_ranks, train_small
 from utils.datasets.training_data import load_training_data
 from utils.logs import progress_bar as progress
@@ -82,7 +82,7 @@ def test_processes_write_the_line_of_a_minute_at_the_same_step(tmp_path, tiny_da
 def test_few_hours_are_minutes_as_well(tmp_path, log_capture, monkeypatch, left, written):
     times = iter([0.0])  # then a thousand steps take 36 s
     monkeypatch.setattr(run_log, "time", SimpleNamespace(perf_counter=lambda: next(times, 36.0)))
-    config = EasyDict(log_dir=str(tmp_path / "logs"), output=str(tmp_path / "out"))
+    config = Config(log_dir=str(tmp_path / "logs"), output=str(tmp_path / "out"))
     with RunLog(config, 0, 1000 + left, 8, is_main=True) as voice:
         voice.report(1000, 0, {"Loss": 1.0}, 0.1)
     assert re.search(rf"Global Step: 1000   Required: {written}$", log_capture.text, re.MULTILINE), log_capture.text
@@ -122,8 +122,8 @@ def test_a_run_without_a_checkpoint_says_that_it_starts_anew(tmp_path, tiny_data
 # ------------------------------------------------------------------------------------------------------ TensorBoard
 
 
-def config_of(output, logs="logs") -> EasyDict:
-    return EasyDict(output=str(output), log_dir=str(logs))
+def config_of(output, logs="logs") -> Config:
+    return Config(output=str(output), log_dir=str(logs))
 
 
 def test_folders_of_curves_are_readable_and_never_shared(tmp_path):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from easydict import EasyDict
 
+from config.base import Config
 from utils.datasets.transforms import SIZE
 from utils.errors import UserError
 from utils.logs.run_log import log
@@ -92,6 +92,6 @@ class ImageDataset:
             )
 
 
-def open_dataset(config: EasyDict) -> ImageDataset:
+def open_dataset(config: Config) -> ImageDataset:
     """Opens the data in config.rec, of the kind config.data_source. Raises UserError if they cannot be read."""
     return load_entry(DATA_SOURCES[config.data_source])(config.rec)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from easydict import EasyDict
 from torch.utils.data import Sampler
 
+from config.base import Config
 from utils.errors import UserError
 
 
@@ -75,7 +75,7 @@ class EpochSampler(BatchSampler):
             yield order[start : start + self.batch_size].tolist()
 
 
-def check_batch_size(config: EasyDict) -> None:
+def check_batch_size(config: Config) -> None:
     """Raises UserError for a batch size of 1, with which batch norm cannot learn."""
     if config.batch_size == 1:
         raise UserError("config batch_size: 1 image is too few for batch norm to learn from; type batch_size=2 or more")

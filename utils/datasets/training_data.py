@@ -1,8 +1,8 @@
 """Opens the training data of a config, checks it against the config, and builds its loader."""
 
 import numpy as np
-from easydict import EasyDict
 
+from config.base import Config
 from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.sampler import BatchSampler, EpochSampler
 from utils.datasets.shared_loader import Loader, SourceT
@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.logs.run_log import log
 
 
-def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
+def load_training_data(config: Config, world: World) -> tuple[Loader, int]:
     """Returns this rank's loader and the number of classes. Collective: call on all ranks.
 
     Raises UserError where config and files disagree.
@@ -24,7 +24,7 @@ def load_training_data(config: EasyDict, world: World) -> tuple[Loader, int]:
     return training_loader(dataset, sampler, config, world), num_classes
 
 
-def training_loader(dataset: SourceT, sampler: BatchSampler, config: EasyDict, world: World) -> Loader[SourceT]:
+def training_loader(dataset: SourceT, sampler: BatchSampler, config: Config, world: World) -> Loader[SourceT]:
     """Returns a loader with the config's workers, on_bad_image and timeout, pinning memory where ranks use GPUs."""
     pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
     return Loader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)
@@ -38,7 +38,7 @@ def _check_same_on_all_ranks(dataset: ImageDataset, world: World) -> None:
         raise UserError(f"config rec: the copies of {dataset.name} are not the same: {sizes}; copy one to all")
 
 
-def _checked_num_classes(config: EasyDict) -> int:
+def _checked_num_classes(config: Config) -> int:
     """Returns config.num_classes, or the files' count where that is 0, after checking every label against it."""
     dataset = open_dataset(config)
     n_identities = dataset.count_classes()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from easydict import EasyDict
 from torch import nn
 
+from config.base import Config
 from utils.checkpoints.weights import list_backbones
 from utils.distillation.teacher import Teacher, is_onnx, make_teacher
 from utils.distributed.collectives import run_on_all, run_on_main
@@ -19,7 +19,7 @@ from utils.logs.run_log import log
 _MAX_EPOCHS = 1_000_000  # the schedule is a list with an entry per epoch
 
 
-def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> list[Path]:
+def teacher_file_per_epoch(config: Config, epoch_end_steps: Sequence[int]) -> list[Path]:
     """Returns the teacher file of each of the student's epochs.
 
     Single-step distillation uses one file for all epochs. Multi-step distillation (paper, Section III-C) uses the
@@ -54,7 +54,7 @@ def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> 
     return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
 
-def check_teacher_folder(config: EasyDict) -> None:
+def check_teacher_folder(config: Config) -> None:
     """Raises UserError if teacher_pth is empty or in config.output, the student's own folder."""
     if not config.teacher_pth:
         raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
@@ -101,7 +101,7 @@ def check_teacher_files(teacher: Teacher, files: list[Path], world: World) -> No
 
 
 def prepare_teacher(
-    config: EasyDict, world: World, epoch_end_steps: Sequence[int], build_backbone: Callable[[EasyDict], nn.Module]
+    config: Config, world: World, epoch_end_steps: Sequence[int], build_backbone: Callable[[Config], nn.Module]
 ) -> tuple[Teacher, list[Path]]:
     """Returns the teacher and its file for each epoch, after it has tried every file and logged the schedule.
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from easydict import EasyDict
 from torch import Tensor
 
+from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
 from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill_cache, teacher_fingerprint
 from utils.distillation.teacher import Teacher, teacher_description
@@ -75,7 +75,7 @@ class CachedTeacherTargets(TeacherTargets):
         return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
 
 
-def open_caches(config: EasyDict, files: list[Path], data: ImageDataset) -> Caches:
+def open_caches(config: Config, files: list[Path], data: ImageDataset) -> Caches:
     """Opens a cache in config.teacher_cache for each teacher file on these data, and logs how far it is filled.
 
     Raises UserError if a cache cannot be created or is damaged.

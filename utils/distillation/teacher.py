@@ -1,15 +1,16 @@
 """Teachers: networks whose embeddings a student learns to reproduce. They are evaluated, never trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from easydict import EasyDict
 from torch import Tensor, nn
 
 from backbones.names import resolve_network_name
+from config.base import Config
 from utils.checkpoints.weights import load_weights
 from utils.distillation.onnx_teacher import OnnxTeacher
 from utils.distributed.process_group import World, autocast, to_device
@@ -46,36 +47,37 @@ class NetworkTeacher:
         return embeddings.clone()  # a copy outside inference mode, because autograd refuses inference tensors
 
 
-def teacher_network_config(config: EasyDict) -> EasyDict:
+def teacher_network_config(config: Config) -> Config:
     """Returns the config of the teacher's network: the student's, with the fields of the teacher.
 
     PocketNetS and PocketNetM have the channel and n_layers of their name; a PocketNet without a size has the student's.
     The fields teacher_channel, teacher_n_layers and teacher_genotype override them.
     """
     size = BACKBONES[resolve_network_name(config.teacher_network)].size
-    typed = {name: config[f"teacher_{name}"] for name in ("channel", "n_layers", "genotype")}
+    typed = {name: getattr(config, f"teacher_{name}") for name in ("channel", "n_layers", "genotype")}
     overrides = {name: value for name, value in typed.items() if value}
-    return EasyDict({**config, "net_name": config.teacher_network, **size, **overrides})
+    return replace(config, **size | overrides, net_name=config.teacher_network)
 
 
-def is_onnx(config: EasyDict) -> bool:
+def is_onnx(config: Config) -> bool:
     """Returns whether teacher_pth names an ONNX file."""
     return config.teacher_pth.lower().endswith(".onnx")
 
 
-def teacher_description(config: EasyDict) -> str:
+def teacher_description(config: Config) -> str:
     """Returns the network and precision as text: all that the embeddings depend on except the weights."""
     if is_onnx(config):
         return f"ONNX, {config.embedding_size}"
     net = teacher_network_config(config)
     name = resolve_network_name(net.net_name)
     backbone = BACKBONES[name]
-    fields = {field: net.genotypes[net.genotype] if field == "genotype" else net[field] for field in backbone.fields}
+    values = net.to_dict() | {"genotype": net.genotypes[net.genotype]}
+    fields = {field: values[field] for field in backbone.fields}
     network = backbone.description.format(**fields) or ", ".join([name, *map(str, fields.values())])
     return f"{network}, {net.embedding_size}, {config.teacher_precision}"
 
 
-def make_teacher(config: EasyDict, world: World, build_backbone: Callable[[EasyDict], nn.Module]) -> Teacher:
+def make_teacher(config: Config, world: World, build_backbone: Callable[[Config], nn.Module]) -> Teacher:
     """Builds the teacher of the config; its `load` has to be called before it is used."""
     if is_onnx(config):
         return OnnxTeacher(config.embedding_size, world)

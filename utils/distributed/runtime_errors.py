@@ -5,22 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from easydict import EasyDict
 
+from config.base import Config
 from utils.errors import RetryableError
 
 _SILENT = re.compile(r"timed?[ -]?out|timeout", re.IGNORECASE)  # messages of gloo and NCCL
 _GONE = re.compile(r"connection (closed|reset)|remote process exited|broken pipe", re.IGNORECASE)
 
 
-def resume_hint(config: EasyDict) -> str:
+def resume_hint(config: Config) -> str:
     """Returns the part of a message that says how to resume the run."""
     command = "the same command, without --resume 0," if config.resume == "0" else "the same command"
     return f"{command} resumes from the last checkpoint"
 
 
 @contextmanager
-def translate_runtime_errors(config: EasyDict) -> Iterator[None]:
+def translate_runtime_errors(config: Config) -> Iterator[None]:
     """Translates RuntimeErrors about loader workers that died and ranks that failed or hung into RetryableErrors.
 
     Any other RuntimeError passes through.

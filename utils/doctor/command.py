@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 from tqdm import tqdm
 
 from backbones import build_backbone
@@ -26,6 +25,7 @@ from config import (
     require_data,
     warn_unused_fields,
 )
+from config.base import Config
 from eval.inputs.sets import load_config_sets
 from utils.checkpoints.run_file import saved_task_type
 from utils.distillation.task import DistillTask
@@ -76,7 +76,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def parse_arguments() -> tuple[EasyDict, bool]:
+def parse_arguments() -> tuple[Config, bool]:
     """Returns the config of the command line, and whether to check knowledge distillation."""
     parser = CommandParser("Check what a training run with a config needs.")
     add_config_arguments(parser, switches=["multi_step"], resume=True)
@@ -94,7 +94,7 @@ def run_checks(plan: RunPlan) -> Iterator[Check]:
         yield from collect_checks(subject, checks(plan))
 
 
-def plan_run(config: EasyDict, distils: bool = False) -> RunPlan:
+def plan_run(config: Config, distils: bool = False) -> RunPlan:
     """Returns the run that ./train.sh, or ./train_kd.sh if it distils, would start here.
 
     The number of processes comes from torchrun's environment, else from NPROC and NNODES, else from the number of GPUs.

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
 from backbones.names import resolve_network_name
+from config.base import Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT
 from utils.checkpoints.state_dicts import check_state_dict
 from utils.checkpoints.weights import read_weights
@@ -29,14 +30,14 @@ from utils.training.resume import ResumePoint, previous_run_files, resolve_resum
 from utils.training.task import Task
 
 
-def check_config(warn_unused_fields: Callable[[EasyDict, str, str], None], plan: RunPlan) -> Iterator[Check]:
+def check_config(warn_unused_fields: Callable[[Config, str, str], None], plan: RunPlan) -> Iterator[Check]:
     """Reports the network and the learning rate by epoch; settings without effect are warnings.
 
     warn_unused_fields: that of config.
     """
     config = plan.config
     fields = BACKBONES[resolve_network_name(config.net_name)].fields
-    size = "".join(f", {name} {shorten(config[name], quote=False)}" for name in fields)
+    size = "".join(f", {name} {shorten(getattr(config, name), quote=False)}" for name in fields)
     yield Check("config", PASS, f"{config.net_name}{size}, embedding {config.embedding_size}, {config.precision}")
     rates = [(learning_rate(config, plan.processes, epoch), epoch) for epoch in range(config.num_epoch)]
     parts = [f"{rate:.3g} from {next(group)[1]}" for rate, group in itertools.groupby(rates, lambda pair: pair[0])]
@@ -93,7 +94,7 @@ def check_resume(plan: RunPlan) -> Iterator[Check]:
         yield not_checked("resume")
         return
     # As a single process with the global batch, because resolve_resume is collective.
-    single_process = EasyDict({**config, "batch_size": global_batch_size(config, plan.processes)})
+    single_process = replace(config, batch_size=global_batch_size(config, plan.processes))
     task_type = DistillTask if plan.distils else ArcFaceTask
     resume_point = resolve_resume(single_process, task_type, Loader(plan.dataset, plan.sampler), plan.world)
     _check_weights(plan, resume_point)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from easydict import EasyDict
 
+from config.base import Config
 from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World
@@ -18,14 +19,14 @@ from utils.filesystem import path_exists
 
 SAMPLE, SECONDS = 300, 5.0  # number of training images that are read, and time limit
 
-ReadSets = Callable[[EasyDict, World], Sequence[Any]]  # eval.inputs.sets.load_config_sets
+ReadSets = Callable[[Config, World], Sequence[Any]]  # eval.inputs.sets.load_config_sets
 
 
-def check_data(require: Callable[[EasyDict], None], plan: RunPlan) -> Iterator[Check]:
+def check_data(require: Callable[[Config], None], plan: RunPlan) -> Iterator[Check]:
     """Checks the files of the training images and every label. require: config.require_data."""
     require(plan.config)
     # With batch size 1 and no workers, because `check_steps` and `check_workers` check the values of the config.
-    loader, plan.num_classes = load_training_data(EasyDict({**plan.config, "batch_size": 1, "workers": 0}), plan.world)
+    loader, plan.num_classes = load_training_data(replace(plan.config, batch_size=1, workers=0), plan.world)
     plan.dataset, plan.n_images = loader.dataset, len(loader.dataset)
     yield Check("data", PASS, f"{plan.n_images:,} images of {plan.num_classes:,} identities in {plan.config.rec}")
 
@@ -69,7 +70,7 @@ def check_sets(read: ReadSets, plan: RunPlan) -> Iterator[Check]:
 
 def _read_sets(read: ReadSets, plan: RunPlan, names: list[str]) -> Iterator[Check]:
     """Yields a check for each set that can be read, and adds up their size."""
-    for evaluation_set in read(EasyDict({**plan.config, "val_targets": names}), plan.world):
+    for evaluation_set in read(replace(plan.config, val_targets=names), plan.world):
         plan.set_bytes += evaluation_set.images.nbytes
         n_pairs, n_images = len(evaluation_set.issame), len(evaluation_set.images)
         yield Check("sets", PASS, f"{evaluation_set.name}: {n_pairs:,} pairs of {n_images:,} images")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, Check, collect_checks, compare_with_free, format_bytes, not_checked
-from utils.training.optimizers import OPTIMIZERS
 
-MakeFolder = Callable[[EasyDict, str], Path]  # config.ensure_output_folder
+MakeFolder = Callable[[Config, str], Path]  # config.ensure_output_folder
+
+_STATE_TENSORS = {"sgd": 1, "adamw": 2}  # of the optimizers, for each parameter
 
 
 def check_output(make: MakeFolder, plan: RunPlan) -> Iterator[Check]:
@@ -22,7 +23,7 @@ def check_output(make: MakeFolder, plan: RunPlan) -> Iterator[Check]:
         yield from collect_checks("output", _check_folder(make, plan.config, name))
 
 
-def _check_folder(make: MakeFolder, config: EasyDict, name: str) -> Iterator[Check]:
+def _check_folder(make: MakeFolder, config: Config, name: str) -> Iterator[Check]:
     """Creates the folder of a config field and yields a check that passes. Raises UserError if it cannot be written."""
     yield Check("output", PASS, f"{name}: {make(config, name)} can be written")
 
@@ -38,11 +39,11 @@ def check_disk(plan: RunPlan) -> Iterator[Check]:
         needs["teacher_cache"] = sum(_cache_bytes(plan, path) for path in set(plan.teacher_files))
     disks: dict[int, list[str]] = {}
     for name in needs:
-        disks.setdefault(_existing_parent(config[name]).stat().st_dev, []).append(name)
+        disks.setdefault(_existing_parent(getattr(config, name)).stat().st_dev, []).append(name)
     for names in disks.values():
         need = sum(needs[name] for name in names)
-        free = shutil.disk_usage(_existing_parent(config[names[0]])).free
-        sizes = " and ".join(f"{format_bytes(needs[name])} in {config[name]}" for name in names)
+        free = shutil.disk_usage(_existing_parent(getattr(config, names[0]))).free
+        sizes = " and ".join(f"{format_bytes(needs[name])} in {getattr(config, name)}" for name in names)
         fix = f"free disk space, or name a folder on a larger disk: {names[-1]}=FOLDER"
         yield compare_with_free("disk", need, free, f"{sizes} to be written, {format_bytes(free)} free", fix)
 
@@ -56,7 +57,7 @@ def output_bytes(plan: RunPlan) -> int:
     torch.save(dict(plan.backbone.state_dict()), file)
     exported = len(file.getbuffer()) + plan.header_bytes
     buffers = sum(buffer.nbytes for buffer in plan.backbone.buffers())  # of each process
-    state_buffers = OPTIMIZERS[config.optimizer].buffers
+    state_buffers = _STATE_TENSORS.get(config.optimizer, 2)
     checkpoint = (1 + state_buffers) * exported + plan.processes * buffers  # weights and optimizer state
     epochs = len(plan.epoch_end_steps) - plan.progress.epoch + (config.save_initial and not plan.progress.step)
     return epochs * exported + max(1, config.keep + 1 - plan.replaced) * checkpoint

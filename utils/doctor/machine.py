@@ -32,7 +32,7 @@ def check_precision(plan: RunPlan) -> Iterator[Check]:
     """Checks whether the device supports the half precision and compilation that the config sets."""
     gpu = plan.world.device.type == "cuda"
     for name in ("precision", *(["teacher_precision"] if plan.distils else [])):
-        precision = plan.config[name]
+        precision = getattr(plan.config, name)
         if precision != "fp32" and not gpu:
             found = f"{name}={precision} on a CPU: several times slower if the CPU has no instructions for it"
             yield Check("precision", WARN, found, f"{name}=fp32")

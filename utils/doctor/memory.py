@@ -10,10 +10,11 @@ from utils.doctor.plan import RunPlan
 from utils.doctor.step_memory import available_memory, header_step_bytes, largest_output, saved_activation_bytes
 from utils.doctor.table import CLOSE, WARN, Check, compare_with_free, format_bytes, not_checked
 from utils.errors import UserError
-from utils.training.optimizers import OPTIMIZERS
 
 PROCESS = 600 << 20  # bytes of an idle training process: 250 MiB on a CPU, more with CUDA's libraries
 HEAP = 1.5  # growth of a CPU's heap per byte in use in a step: 1.26 to 1.54, as measured
+
+_STATE_TENSORS = {"sgd": 1, "adamw": 2}  # of the optimizers, for each parameter
 
 
 def check_memory(plan: RunPlan) -> Iterator[Check]:
@@ -71,7 +72,7 @@ def rest_bytes(plan: RunPlan) -> float:
     optimizer state that wait to be written.
     """
     sets = plan.set_bytes * plan.local_processes // plan.processes if plan.config.eval_step else 0
-    copies = 2 * (1 + OPTIMIZERS[plan.config.optimizer].buffers) * plan.header_bytes
+    copies = 2 * (1 + _STATE_TENSORS.get(plan.config.optimizer, 2)) * plan.header_bytes
     return plan.local_processes * (PROCESS + plan.config.workers * plan.slot_bytes) + copies + sets
 
 
@@ -82,7 +83,7 @@ def plan_header_bytes(plan: RunPlan, batch: int) -> float:
         config.head, config.embedding_size, plan.num_classes, plan.processes, batch, config.sample_rate
     )
     shards = plan.processes if config.head == "sharded" else 1
-    return with_sgd + (OPTIMIZERS[config.optimizer].buffers - 1) * plan.header_bytes / shards
+    return with_sgd + (_STATE_TENSORS.get(config.optimizer, 2) - 1) * plan.header_bytes / shards
 
 
 def backbone_bytes(plan: RunPlan) -> tuple[float, float]:
@@ -96,7 +97,7 @@ def backbone_bytes(plan: RunPlan) -> tuple[float, float]:
     precision = config.precision if world.device.type == "cuda" else "fp32"
     scale = torch.finfo(PRECISIONS[config.precision]).bits / torch.finfo(PRECISIONS[precision]).bits
     two, three = (scale * saved_activation_bytes(backbone, n, world, precision) for n in (2, 3))
-    copies = 2 + OPTIMIZERS[config.optimizer].buffers  # weights, gradients and optimizer state
+    copies = 2 + _STATE_TENSORS.get(config.optimizer, 2)  # weights, gradients and optimizer state
     fixed = copies * sum(parameter.nbytes for parameter in backbone.parameters()) + max(0, 3 * two - 2 * three)
     per_image = three - two
     if isinstance(plan.teacher, NetworkTeacher):

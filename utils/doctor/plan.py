@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from easydict import EasyDict
 from torch import nn
 
+from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import SLOTS
@@ -20,7 +20,7 @@ from utils.training.progress import TrainProgress
 class RunPlan:
     """Run that is checked, and what the checks so far have found out about it."""
 
-    config: EasyDict
+    config: Config
     local_processes: int  # processes on this machine
     processes: int  # processes on all machines
     world: World  # of the doctor itself: one process

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from easydict import EasyDict
 from torch import nn
 from tqdm import tqdm
 
+from config.base import Config
 from utils.checkpoints.weights import list_backbones
 from utils.distillation.schedule import teacher_file_per_epoch
 from utils.distillation.teacher import Teacher, make_teacher
@@ -17,7 +17,7 @@ from utils.losses.arcface import ArcFace
 from utils.training.student import check_student, load_student_files
 
 
-def check_teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: RunPlan) -> Iterator[Check]:
+def check_teacher(build_backbone: Callable[[Config], nn.Module], plan: RunPlan) -> Iterator[Check]:
     """Loads the teacher's file of every epoch. build_backbone: backbones.build_backbone."""
     config = plan.config
     if not plan.distils:

@@ -9,9 +9,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Self
 
-from easydict import EasyDict
 from tqdm import tqdm
 
+from config.base import Config
 from utils.errors import UserError, ignore_broken_pipe, one_line
 from utils.filesystem import open_no_follow
 from utils.logs.tensorboard import Board
@@ -76,7 +76,7 @@ def init_logging(file: Path | None, prefix: str = "") -> None:
         log.addHandler(handler)
 
 
-def tensorboard_folder(config: EasyDict) -> Path:
+def tensorboard_folder(config: Config) -> Path:
     """Returns the folder for the TensorBoard files of a run, different for every config.output.
 
     For output/A/run in the project it is {log_dir}/A/run. For any other …/A/run it is {log_dir}/A/run-{hash}, with a
@@ -92,7 +92,7 @@ def tensorboard_folder(config: EasyDict) -> Path:
 class RunLog:
     """Log lines, TensorBoard points and progress bar of a training run. Does nothing on ranks other than 0."""
 
-    def __init__(self, config: EasyDict, step: int, total_steps: int, images_per_step: int, is_main: bool) -> None:
+    def __init__(self, config: Config, step: int, total_steps: int, images_per_step: int, is_main: bool) -> None:
         """Opens the progress bar and the TensorBoard file.
 
         step: the step from which the run starts or resumes. TensorBoard hides points of later steps, which come from

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from easydict import EasyDict
 from torch import Tensor
 
+from config.base import Config
 from utils.losses.header import Header
 from utils.losses.margin import Margin
 
@@ -31,7 +31,7 @@ class ArcFaceMargin(Margin):
         return torch.where(cosine > -math.cos(self.m), shifted, continuation)
 
 
-def arcface(config: EasyDict) -> Margin:
+def arcface(config: Config) -> Margin:
     """Returns the margin of the config: the entry of the table LOSSES in utils/registry.py."""
     return ArcFaceMargin(config.m)
 

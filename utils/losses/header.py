@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.margin import Margin, embedding_norms
 from utils.losses.partial_fc import ShardedHeader
@@ -42,12 +42,12 @@ class Header(nn.Module):
             return cosine.scatter(1, labels[:, None], self.margin(target, norms)) * self.s
 
 
-def make_margin(config: EasyDict) -> Margin:
+def make_margin(config: Config) -> Margin:
     """Returns the margin of config.loss."""
     return load_entry(LOSSES[config.loss])(config)
 
 
-def make_header(config: EasyDict, num_classes: int, world: World) -> nn.Module:
+def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     """Returns the config's header on the device of this rank.
 
     With head=whole each rank holds the header and DDP averages its gradient. With head=sharded each rank holds its

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import numpy as np
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import Loader
 from utils.datasets.transforms import hflip, normalise
@@ -41,7 +41,7 @@ LOADER_FAILED, DATA_FAILED = 254, 255
 def train(
     task: Task,
     loader: Loader,
-    config: EasyDict,
+    config: Config,
     world: World,
     verify: Verify | None = None,
     resume_point: ResumePoint = FROM_SCRATCH,
@@ -115,7 +115,7 @@ def train(
     return progress.step
 
 
-def _batches(loader: Loader, progress: TrainProgress, config: EasyDict, world: World) -> Iterator[HostBatch]:
+def _batches(loader: Loader, progress: TrainProgress, config: Config, world: World) -> Iterator[HostBatch]:
     """Yields the remaining batches of the current epoch on the host.
 
     Collective for the first batch: a UserError of any rank while it is read ends all ranks.
@@ -140,7 +140,7 @@ def _device_batch(host_batch: HostBatch, task: Task, generator: torch.Generator,
     return Batch(images, to_device_async(host_batch.labels, world.device), host_batch.indices, flipped)
 
 
-def _augmentation_rng(config: EasyDict, progress: TrainProgress, world: World) -> torch.Generator:
+def _augmentation_rng(config: Config, progress: TrainProgress, world: World) -> torch.Generator:
     """Returns the RNG for augmentation, seeded by (seed, rank, step), so that a resumed run draws the same values.
 
     It is on the CPU, so that its values are the same for any device and the flip flags are known without waiting.
@@ -161,7 +161,7 @@ def _failure_code(failed_loader: Loader) -> int:
 
 
 def _stop_run(
-    signal: int, failed_loader: Loader | None, saver: RunSaver, progress: TrainProgress, config: EasyDict
+    signal: int, failed_loader: Loader | None, saver: RunSaver, progress: TrainProgress, config: Config
 ) -> None:
     """Ends the run after a checkpoint, because of a signal or a failed loader. Collective: call on all ranks.
 
@@ -176,7 +176,7 @@ def _stop_run(
         raise SystemExit(128 + signal)
 
 
-def _raise_data_failure(code: int, failed_loader: Loader | None, config: EasyDict) -> NoReturn:
+def _raise_data_failure(code: int, failed_loader: Loader | None, config: Config) -> NoReturn:
     """Raises the loader's failure on the rank where it happened.
 
     Raises RetryableError on the others if another attempt may succeed, else SystemExit.
@@ -189,6 +189,6 @@ def _raise_data_failure(code: int, failed_loader: Loader | None, config: EasyDic
     raise SystemExit(2)
 
 
-def _log_data_failure(config: EasyDict) -> None:
+def _log_data_failure(config: Config) -> None:
     """Logs that the run ends because images cannot be read, and how to resume it."""
     log.warning(f"The run ends because the next images cannot be read; once they can, {resume_hint(config)}")

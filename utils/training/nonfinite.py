@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.distributed.collectives import all_gather_rows, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
@@ -36,9 +36,9 @@ class NonFiniteGuard:
     """
 
     def __init__(
-        self, backbone: nn.Module, optimizer: torch.optim.Optimizer, keys: np.ndarray, config: EasyDict, world: World
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, keys: np.ndarray, config: Config, world: World
     ) -> None:
-        """keys: record keys of the training images, by dataset index."""
+        """network: has the running statistics to protect. keys: record keys of the images, by dataset index."""
         self.optimizer = optimizer
         self.world = world
         self.config = config
@@ -46,7 +46,7 @@ class NonFiniteGuard:
         self.total = 0  # non-finite steps of the whole run
         self.in_a_row: dict[int, list[int]] = {}  # the latest non-finite steps, with the image keys of all ranks
         self._pending: list[tuple[int, Tensor, Tensor]] = []  # since the last flush: step, indices, non-finite flag
-        self._buffers = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
+        self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._saved_buffers = torch.empty(0)
 
     def save_buffers(self) -> None:

@@ -2,27 +2,28 @@
 
 import numpy as np
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.distributed.process_group import World, autocast
 from utils.training.learning_rate import learning_rate
 from utils.training.nonfinite import NonFiniteGuard
-from utils.training.optimizers import make_optimizer
+from utils.training.optimizers import can_skip_on_device, make_optimizer
 from utils.training.task import Batch, Task
 
 
 class OptimizerStep:
     """Updates the trainable parameters of backbone and header; each call is one step."""
 
-    def __init__(self, task: Task, keys: np.ndarray, config: EasyDict, world: World) -> None:
+    def __init__(self, task: Task, keys: np.ndarray, config: Config, world: World) -> None:
         """keys: record keys of the training images, by dataset index."""
         self.task = task
         self.config = config
         self.world = world
         self.optimizer = make_optimizer(task, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-        self.nonfinite = NonFiniteGuard(task.backbone, self.optimizer, keys, config, world)
+        networks = nn.ModuleList([task.backbone, task.header])
+        self.nonfinite = NonFiniteGuard(networks, self.optimizer, keys, config, world)
         self._one = torch.ones((), device=world.device)  # scaled to read the loss scale on the device
 
     def set_learning_rate(self, epoch: int) -> float:
@@ -49,13 +50,20 @@ class OptimizerStep:
         grad_norm = _clip_gradient(self.task.backbone, self.config.clip_norm) + _gradient_norm(self.task.header)
         loss_scale = self.scaler.scale(self._one)
         nonfinite = self.nonfinite.is_nonfinite(step, values, grad_norm, loss_scale, batch.indices)
-        if not self.scaler.is_enabled():
-            # The fused optimizer step does nothing if found_inf is 1.
-            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self._update_weights(nonfinite)
         self.optimizer.zero_grad(set_to_none=True)
         return losses, nonfinite
+
+    def _update_weights(self, nonfinite: Tensor) -> None:
+        """Takes the optimizer's step unless the step is non-finite."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif can_skip_on_device(self.optimizer):
+            self.optimizer.found_inf = nonfinite.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not nonfinite.item():
+            self.optimizer.step()
 
 
 def _clip_gradient(backbone: nn.Module, max_norm: float) -> Tensor:

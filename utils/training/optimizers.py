@@ -1,20 +1,18 @@
-"""Optimizers by the name in config.optimizer. A new one is a function here and a line in OPTIMIZERS."""
-
-from collections.abc import Callable
-from typing import NamedTuple
+"""The optimizers of the table OPTIMIZERS in utils/registry.py, and what every optimizer needs to be resumed."""
 
 import torch
-from easydict import EasyDict
 from torch import nn
 
+from config.base import Config
+from utils.registry import OPTIMIZERS, load_entry
 from utils.training.task import Task
 
-# Each function returns an optimizer of these parameters with its state filled, as before the first step: the state is
-# restored in place, and a first step that overflows in fp16 leaves unfilled state uninitialised (SGD of torch 2.13).
-# Each is fused: it then reads found_inf on the device, so that the host does not wait for it.
+# Both fill their state, as before the first step: a first step that overflows in fp16 leaves unfilled state
+# uninitialised (SGD of torch 2.13). Both are fused: they then skip a step on the device, and the host does not wait.
 
 
-def _sgd(parameters: list[nn.Parameter], config: EasyDict) -> torch.optim.Optimizer:
+def sgd(parameters: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """Returns SGD with momentum, as published."""
     optimizer = torch.optim.SGD(
         parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
     )
@@ -23,7 +21,8 @@ def _sgd(parameters: list[nn.Parameter], config: EasyDict) -> torch.optim.Optimi
     return optimizer
 
 
-def _adamw(parameters: list[nn.Parameter], config: EasyDict) -> torch.optim.Optimizer:
+def adamw(parameters: list[nn.Parameter], config: Config) -> torch.optim.Optimizer:
+    """Returns AdamW."""
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     for parameter in parameters:
         optimizer.state[parameter] = {
@@ -34,17 +33,31 @@ def _adamw(parameters: list[nn.Parameter], config: EasyDict) -> torch.optim.Opti
     return optimizer
 
 
-class OptimizerKind(NamedTuple):
-    """How to make an optimizer, and how much memory its state needs."""
-
-    make: Callable[[list[nn.Parameter], EasyDict], torch.optim.Optimizer]
-    buffers: int  # state tensors of the size of a parameter
-
-
-OPTIMIZERS = {"sgd": OptimizerKind(_sgd, buffers=1), "adamw": OptimizerKind(_adamw, buffers=2)}
-
-
-def make_optimizer(task: Task, config: EasyDict) -> torch.optim.Optimizer:
+def make_optimizer(task: Task, config: Config) -> torch.optim.Optimizer:
     """Returns config.optimizer over the trainable parameters of backbone and header."""
     parameters = [p for module in (task.backbone, task.header) for p in module.parameters() if p.requires_grad]
-    return OPTIMIZERS[config.optimizer].make(parameters, config)
+    return load_entry(OPTIMIZERS[config.optimizer])(parameters, config)
+
+
+def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step does nothing where its attribute `found_inf` is 1, as that of torch's fused optimizers."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))  # the attribute that GradScaler reads
+
+
+def fill_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Creates the state of parameters that have none, which most optimizers do in their first step, to be loaded into.
+
+    It takes a step with gradients of 0 and a learning rate of 0, so that the weights keep their values.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if all(optimizer.state.get(parameter) for parameter in parameters):
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from easydict import EasyDict
-
+from config.base import Config
 from utils.datasets.sampler import BatchSampler
 from utils.training.step_ranges import StepRanges
 
@@ -26,7 +25,7 @@ class TrainProgress:
         """Index of the current epoch, counted from 0."""
         return len(self.epoch_end_steps)
 
-    def is_finished(self, config: EasyDict) -> bool:
+    def is_finished(self, config: Config) -> bool:
         """Returns whether the run has reached config.max_steps or, if that is 0, config.num_epoch."""
         return self.step >= config.max_steps if config.max_steps else self.epoch >= config.num_epoch
 
@@ -43,7 +42,7 @@ INITIAL_PROGRESS = TrainProgress()
 
 
 def compute_epoch_end_steps(
-    config: EasyDict, sampler: BatchSampler, progress: TrainProgress = INITIAL_PROGRESS
+    config: Config, sampler: BatchSampler, progress: TrainProgress = INITIAL_PROGRESS
 ) -> Sequence[int]:
     """Returns the global step at the end of each epoch of the whole run, finished and future; the last may be partial.
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from easydict import EasyDict
-
+from config.base import Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import Loader
@@ -38,7 +37,7 @@ class ResumePoint:
     export_folder: Path | None = None  # folder with the exported weights of progress.step
 
 
-def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, world: World) -> ResumePoint:
+def resolve_resume(config: Config, task_type: type[Task], loader: Loader, world: World) -> ResumePoint:
     """Decides how the run of config.output starts, the same on all ranks, and logs it. Collective: call on all ranks.
 
     It resumes from checkpoint.pth if there is one. With resume=1 and a global_step it resumes from the exported weights
@@ -68,7 +67,7 @@ def resolve_resume(config: EasyDict, task_type: type[Task], loader: Loader, worl
     return ResumePoint(_progress_of_global_step(config, len(loader), world), export_folder=Path(config.output))
 
 
-def _progress_of_global_step(config: EasyDict, steps_per_epoch: int, world: World) -> TrainProgress:
+def _progress_of_global_step(config: Config, steps_per_epoch: int, world: World) -> TrainProgress:
     """Returns the progress at config.global_step, computed from the number of steps per epoch; logs it on rank 0."""
     epoch, step = divmod(config.global_step, steps_per_epoch)
     epoch_end_steps = StepRanges(range(steps_per_epoch, config.global_step + 1, steps_per_epoch))
@@ -87,7 +86,7 @@ def _progress_of_global_step(config: EasyDict, steps_per_epoch: int, world: Worl
 
 
 def _select_checkpoint(
-    config: EasyDict, task_type: type[Task], loader: Loader, world: World, restarted_run_ids: list[str]
+    config: Config, task_type: type[Task], loader: Loader, world: World, restarted_run_ids: list[str]
 ) -> dict[str, Any] | None:
     """Returns the content of the checkpoint to resume from, or None. Called on rank 0 only.
 
@@ -121,7 +120,7 @@ def _select_checkpoint(
     return state
 
 
-def already_finished_message(config: EasyDict) -> str:
+def already_finished_message(config: Config) -> str:
     """Returns the log line for a run that has no steps left."""
     return f"Nothing to do: the run in {config.output} is finished; name another output, or {START_OVER_HINT}"
 
@@ -160,7 +159,7 @@ def exported_files(folder: Path, suffixes: Sequence[str], after: int = -1) -> li
     return sorted(path for match, path in matches if match and int(match[1]) > after)
 
 
-def _require_exported_files(config: EasyDict, suffixes: Sequence[str]) -> None:
+def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
     """Raises UserError unless all files of config.global_step exist in config.output."""
     folder = Path(config.output)
     for suffix in suffixes:
@@ -173,7 +172,7 @@ def _require_exported_files(config: EasyDict, suffixes: Sequence[str]) -> None:
             )
 
 
-def _check_compatible(state: dict[str, Any], config: EasyDict, task_type: type[Task], loader: Loader) -> None:
+def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: Loader) -> None:
     """Raises UserError unless the checkpoint has this kind of task, number of images, seed and optimizer."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
@@ -201,7 +200,7 @@ def _check_compatible(state: dict[str, Any], config: EasyDict, task_type: type[T
         )
 
 
-def _log_resume(state: dict[str, Any], config: EasyDict, loader: Loader, world: World) -> None:
+def _log_resume(state: dict[str, Any], config: Config, loader: Loader, world: World) -> None:
     """Logs the step at which the run resumes, and what has changed since: config, data and number of processes."""
     progress = progress_from_checkpoint(state)
     log.info(
@@ -226,8 +225,8 @@ def _log_resume(state: dict[str, Any], config: EasyDict, loader: Loader, world: 
         )
 
 
-def config_values(config: EasyDict) -> dict[str, Any]:
+def config_values(config: Config) -> dict[str, Any]:
     """Returns the config as plain JSON values; lr_func becomes the list of its values, one per epoch."""
-    fields = {name: value for name, value in config.items() if not callable(value)}
-    fields["lr_func"] = [config.lr_func(epoch) for epoch in range(config.num_epoch)]
+    fields = {name: value for name, value in config.to_dict().items() if not callable(value)}
+    fields["lr_func"] = [config.lr_factor(epoch) for epoch in range(config.num_epoch)]
     return json.loads(json.dumps(fields, default=str))

@@ -3,8 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from easydict import EasyDict
-
+from config.base import Config
 from utils.checkpoints.async_writer import AsyncFileWriter, WriteJobs
 from utils.checkpoints.run_file import CHECKPOINT_FILE, first_nonfinite_entry, write_checkpoint
 from utils.checkpoints.state_dicts import first_nonfinite
@@ -24,7 +23,7 @@ class RunSaver:
     Every method is collective: call on all ranks. Each raises UserError if what it should save is not finite.
     """
 
-    def __init__(self, state: TrainingState, nonfinite: NonFiniteGuard, config: EasyDict) -> None:
+    def __init__(self, state: TrainingState, nonfinite: NonFiniteGuard, config: Config) -> None:
         self.state = state
         self.nonfinite = nonfinite
         self.config = config
@@ -59,7 +58,7 @@ class RunSaver:
         return True
 
 
-def export_jobs(task: Task, step: int, config: EasyDict, world: World) -> WriteJobs:
+def export_jobs(task: Task, step: int, config: Config, world: World) -> WriteJobs:
     """Copies the weights that the task exports and returns the jobs that write their files; {} except on rank 0.
 
     Collective: call on all ranks. Raises UserError if a weight is not finite.
@@ -82,7 +81,7 @@ def export_jobs(task: Task, step: int, config: EasyDict, world: World) -> WriteJ
     return jobs | {last_name: write_last_and_log}
 
 
-def _checkpoint_jobs(state: TrainingState, progress: TrainProgress, config: EasyDict) -> WriteJobs:
+def _checkpoint_jobs(state: TrainingState, progress: TrainProgress, config: Config) -> WriteJobs:
     """Copies the training state and returns the job that writes checkpoint.pth; {} except on rank 0.
 
     Collective: call on all ranks. Raises UserError if the state is not finite.

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from utils.distributed.exit_status import record_exit_status
 from utils.distributed.process_group import World, init_distributed
 from utils.distributed.run_lock import lock_output_dir
@@ -15,7 +15,7 @@ from utils.logs.run_log import init_logging
 
 
 @contextmanager
-def training_session(config: EasyDict, log_file: str, prefix: str) -> Iterator[World]:
+def training_session(config: Config, log_file: str, prefix: str) -> Iterator[World]:
     """Sets up a run in the folder config.output: process group, lock, exit status, log file and random seed.
 
     Collective: call on all ranks. log_file: file name in that folder. prefix: start of each log line. Yields this

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, FORMAT_VERSION
 from utils.checkpoints.state_dicts import check_state_dict
 from utils.checkpoints.weights import (
@@ -26,6 +26,7 @@ from utils.logs.meters import MeanMeter
 from utils.losses.column_shards import gather_columns, scatter_columns
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 from utils.training.optimizer_step import OptimizerStep
+from utils.training.optimizers import fill_optimizer_state
 from utils.training.progress import TrainProgress
 from utils.training.resume import ResumePoint, config_values
 from utils.training.task import Task
@@ -55,7 +56,7 @@ class TrainingState:
         optimizer_step: OptimizerStep,
         means: MeanMeter,
         loader: Loader,
-        config: EasyDict,
+        config: Config,
         world: World,
     ) -> None:
         """Holds references to the objects whose state it saves and restores. Collective: call on all ranks."""
@@ -116,6 +117,8 @@ class TrainingState:
 
         Collective: call on all ranks. Raises UserError if they do not fit this run.
         """
+        if resume_point.state:
+            fill_optimizer_state(self.optimizer)
         if resume_point.export_folder:
             self._load_exported_weights(resume_point)
         elif resume_point.state:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, unwrap_ddp
@@ -15,7 +15,7 @@ from utils.logs.run_log import log
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 
 
-def check_student(config: EasyDict) -> None:
+def check_student(config: Config) -> None:
     """Raises UserError if student_pth is in config.output, where the run would archive it as an earlier run's file."""
     path = Path(config.student_pth)
     folder = path.parent if exists_as_non_folder(path) else path
@@ -26,7 +26,7 @@ def check_student(config: EasyDict) -> None:
         )
 
 
-def load_student(config: EasyDict, backbone: nn.Module, header: nn.Module, world: World) -> None:
+def load_student(config: Config, backbone: nn.Module, header: nn.Module, world: World) -> None:
     """Loads the initial weights that the config names and logs their path. Collective: call on all ranks.
 
     The header keeps its random initialisation unless config.student_header is set. Raises UserError as
@@ -36,7 +36,7 @@ def load_student(config: EasyDict, backbone: nn.Module, header: nn.Module, world
     log.info(f"Starts from the weights in {path}, with {'their' if config.student_header else 'a new'} header")
 
 
-def load_student_files(config: EasyDict, backbone: nn.Module, header: nn.Module | None, world: World) -> Path:
+def load_student_files(config: Config, backbone: nn.Module, header: nn.Module | None, world: World) -> Path:
     """Loads {student_global_step}backbone.pth, and the header's file if a header is given; returns the backbone path.
 
     Collective: call on all ranks. Raises UserError if a file is missing or belongs to another network, or if the header

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from easydict import EasyDict
 from torch import Tensor, nn
 
+from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.shared_loader import Loader
 from utils.distributed.process_group import World, unwrap_ddp
@@ -27,7 +27,7 @@ class Batch:
 class TaskInputs:
     """Arguments of a task factory."""
 
-    config: EasyDict
+    config: Config
     world: World
     dataset: ImageDataset
     backbone: nn.Module  # on the device, not wrapped in DDP

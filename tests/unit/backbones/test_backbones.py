@@ -13,7 +13,6 @@ from config import load_config, shipped_configs
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN, ROOT
 from utils.flops import count_operations
-from utils.registry import BACKBONES, OPERATIONS
 
 SHAPES = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
 VECTORS = np.load(GOLDEN / "models.npz")
@@ -100,13 +99,10 @@ def test_parameters_and_flops(config, parameters, mflops, millions_of_multiply_a
     assert cost.multiply_adds / 1e6 == pytest.approx(millions_of_multiply_adds, abs=0.051)
 
 
-def test_every_shipped_config_and_known_name_builds():
+def test_every_shipped_config_builds():
     for path in shipped_configs():
         config = load_config(path)
         assert build_backbone(config)(torch.zeros(2, 3, 112, 112)).shape == (2, config.embedding_size)
-    for name in BACKBONES:
-        config = load_config(ROOT / "config" / "config_demo.py", [f"net_name={name}"])
-        assert isinstance(build_backbone(config), nn.Module)
 
 
 def test_an_embedding_of_512_widens_the_tail():
@@ -118,10 +114,3 @@ def test_average_pool_does_not_count_pads():
     pool = build_operation("avg_pool_3x3", 1, 1).eval()
     ones = torch.ones(1, 1, 4, 4)
     torch.testing.assert_close(pool.pool(ones), ones)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_every_operation_keeps_channels_and_divides_resolution(stride):
-    for name in OPERATIONS:
-        out = build_operation(name, 6, stride)(torch.randn(2, 6, 8, 8))
-        assert out.shape == (2, 6, 8 // stride, 8 // stride), name

@@ -401,7 +401,7 @@ def test_no_part_of_a_sample_is_one_image(sample, batch_size):
 
 
 def test_the_learning_rate_does_not_rise_again():
-    factor = load_config(DEFAULT_CONFIG, ["num_epoch=10"]).lr_func
+    factor = load_config(DEFAULT_CONFIG, ["num_epoch=10"]).lr_factor
     factors = [factor(epoch) for epoch in range(20)]
     assert factors[0] == 1 and factors == sorted(factors, reverse=True)
     assert factors[10:] == pytest.approx([0.04] * 10)

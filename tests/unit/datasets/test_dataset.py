@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 
 from config import require_data
+from config.base import Config
 from NAS.data import open_search_data
 from tests.helpers.commands import run_command
 from tests.helpers.faces import draw_face, encode_image, write_data
@@ -276,7 +276,7 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
 
 def test_the_record_file_in_place_of_its_folder(tiny_data):
     with pytest.raises(UserError, match=rf"train\.rec' is a file; name its folder: rec={tiny_data}"):
-        require_data(EasyDict(rec=str(tiny_data / "train.rec")))
+        require_data(Config(rec=str(tiny_data / "train.rec")))
 
 
 def test_records_without_an_index_say_how_to_make_it(tmp_path):
@@ -394,17 +394,8 @@ def test_labels_that_are_no_class_are_refused_before_training(tmp_path, label):
         dataset.check_labels(4)
 
 
-def config_for(folder, **fields) -> EasyDict:
-    plain = {
-        "rec": str(folder),
-        "data_source": "recordio",
-        "num_classes": 0,
-        "num_image": 0,
-        "batch_size": 8,
-        "workers": 0,
-        "seed": 0,
-    }
-    return EasyDict({**plain, "data_source": "recordio", "on_bad_image": "error", "timeout": 0, **fields})
+def config_for(folder, **fields) -> Config:
+    return Config(**{"rec": str(folder), "batch_size": 8, "workers": 0, "timeout": 0, **fields})
 
 
 def test_counts_come_from_the_files_and_are_checked(tiny_data):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from easydict import EasyDict
 
 from backbones import build_backbone
 from config import load_config
+from config.base import Config
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
 from utils.distillation.schedule import (
@@ -35,7 +35,7 @@ CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0"]
 
 
-def config_of(*overrides) -> EasyDict:
+def config_of(*overrides) -> Config:
     return load_config(ROOT / "config" / "config_demo.py", [*SMALL, *overrides])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from eval.inference.embedding import embed
 from eval.inputs.bins import load_bin
 from eval.inputs.folder_pairs import make_pairs
@@ -394,7 +394,7 @@ def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
     for place in (5, 2):
         own_photos.paths[place].write_bytes(encode_image(large, ".png"))
     with caplog.at_level(logging.WARNING, "pocketnet"):
-        (held,) = load_verification_sets(EasyDict(), own_photos, ALONE)
+        (held,) = load_verification_sets(Config(), own_photos, ALONE)
     assert held.images.shape == (9, 112, 112, 3) and held.images.dtype == np.uint8
     (message,) = [text for text in caplog.messages if "112×112" in text]
     assert held.resized == (2, 5) and held.warning.startswith("2 photos were not 112×112 and were resized")
@@ -403,7 +403,7 @@ def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
     caplog.clear()
     own_photos.paths[5].write_bytes(encode_image(draw_face(1, rng)))
     own_photos.paths[2].write_bytes(encode_image(draw_face(1, rng)))
-    (held,) = load_verification_sets(EasyDict(), own_photos, ALONE)
+    (held,) = load_verification_sets(Config(), own_photos, ALONE)
     assert not caplog.records and held.warning == ""
 
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from eval.inputs.bins import decode_images
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
@@ -250,7 +250,7 @@ def test_what_is_left_out_of_a_folder_is_named_by_kind(people, log_capture):
     assert note.startswith(f"{people}: 6 files left out: 2 .txt, ") and "1 .heic" in note
     assert "1 without a suffix" in note and "1 folders in a person's folder" in note
     assert "1 .md outside the people's folders" in note and "HEIC is not supported: convert the photos to JPEG" in note
-    load_verification_sets(EasyDict(), pairs, ALONE)
+    load_verification_sets(Config(), pairs, ALONE)
     assert note in log_capture.text
 
 
@@ -310,7 +310,7 @@ def test_pairs_that_measure_nothing_are_counted(people, log_capture):
     pairs = [(photos[i % 3], photos[3 + i // 3], False) for i in range(9)]
     pairs += [(photos[0], photos[0], True), (photos[0], copy, True), (photos[1], photos[2], True)]
     pairs += [(photos[2], photos[1], True), (photos[3], photos[0], True)]
-    load_verification_sets(EasyDict(), PhotoPairs.from_pairs("own", pairs), ALONE)
+    load_verification_sets(Config(), PhotoPairs.from_pairs("own", pairs), ALONE)
     assert (
         "own: 2 of 14 pairs compare an image with itself, for example pair 10: they measure nothing" in log_capture.text
     )
@@ -319,17 +319,17 @@ def test_pairs_that_measure_nothing_are_counted(people, log_capture):
 
 
 def test_a_sound_set_has_no_warning(people, log_capture):
-    load_verification_sets(EasyDict(), make_pairs(people, 60, 0), ALONE)
+    load_verification_sets(Config(), make_pairs(people, 60, 0), ALONE)
     assert log_capture.text == ""
 
 
 @pytest.fixture
-def config(tmp_path) -> EasyDict:
+def config(tmp_path) -> Config:
     """Two sets of one name in two folders."""
     for folder, pairs in (("a", 20), ("b", 24)):
         write_data(tmp_path / folder, pairs=pairs)
         (tmp_path / folder / "tiny.bin").rename(tmp_path / folder / "lfw.bin")
-    return EasyDict(rec=str(tmp_path))
+    return Config(rec=str(tmp_path))
 
 
 def test_sets_of_the_same_name_in_two_folders_are_told_apart(config):

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from easydict import EasyDict
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 from torch import nn
 
 from backbones import build_backbone
 from config import load_config, shipped_configs
+from config.base import Config
 from eval.folders import unique_folder_name
 from eval.inference.embedding import TorchRuntime, embed, make_runtime
 from eval.inference.openvino import OpenVinoRuntime, is_installed
@@ -310,7 +310,7 @@ def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
     direct, flipped, pairs, issame = CASES["few"]
     images = np.arange(300).astype(np.uint8)[:, None, None, None] * np.ones((1, 112, 112, 3), np.uint8)
     sets = [VerificationSet(name, images, pairs, issame) for name in ("one", "other")]
-    scorer = Scorer(EasyDict(eval_batch=100), CPU, sets)
+    scorer = Scorer(Config(eval_batch=100), CPU, sets)
     assert scorer.n_images == 600
 
     class Fixed:
@@ -332,7 +332,7 @@ def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
 # ------------------------------------------------------------------------------------------------------------ reports
 
 
-def config_of(name: str, *overrides: str) -> EasyDict:
+def config_of(name: str, *overrides: str) -> Config:
     return load_config(ROOT / "config" / f"config_{name}.py", overrides)
 
 
@@ -342,7 +342,7 @@ def results(scores) -> Results:
     return {"0": {"lfw": scores["hard"], "own": scores["few"]}, "40": {"lfw": scores["easy"], "own": scores["tied"]}}
 
 
-def report_of(folder: Path, results: Results, config: EasyDict | None = None, weights: Path | None = None) -> Report:
+def report_of(folder: Path, results: Results, config: Config | None = None, weights: Path | None = None) -> Report:
     """A report on checkpoints that lie in the folder `weights` (default: the same), which a run wrote."""
     weights = weights or folder
     names = dict.fromkeys(name for sets in results.values() for name in sets)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from easydict import EasyDict
 
+from config.base import Config
 from tests.helpers.published_files import assert_same_weights, read_weights_files
 from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_sharded, train_small
 from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, read_checkpoint, write_checkpoint
@@ -106,7 +106,7 @@ def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config.max_steps = 0
     config.num_epoch = 10**9
     assert compute_epoch_end_steps(config, EpochSampler(40, 8))[-1] == 5 * 10**9
-    config.update(teacher_pth=str(tmp_path), max_steps=10**9)
+    config.teacher_pth, config.max_steps = str(tmp_path), 10**9
     with pytest.raises(UserError, match="config max_steps: 200,000,000 epochs are too many"):
         teacher_file_per_epoch(config, compute_epoch_end_steps(config, EpochSampler(40, 8)))
 
@@ -508,13 +508,13 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
     ],
 )
 def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
-    config = EasyDict(timeout=1800, resume="auto")
+    config = Config(timeout=1800, resume="auto")
     with pytest.raises(UserError if told_as else RuntimeError, match=told_as), translate_runtime_errors(config):
         raise RuntimeError(text)
 
 
 def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
-    config = EasyDict(timeout=1800, resume="0")
+    config = Config(timeout=1800, resume="0")
     with (
         pytest.raises(UserError, match="the same command, without --resume 0, resumes"),
         translate_runtime_errors(config),
