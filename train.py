@@ -20,6 +20,7 @@ from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.restart import restartable
 from utils.errors import run_cli
 from utils.logs.run_log import log
 from utils.losses.arcface import ArcFace
@@ -106,4 +107,4 @@ def evaluation_command(config: EasyDict) -> str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(restartable(main))

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.distributed as dist
 
-from utils.distributed.process_group import World, launcher_folder
+from utils.distributed.process_group import World
+from utils.distributed.restart import pop_checkpoint_request
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
 from utils.errors import ignore_broken_pipe
-
-CHECKPOINT_REQUEST_FILE = "save"  # in the launcher's folder; its presence requests a checkpoint
 
 
 class Requests(NamedTuple):
@@ -39,8 +38,6 @@ class GracefulShutdown:
         self._group: Any = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
-        folder = launcher_folder()
-        self._save_file = folder / CHECKPOINT_REQUEST_FILE if folder else None
         self._requests = torch.zeros(len(Requests()), dtype=torch.int32)
         self._pending: Any = None
         self._old_handlers: dict[int, Any] = {}
@@ -92,12 +89,6 @@ class GracefulShutdown:
         return agreed
 
     def _pop_save_request(self) -> bool:
-        """Returns whether a signal or the launcher's file has requested a checkpoint since the last call."""
+        """Returns whether a signal or the launcher has requested a checkpoint since the last call."""
         save, self.save = self.save, False
-        if self._save_file:
-            try:
-                self._save_file.unlink()  # succeeds on one rank only
-                return True
-            except FileNotFoundError:
-                pass
-        return save
+        return pop_checkpoint_request() or save
