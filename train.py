@@ -18,6 +18,7 @@ from eval.scoring import Scorer
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import to_device, wrap_ddp
+from utils.distributed.restart import restartable
 from utils.errors import run_cli
 from utils.logs.run_log import log
 from utils.losses.header import make_header
@@ -89,4 +90,4 @@ def evaluation_command(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(restartable(main))

@@ -14,6 +14,7 @@ from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, ope
 from utils.distillation.task import DistillTask
 from utils.distributed.collectives import main_process_first
 from utils.distributed.process_group import wrap_ddp
+from utils.distributed.restart import restartable
 from utils.errors import run_cli
 from utils.training.task import Task, TaskInputs
 
@@ -39,4 +40,4 @@ def make_distillation_task(inputs: TaskInputs) -> Task:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(restartable(main))

@@ -38,6 +38,7 @@ from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import training_loader
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.restart import restartable
 from utils.errors import UserError, run_cli
 from utils.logs.run_log import log
 from utils.training.engine import train
@@ -117,4 +118,4 @@ def sample_halves(data: ImageDataset, halves: Halves, config: Config) -> dict[st
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(restartable(main))

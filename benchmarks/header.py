@@ -24,9 +24,16 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from utils.distributed.collectives import all_reduce_mean
-from utils.distributed.process_group import LOOPBACK_ENVIRONMENT, World, init_distributed, to_device, wrap_ddp
+from utils.distributed.process_group import (
+    LAUNCHER_FOLDER_ENV,
+    LOOPBACK_ENVIRONMENT,
+    World,
+    init_distributed,
+    to_device,
+    wrap_ddp,
+)
 from utils.doctor.step_memory import header_tensor_bytes
-from utils.errors import EXIT_CODE_FILE_ENV, UserError, run_cli
+from utils.errors import UserError, run_cli
 from utils.losses.arcface import ArcFace, ArcFaceMargin
 from utils.losses.partial_fc import ShardedHeader
 
@@ -63,7 +70,7 @@ def measure(rank: int, variant: str, args: argparse.Namespace, folder: Path, res
     """Puts (images per second, bytes of memory), averaged over ranks, in the queue. Run in a process per rank."""
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": args.ranks, "GROUP_WORLD_SIZE": 1}
     os.environ.update({name: str(value) for name, value in variables.items()})
-    os.environ.update(LOOPBACK_ENVIRONMENT | {EXIT_CODE_FILE_ENV: str(folder / "code")})
+    os.environ.update(LOOPBACK_ENVIRONMENT | {LAUNCHER_FOLDER_ENV: str(folder)})
     torch.set_num_threads(1)
     with init_distributed() as world:
         step_seconds(variant, args, args.ranks, world)  # libraries allocate memory at their first use

@@ -7,12 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from pathlib import Path
 from typing import NoReturn, TextIO
-
-# Environment variable: path of the file in which a process leaves its exit code for utils/distributed/launch.py.
-# torchrun itself restarts a process after any exit code other than 0.
-EXIT_CODE_FILE_ENV = "POCKETNET_EXIT_CODE"
 
 
 class UserError(ValueError):
@@ -21,10 +16,6 @@ class UserError(ValueError):
     The message is one line that names the input, the problem, and the fix if there is one.
     Entry scripts print it without a traceback and exit with code 2.
     """
-
-
-class RetryableExit(SystemExit):
-    """Ends a process because another process raised a RetryableError. That process prints the error."""
 
 
 def one_line(text: object) -> str:
@@ -74,18 +65,12 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
 
     Exit codes: 0 on success; 2 with a one-line error for a UserError or a lack of memory; 130 for Ctrl-C.
     """
-    exit_code_file = Path(os.environ.get(EXIT_CODE_FILE_ENV, os.devnull))
-    if restart_count() and exit_code_file.is_file():  # bad input ended it before init_distributed, and would again
-        sys.exit(0)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     try:
         main()
     except UserError as error:
         print_error(error)
-        # Not with several machines: the others would wait for this one.
-        if not isinstance(error, RetryableError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
-            exit_code_file.write_text("2")
         sys.exit(2)
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
         if (problem := out_of_memory(error)) is None:
@@ -117,8 +102,3 @@ def ignore_broken_pipe(stream: TextIO) -> Iterator[None]:
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def restart_count() -> int:
-    """Returns how many times torchrun has restarted the processes of this machine."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))

@@ -44,13 +44,16 @@ def machines():
             ip("netns", "del", name)
 
 
-def on_both(machines, *command: str, **environment: str) -> list[RunningCommand]:
-    """The command on both machines, as docs/multi_node.md has it."""
+def on_both(machines, *command: str, on_second: tuple[str, ...] = (), **environment: str) -> list[RunningCommand]:
+    """The command on both machines, as docs/multi_node.md has it, with further arguments on the second."""
     meet = {"NNODES": "2", "NPROC": "2", "MASTER_ADDR": ADDRESSES[0], **environment}
     return [
-        RunningCommand("ip", "netns", "exec", name, *command, NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet)
+        RunningCommand(
+            "ip", "netns", "exec", name, *command, *(on_second if i else ()),
+            NODE_RANK=str(i), GLOO_SOCKET_IFNAME=f"link{i}", **meet,
+        )
         for i, name in enumerate(machines)
-    ]
+    ]  # fmt: skip
 
 
 def test_two_machines_of_two_processes_train_as_one_of_four(machines, tiny_data, tmp_path):
@@ -71,6 +74,15 @@ def test_what_no_new_start_mends_ends_both_machines(machines, damaged_data, tmp_
     assert [run.end() for run in runs] == [2, 2], runs[0].output + runs[1].output
     log_capture = runs[0].output + runs[1].output
     assert log_capture.count("not a readable image") == 1 and "Resumes at step" not in log_capture
+
+
+def test_bad_input_that_one_machine_finds_before_the_processes_meet_ends_both(machines, tiny_data, tmp_path):
+    arguments = run_arguments(tiny_data, tmp_path / "two")
+    student = (f"student_pth={tmp_path / 'two'}",)
+    runs = on_both(machines, "./train.sh", *arguments, on_second=student, MAX_RESTARTS="3")
+    assert [run.end() for run in runs] == [2, 2], runs[0].output + runs[1].output
+    assert runs[1].output.count("error: config student_pth: ") in (1, 2) and "\nerror: " not in runs[0].output
+    assert not (tmp_path / "two" / "checkpoint.pth").exists()
 
 
 def test_a_process_that_dies_on_one_machine_is_started_again_with_all(machines, tiny_data, tmp_path):

@@ -181,8 +181,8 @@ def test_a_hangup_in_a_stop_is_noted_unless_it_is_ignored():
     with GracefulShutdown(CPU, 10) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert stop.agreed_requests() == Requests(signal=signal.SIGHUP, save=True)
-        assert stop.agreed_requests(report=True) == Requests(signal=signal.SIGHUP, report=True)
+        assert stop.agreed_requests() == Requests(stop_signal=signal.SIGHUP, checkpoint=True)
+        assert stop.agreed_requests(log_line=True) == Requests(stop_signal=signal.SIGHUP, log_line=True)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with GracefulShutdown(CPU, 10) as stop:

@@ -11,9 +11,13 @@ import torch
 import torch.distributed as dist
 
 from utils.distributed.process_group import World
-from utils.errors import RetryableError, RetryableExit, UserError
+from utils.errors import RetryableError, UserError
 
 T = TypeVar("T")
+
+
+class RetryableExit(SystemExit):
+    """Ends a process because another rank raised a RetryableError, which that rank prints."""
 
 
 def broadcast_(tensors: Iterable[torch.Tensor], world: World) -> None:

@@ -2,9 +2,7 @@
 
     python -m utils.distributed.launch [OPTION …] SCRIPT …
 
-torchrun restarts processes after any failure. If a restart cannot help, as with bad input or a requested stop, the
-processes leave their exit code in a file. After the restart they find the file and exit with 0, which torchrun takes
-for the end of the run.
+`restart.py` describes what passes between the launcher, torchrun and the processes.
 """
 
 import logging
@@ -12,15 +10,14 @@ import os
 import signal
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from utils.distributed.process_group import LOOPBACK_ENVIRONMENT
-from utils.distributed.shutdown import CHECKPOINT_REQUEST_FILE
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT
+from utils.distributed.restart import read_exit_code, request_checkpoint
 from utils.distributed.signals import CHECKPOINT_SIGNALS, ignore_checkpoint_signals, is_ignored
-from utils.errors import EXIT_CODE_FILE_ENV, UserError
+from utils.errors import UserError
 
 
 def launch(arguments: list[str]) -> int:
@@ -41,11 +38,10 @@ def launch(arguments: list[str]) -> int:
     os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(handled)  # torchrun's --signals-to-handle, which older versions lack
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        exit_code_file = folder / "code"
-        os.environ[EXIT_CODE_FILE_ENV] = str(exit_code_file)
+        os.environ[LAUNCHER_FOLDER_ENV] = name
         for number in CHECKPOINT_SIGNALS:
             if not is_ignored(number):  # passed on as a file: the signal could end processes that are starting
-                signal.signal(number, lambda *_: _request_checkpoint(folder))
+                signal.signal(number, lambda *_: request_checkpoint(folder))
         if arguments[0] == "--standalone":
             arguments = [*_loopback_rendezvous(folder / "rendezvous"), *arguments[1:]]
         try:
@@ -58,13 +54,7 @@ def launch(arguments: list[str]) -> int:
                 print(error, file=sys.stderr)
                 return 128 - failure.exitcode
             return failure.exitcode
-        return int(exit_code_file.read_text()) if exit_code_file.is_file() else 0
-
-
-def _request_checkpoint(folder: Path) -> None:
-    """Creates the file that requests a checkpoint from the run."""
-    with suppress(FileNotFoundError):  # the run has ended
-        (folder / CHECKPOINT_REQUEST_FILE).touch()
+        return read_exit_code(folder)
 
 
 def _loopback_rendezvous(file: Path) -> list[str]:

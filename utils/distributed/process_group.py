@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
-from utils.errors import EXIT_CODE_FILE_ENV, UserError, restart_count
+from utils.errors import UserError
 
+LAUNCHER_FOLDER_ENV = "POCKETNET_LAUNCHER_FOLDER"
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
 # Makes gloo and NCCL listen on the loopback address only. NCCL reads "=" as an exact match of the name.
 LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": _DEVICE, "NCCL_SOCKET_IFNAME": f"={_DEVICE}"}
@@ -57,7 +58,7 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
         _keep_freed_memory()
     if size > 1:
         limit, store = timedelta(seconds=timeout), None  # without a store, torch uses MASTER_ADDR
-        if (folder := launcher_folder()) and os.environ.get("GROUP_WORLD_SIZE") == "1":
+        if (folder := launcher_folder()) and is_one_machine():
             store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file needs no open port
             store.set_timeout(limit)
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
@@ -71,7 +72,17 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
 
 def launcher_folder() -> Path | None:
     """Returns the private folder that the launcher shares with its processes, or None without a launcher."""
-    return Path(os.environ[EXIT_CODE_FILE_ENV]).parent if EXIT_CODE_FILE_ENV in os.environ else None
+    return Path(os.environ[LAUNCHER_FOLDER_ENV]) if LAUNCHER_FOLDER_ENV in os.environ else None
+
+
+def restart_count() -> int:
+    """Returns how many times torchrun has restarted the processes of this machine."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def is_one_machine() -> bool:
+    """Returns whether torchrun runs all processes on this machine."""
+    return os.environ.get("GROUP_WORLD_SIZE") == "1"
 
 
 def _keep_freed_memory() -> None:

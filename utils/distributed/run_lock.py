@@ -9,8 +9,8 @@ from io import RawIOBase
 from pathlib import Path
 
 from utils.distributed.collectives import run_on_main
-from utils.distributed.process_group import World
-from utils.errors import RetryableError, UserError, restart_count
+from utils.distributed.process_group import World, restart_count
+from utils.errors import RetryableError, UserError
 from utils.filesystem import open_no_follow
 
 LOCK_FILE = ".lock"  # the file stays in the folder; the lock on it is released when its process ends

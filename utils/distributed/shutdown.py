@@ -9,19 +9,18 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.distributed as dist
 
-from utils.distributed.process_group import World, launcher_folder
+from utils.distributed.process_group import World
+from utils.distributed.restart import pop_checkpoint_request
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
 from utils.errors import ignore_broken_pipe
-
-CHECKPOINT_REQUEST_FILE = "save"  # in the launcher's folder; its presence requests a checkpoint
 
 
 class Requests(NamedTuple):
     """Requests to a run from any of its ranks. An all-reduce with MAX combines them."""
 
-    signal: int = 0  # 0, or the signal that ends the run, with a checkpoint
-    save: int = 0  # 1: write a checkpoint and continue
-    report: int = 0  # 1: write a log line
+    stop_signal: int = 0  # 0, or the signal that ends the run, with a checkpoint
+    checkpoint: int = 0  # 1: write a checkpoint and continue
+    log_line: int = 0  # 1: write a log line
 
 
 class GracefulShutdown:
@@ -33,14 +32,12 @@ class GracefulShutdown:
 
     def __init__(self, world: World, timeout: int) -> None:
         """timeout: seconds after which the all-reduce of requests fails."""
-        self.signal = 0  # the signal received that ends the run, or 0
-        self.save = False  # whether a signal requested a checkpoint
+        self.requested_signal = 0  # the signal received that ends the run, or 0
+        self.checkpoint_requested = False  # by a signal
         self._prints = world.is_main
         self._group: Any = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
-        folder = launcher_folder()
-        self._save_file = folder / CHECKPOINT_REQUEST_FILE if folder else None
         self._requests = torch.zeros(len(Requests()), dtype=torch.int32)
         self._pending: Any = None
         self._old_handlers: dict[int, Any] = {}
@@ -59,23 +56,23 @@ class GracefulShutdown:
     def _record(self, number: int, frame: FrameType | None) -> None:
         """Records a signal as a request: the handler of all signals."""
         if number in CHECKPOINT_SIGNALS:
-            self.save = True
+            self.checkpoint_requested = True
             return
-        self.signal = number
+        self.requested_signal = number
         if self._prints:
             with ignore_broken_pipe(sys.stderr):
                 print(f"{signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
         if number == signal.SIGINT:  # not SIGTERM: torchrun may send it again
             signal.signal(number, self._old_handlers[number])
 
-    def agreed_requests(self, report: bool = False) -> Requests:
+    def agreed_requests(self, log_line: bool = False) -> Requests:
         """Returns the requests that all ranks agree on. Collective: called after every step.
 
         With several ranks these are the requests of the previous call.
 
-        report: whether this rank requests a log line.
+        log_line: whether this rank requests a log line.
         """
-        local = Requests(self.signal, self._pop_save_request(), report)
+        local = Requests(self.requested_signal, self._pop_checkpoint_request(), log_line)
         if self._group is None:
             return local
         agreed = Requests()
@@ -83,21 +80,15 @@ class GracefulShutdown:
             self._pending.wait()
             self._pending = None
             agreed = Requests(*self._requests.tolist())
-            if agreed.signal:
+            if agreed.stop_signal:
                 return agreed
-        if agreed.report:  # the line is written after the next step: not requested again
-            local = local._replace(report=0)
+        if agreed.log_line:  # the line is written after the next step: not requested again
+            local = local._replace(log_line=0)
         self._requests.copy_(torch.tensor(local))
         self._pending = dist.all_reduce(self._requests, dist.ReduceOp.MAX, self._group, async_op=True)
         return agreed
 
-    def _pop_save_request(self) -> bool:
-        """Returns whether a signal or the launcher's file has requested a checkpoint since the last call."""
-        save, self.save = self.save, False
-        if self._save_file:
-            try:
-                self._save_file.unlink()  # succeeds on one rank only
-                return True
-            except FileNotFoundError:
-                pass
-        return save
+    def _pop_checkpoint_request(self) -> bool:
+        """Returns whether a signal or the launcher has requested a checkpoint since the last call."""
+        by_signal, self.checkpoint_requested = self.checkpoint_requested, False
+        return pop_checkpoint_request() or by_signal

@@ -89,7 +89,7 @@ def train(
                 mean_losses.add(losses, nonfinite)
                 run_log.tick()
                 epoch_ended = not loader.sampler.steps(progress.samples_seen)
-                if step % config.log_step == 0 or requests.report or epoch_ended or is_last_step:
+                if step % config.log_step == 0 or requests.log_line or epoch_ended or is_last_step:
                     optimizer_step.nonfinite.flush()
                     run_log.report(step, epoch, mean_losses.compute_and_reset(), lr)
                 if verify and config.eval_step and step % config.eval_step == 0:
@@ -99,13 +99,13 @@ def train(
                     break
                 failed_loader = _failed_loader(loader, task)
                 if failed_loader:
-                    shutdown.signal = _failure_code(failed_loader)
+                    shutdown.requested_signal = _failure_code(failed_loader)
                 requests = shutdown.agreed_requests(run_log.is_due(step))
-                if requests.signal:
-                    _stop_run(requests.signal, failed_loader, saver, progress, config)
-                if requests.save:
+                if requests.stop_signal:
+                    _stop_run(requests.stop_signal, failed_loader, saver, progress, config)
+                if requests.checkpoint:
                     log.info(f"Checkpoint requested after step {step}: it is being written, training continues")
-                saver.save_if_due(progress, bool(requests.save), epoch_ended)
+                saver.save_if_due(progress, bool(requests.checkpoint), epoch_ended)
             if not loader.sampler.steps(progress.samples_seen):  # else max_steps cut the epoch short
                 progress = progress.after_epoch()
             exports = export_jobs(task, progress.step, config, world)

@@ -12,8 +12,8 @@ from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_ch
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import Loader
 from utils.distributed.collectives import run_on_main
-from utils.distributed.exit_status import run_ids, was_restarted
 from utils.distributed.process_group import World
+from utils.distributed.restart import run_ids, was_restarted
 from utils.errors import UserError
 from utils.filesystem import archive_files, path_exists
 from utils.logs.run_log import log

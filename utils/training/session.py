@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from config.base import Config
-from utils.distributed.exit_status import record_exit_status
 from utils.distributed.process_group import World, init_distributed
+from utils.distributed.restart import exit_if_ended, record_exit_code
 from utils.distributed.run_lock import lock_output_dir
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.logs.run_log import init_logging
@@ -16,18 +16,16 @@ from utils.logs.run_log import init_logging
 
 @contextmanager
 def training_session(config: Config, log_file: str, prefix: str) -> Iterator[World]:
-    """Sets up a run in the folder config.output: process group, lock, exit status, log file and random seed.
+    """Sets up a run in the folder config.output: process group, lock, log file and random seed.
 
     Collective: call on all ranks. log_file: file name in that folder. prefix: start of each log line. Yields this
     rank's World. Raises UserError if another run holds the lock of the folder.
     """
     output = Path(config.output)
-    with (
-        translate_runtime_errors(config),
-        init_distributed(timeout=config.timeout) as world,
-        lock_output_dir(output, world),
-        record_exit_status(output, world),
-    ):
-        init_logging(output / log_file if world.is_main else None, prefix=prefix)
-        torch.manual_seed(config.seed)
-        yield world
+    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+        exit_if_ended(world)
+        # Here, because leaving init_distributed may wait for other ranks.
+        with record_exit_code(), lock_output_dir(output, world):
+            init_logging(output / log_file if world.is_main else None, prefix=prefix)
+            torch.manual_seed(config.seed)
+            yield world

@@ -20,8 +20,8 @@ from utils.checkpoints.weights import (
 )
 from utils.datasets.shared_loader import Loader
 from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
-from utils.distributed.exit_status import run_ids
 from utils.distributed.process_group import World, unwrap_ddp
+from utils.distributed.restart import run_ids
 from utils.logs.meters import MeanMeter
 from utils.losses.column_shards import gather_columns, scatter_columns
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict

@@ -488,7 +488,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
 
 
 def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, report=False: Requests(signal=signal.SIGTERM))
+    monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, log_line=False: Requests(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     assert ended.value.code == 143 and read_checkpoint(tmp_path / "out")["position"]["step"] == 1
