@@ -1,4 +1,4 @@
-"""The restart protocol: what the launcher, torchrun and the processes of a run leave for each other, and where.
+"""The restart protocol: files, variables and exit codes by which launcher, torchrun and processes agree on restarts.
 
 torchrun restarts all processes of a run whenever one of them exits with another code than 0. Bad input and a requested
 stop end a run for good instead: the process leaves its exit code in a file before it exits. torchrun restarts the
