@@ -16,17 +16,17 @@ SPEED_LINE = (
 TEACHER = ["teacher_network=PocketNet", "teacher_pth=output/demo", "teacher_global_step=12"]
 
 
-def kd(demo, out, *arguments, **environment):
-    """Distils, by train_kd.sh where NPROC says on how many processes."""
-    start = ["./train_kd.sh"] if environment else [sys.executable, "train_kd.py"]
+def kd(demo, out, *arguments, **options):
+    """Runs train_kd.sh if options, those of run_command, set NPROC; otherwise train_kd.py."""
+    start = ["./train_kd.sh"] if options else [sys.executable, "train_kd.py"]
     places = [f"output={out / 'student'}", f"log_dir={out / 'logs'}", "save_initial=0"]
-    return run_command(demo, *start, *DEMO, *TEACHER, *places, *arguments, **environment)
+    return run_command(demo, *start, *DEMO, *TEACHER, *places, *arguments, **options)
 
 
 def test_template_distillation_trains_logs_and_is_scored(demo, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = kd(demo, tmp_path, "num_epoch=2", "w=50", "eval_step=6", NPROC="1")
+    done = kd(demo, tmp_path, "num_epoch=2", "w=50", "eval_step=6", new_interpreter=True, NPROC="1")
     assert done.returncode == 0, done.stderr
     lines = re.findall(SPEED_LINE, done.stdout)
     assert len(lines) == 4
@@ -157,6 +157,7 @@ def test_filling_checks_the_fields_of_distillation(demo, tmp_path):
 
 
 def test_filling_needs_a_place(demo):
-    failed = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER)
+    command = [sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER]
+    failed = run_command(demo, *command, new_interpreter=True)
     assert failed.returncode == 2
     assert re.fullmatch("error: config teacher_cache: is empty; name the folder.*\n", failed.stderr), failed.stderr

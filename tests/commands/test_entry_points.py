@@ -127,14 +127,16 @@ def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, npro
         (tmp_path / name).write_text("raise SystemExit('imported from the working folder')")
     (tmp_path / "mine.py").write_text((demo / "config" / "config_demo.py").read_text())
     fields = ["max_steps=1", "output=out", "log_dir=curves", "save_initial=0"]
-    started = run_command(tmp_path, "./start", "--config", "mine.py", *SMALL, *fields, NPROC=nproc)
+    started = run_command(
+        tmp_path, "./start", "--config", "mine.py", *SMALL, *fields, new_interpreter=True, NPROC=nproc
+    )
     assert started.returncode == 0, started.stderr
     assert (tmp_path / "out" / "1backbone.pth").is_file() and list((tmp_path / "curves").rglob("events*"))
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (saved["rec"], saved["output"]) == ("data/faces_demo", str(tmp_path / "out"))
     # The command that the run names works from where the person stands, with no more to type.
     told = shlex.split(re.search(r"evaluate the checkpoints with python (.*)", started.stdout)[1])
-    scored = run_command(tmp_path, sys.executable, *told)
+    scored = run_command(tmp_path, sys.executable, *told, new_interpreter=True)
     assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
 
 
@@ -147,7 +149,7 @@ def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
     for command in (["eval/eval.py", out], ["eval/eval.py", "--config", tmp_path / "run", out]):
         done = run_command(demo, sys.executable, *command)
         assert done.returncode == 0 and "[demo][2]Accuracy-Flip" in done.stdout, done.stderr
-    examined = run_command(demo, sys.executable, "-m", "utils.doctor", out)
+    examined = run_command(demo, sys.executable, "-m", "utils.doctor", out, new_interpreter=True)
     assert examined.returncode == 0 and "6 channels, 4 cells, embedding 48" in examined.stdout, examined.stdout
     pair = [tmp_path / "run", demo / "output" / "demo"]  # two networks, each by its own config
     compared = run_command(demo, sys.executable, "eval/compare.py", *pair, "--out", tmp_path / "compared")
@@ -225,7 +227,7 @@ def test_a_published_config_at_its_place_trains_and_scores(demo):
 
 
 def test_flops_prints_the_published_numbers(project):
-    printed = run_command(project, sys.executable, "-m", "utils.flops").stdout
+    printed = run_command(project, sys.executable, "-m", "utils.flops", new_interpreter=True).stdout
     assert re.search(r"PocketNetS128 +925,632 +587\.11 +283\.5", printed)
     assert re.search(r"PocketNetM256 +1,752,448 +1,099\.16 +538\.3", printed)
 

@@ -456,7 +456,7 @@ def test_pairs_from_a_pipe(demo, own, tmp_path, processes):
         f'test_output="$3" {" ".join(SMALL)}'
     )
     command = ["bash", "-c", line, sys.executable, tmp_path / "pairs.txt", own / "own", tmp_path / "out"]
-    done = run_command(demo, *command, NPROC=processes)
+    done = run_command(demo, *command, new_interpreter=True, NPROC=processes)  # a fork has no /dev/fd/63
     assert done.returncode == 0, done.stderr
     assert result_of(tmp_path / "out" / "results_pairs.json")["6"]["pairs"]["pairs"] == 88
 
@@ -760,7 +760,7 @@ def test_bad_input_as_a_person_meets_it(demo, start):
 
 
 def test_compare_without_checkpoints_is_a_usage(demo):
-    failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2])
+    failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2], new_interpreter=True)
     assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr
 
 

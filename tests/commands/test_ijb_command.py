@@ -299,7 +299,7 @@ def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path
         "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": "ijbb", "IJB_MODEL_PREFIX": str(demo / "output/demo/12"),
         "IJB_CONFIG": str(demo / "config/config_demo.py"), "IJB_RESULT_DIR": "results", "IJB_JOB": "mine",
     }  # fmt: skip
-    done = run_command(tmp_path, "./score", *SMALL, **variables)
+    done = run_command(tmp_path, "./score", *SMALL, new_interpreter=True, **variables)
     assert done.returncode == 0, done.stderr
     files = {"12_IJBB.npy", "IJBB.pdf", "IJBB.png", "IJBB.txt", "results.json", "test.log"}
     assert {path.name for path in job.iterdir()} == files
