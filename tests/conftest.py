@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.helpers.commands import DEMO, run_command
 from tests.helpers.faces import write_data
@@ -74,6 +75,13 @@ def demo(project) -> Path:
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
     return project
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Saves an empty figure in place of every figure: drawing takes half a second, and other tests check it."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda _, *args, **options: save(Figure(), *args, **options))
 
 
 @pytest.fixture

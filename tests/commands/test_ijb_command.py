@@ -152,7 +152,7 @@ def again(scored, tmp_path) -> Path:
 
 
 @pytest.fixture
-def inside(demo, monkeypatch, capfd) -> Iterator[Callable[..., Said]]:
+def inside(demo, monkeypatch, capfd, empty_figures) -> Iterator[Callable[..., Said]]:
     """Runs the script's main in this process, in the project's folder."""
     monkeypatch.chdir(demo)
     monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
