@@ -83,20 +83,6 @@ def test_a_damaged_teacher_stops_the_run_in_one_line(demo, tmp_path):
         assert re.fullmatch(r"error: .*9backbone\.pth: not a readable checkpoint.*\n", failed.stderr), failed.stderr
 
 
-def test_an_iresnet_trained_by_train_sh_is_a_teacher(demo, tmp_path):
-    iresnet = ["--config", "config/config_iresnet100.py", "net_name=iresnet18", "rec=data/faces_demo"]
-    places = ["num_classes=0", f"output={tmp_path / 'teacher'}", f"log_dir={tmp_path / 'logs'}", "eval_step=0"]
-    size = ["batch_size=24", "num_epoch=2", "max_steps=3", "log_step=1", "embedding_size=32", "workers=0"]
-    trained = run_command(demo, "./train.sh", *iresnet, *places, *size)
-    assert trained.returncode == 0, trained.stderr
-    names = {path.name for path in (tmp_path / "teacher").glob("*backbone.pth")}
-    assert names == {"2backbone.pth", "3backbone.pth"}  # of every epoch
-    fields = ["teacher_network=iresnet18", f"teacher_pth={tmp_path / 'teacher'}"]
-    done = kd(demo, tmp_path, "--multi-step", *fields, "max_steps=2", "log_step=1")
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(SPEED_LINE, done.stdout)) == 2
-
-
 def test_a_student_starts_from_weights(demo, tmp_path):
     start = ["student_pth=output/demo", "student_global_step=12"]
     done = kd(demo, tmp_path, *start, "max_steps=1", "lr=0")

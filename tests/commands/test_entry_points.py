@@ -13,13 +13,8 @@ import torch
 from eval.inputs.bins import load_bin
 from tests.helpers.commands import DEMO, SMALL, run_command
 from tests.helpers.paths import ROOT, SHARED
-from tests.helpers.published_configs import PUBLISHED_CONFIG
 
 SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+   Global Step: \d+   Required: [\d.]+ h"
-PUBLISHED_BUT_SMALL = {
-    "embedding_size": 32, "channel": 4, "n_layers": 4, "batch_size": 8, "num_epoch": 1,
-    "rec": "data/faces_demo", "num_classes": 6, "num_image": 48, "val_targets": ["demo"],
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -206,24 +201,6 @@ def test_training_data_that_breaks_in_the_middle_is_one_line(demo, tmp_path):
     failed = run_command(demo, "./train.sh", *DEMO, f"rec={data}", f"output={tmp_path / 'out'}", "num_epoch=1")
     assert failed.returncode == 2
     assert re.fullmatch(r"error: .*train\.rec: record \d+ at byte \d+: not a readable image.*\n", failed.stderr)
-
-
-def test_a_published_config_at_its_place_trains_and_scores(demo):
-    """As the published files are written, but for a size that trains in seconds."""
-    text = PUBLISHED_CONFIG
-    for field, value in PUBLISHED_BUT_SMALL.items():
-        text, times = re.subn(rf"config\.{field} = .*", f"config.{field} = {value!r}", text)
-        assert times == 1
-    place = demo / "config" / "config.py"
-    place.write_text(text)
-    try:
-        trained = run_command(demo, "./train.sh")
-        assert trained.returncode == 0, trained.stderr
-        scored = run_command(demo, sys.executable, "eval/eval.py")
-        assert scored.returncode == 0 and "[demo][6]Accuracy-Flip" in scored.stdout, scored.stderr
-        assert (demo / "output" / "test" / "results.json").is_file()  # config.test_output
-    finally:
-        place.unlink()
 
 
 def test_flops_prints_the_published_numbers(project):

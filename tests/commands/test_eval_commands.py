@@ -747,18 +747,6 @@ def test_compare_with_wrong_options(command, tmp_path, options, message):
     one_line(command("eval/compare.py", *start, *options), message)
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        ["eval/eval.py", "--folder", "none"],
-        ["eval/compare.py", "output/demo/6", "nowhere"],
-        ["eval/compare.py", "output/demo/6", "output/demo/12", "--pairs", "none.txt"],
-    ],
-)
-def test_bad_input_as_a_person_meets_it(demo, start):
-    one_line(run_command(demo, sys.executable, *start, *DEMO), "(none|nowhere)")
-
-
 def test_compare_without_checkpoints_is_a_usage(demo):
     failed = run_command(demo, sys.executable, "eval/compare.py", *DEMO[:2], new_interpreter=True)
     assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr

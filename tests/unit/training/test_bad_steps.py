@@ -47,7 +47,9 @@ def changed(one, other) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision):
-    config = small_config(tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8", "channel=1")
+    config = small_config(
+        tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8", "channel=1"
+    )
     step, task = train_small(config, task_type=failing([3]))
     assert step == 8
     states = task.before
