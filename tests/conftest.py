@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.helpers.commands import DEMO, run_command
 from tests.helpers.faces import write_data
@@ -19,16 +20,18 @@ _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
 SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]
 
 
-_LONG = [
-    "test_kills", "test_machines", "test_faults", "test_fuzz", "test_ijb_command", "test_distill_commands",
-    "test_eval_commands", "test_entry_points", "test_resume", "test_search_command", "test_published_configs",
-    "test_readme", "test_nas", "test_bad_steps", "test_engine", "test_doctor", "test_safe_pickle",
+_SLOW_FILES = [
+    "test_kills", "test_machines", "test_faults", "test_fuzz", "test_entry_points", "test_ijb_command", "test_resume",
+    "test_eval_commands", "test_distill_commands", "test_search_command", "test_published_configs", "test_nas",
+    "test_engine", "test_scoring", "test_backbones", "test_teacher_cache", "test_optimizers", "test_bad_steps",
+    "test_student", "test_doctor", "test_demo_ijb", "test_dataset", "test_safe_pickle",
 ]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest files first, so that parallel workers finish at about the same time."""
-    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
+    """Sorts the tests so that the slowest files come first and parallel workers finish at about the same time."""
+    position = {name: i for i, name in enumerate(_SLOW_FILES)}
+    items.sort(key=lambda item: position.get(item.path.stem, len(position)))
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,13 @@ def demo(project) -> Path:
     assert trained.returncode == 0, trained.stderr
     (project / "said").write_text(trained.stdout)
     return project
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Saves an empty figure in place of every figure: drawing takes half a second, and other tests check it."""
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda _, *args, **options: save(Figure(), *args, **options))
 
 
 @pytest.fixture

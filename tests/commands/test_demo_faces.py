@@ -24,7 +24,7 @@ def contents(folder):
 
 
 def script(*arguments):
-    return run_command(ROOT, sys.executable, "data/make_demo_faces.py", *arguments)
+    return run_command(ROOT, sys.executable, "data/make_demo_faces.py", *arguments, new_interpreter=True)
 
 
 @pytest.fixture(scope="module")

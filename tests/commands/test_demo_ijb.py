@@ -37,7 +37,7 @@ def contents(folder):
 
 
 def script(*arguments):
-    return run_command(ROOT, sys.executable, "data/make_demo_ijb.py", *arguments)
+    return run_command(ROOT, sys.executable, "data/make_demo_ijb.py", *arguments, new_interpreter=True)
 
 
 def lines(folder, name):

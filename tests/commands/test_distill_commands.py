@@ -16,17 +16,17 @@ SPEED_LINE = (
 TEACHER = ["teacher_network=PocketNet", "teacher_pth=output/demo", "teacher_global_step=12"]
 
 
-def kd(demo, out, *arguments, **environment):
-    """Distils, by train_kd.sh where NPROC says on how many processes."""
-    start = ["./train_kd.sh"] if environment else [sys.executable, "train_kd.py"]
+def kd(demo, out, *arguments, **options):
+    """Runs train_kd.sh if options, those of run_command, set NPROC; otherwise train_kd.py."""
+    start = ["./train_kd.sh"] if options else [sys.executable, "train_kd.py"]
     places = [f"output={out / 'student'}", f"log_dir={out / 'logs'}", "save_initial=0"]
-    return run_command(demo, *start, *DEMO, *TEACHER, *places, *arguments, **environment)
+    return run_command(demo, *start, *DEMO, *TEACHER, *places, *arguments, **options)
 
 
 def test_template_distillation_trains_logs_and_is_scored(demo, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = kd(demo, tmp_path, "num_epoch=2", "w=50", "eval_step=6", NPROC="1")
+    done = kd(demo, tmp_path, "num_epoch=2", "w=50", "eval_step=6", new_interpreter=True, NPROC="1")
     assert done.returncode == 0, done.stderr
     lines = re.findall(SPEED_LINE, done.stdout)
     assert len(lines) == 4
@@ -81,20 +81,6 @@ def test_a_damaged_teacher_stops_the_run_in_one_line(demo, tmp_path):
         failed = kd(demo, tmp_path, switch, f"teacher_pth={tmp_path}")
         assert failed.returncode == 2
         assert re.fullmatch(r"error: .*9backbone\.pth: not a readable checkpoint.*\n", failed.stderr), failed.stderr
-
-
-def test_an_iresnet_trained_by_train_sh_is_a_teacher(demo, tmp_path):
-    iresnet = ["--config", "config/config_iresnet100.py", "net_name=iresnet18", "rec=data/faces_demo"]
-    places = ["num_classes=0", f"output={tmp_path / 'teacher'}", f"log_dir={tmp_path / 'logs'}", "eval_step=0"]
-    size = ["batch_size=24", "num_epoch=2", "max_steps=3", "log_step=1", "embedding_size=32", "workers=0"]
-    trained = run_command(demo, "./train.sh", *iresnet, *places, *size)
-    assert trained.returncode == 0, trained.stderr
-    names = {path.name for path in (tmp_path / "teacher").glob("*backbone.pth")}
-    assert names == {"2backbone.pth", "3backbone.pth"}  # of every epoch
-    fields = ["teacher_network=iresnet18", f"teacher_pth={tmp_path / 'teacher'}"]
-    done = kd(demo, tmp_path, "--multi-step", *fields, "max_steps=2", "log_step=1")
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(SPEED_LINE, done.stdout)) == 2
 
 
 def test_a_student_starts_from_weights(demo, tmp_path):
@@ -157,6 +143,7 @@ def test_filling_checks_the_fields_of_distillation(demo, tmp_path):
 
 
 def test_filling_needs_a_place(demo):
-    failed = run_command(demo, sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER)
+    command = [sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER]
+    failed = run_command(demo, *command, new_interpreter=True)
     assert failed.returncode == 2
     assert re.fullmatch("error: config teacher_cache: is empty; name the folder.*\n", failed.stderr), failed.stderr

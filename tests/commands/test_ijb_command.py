@@ -152,7 +152,7 @@ def again(scored, tmp_path) -> Path:
 
 
 @pytest.fixture
-def inside(demo, monkeypatch, capfd) -> Iterator[Callable[..., Said]]:
+def inside(demo, monkeypatch, capfd, empty_figures) -> Iterator[Callable[..., Said]]:
     """Runs the script's main in this process, in the project's folder."""
     monkeypatch.chdir(demo)
     monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
@@ -299,7 +299,7 @@ def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path
         "IJB_TARGET": "IJBB", "IJB_IMAGE_PATH": "ijbb", "IJB_MODEL_PREFIX": str(demo / "output/demo/12"),
         "IJB_CONFIG": str(demo / "config/config_demo.py"), "IJB_RESULT_DIR": "results", "IJB_JOB": "mine",
     }  # fmt: skip
-    done = run_command(tmp_path, "./score", *SMALL, **variables)
+    done = run_command(tmp_path, "./score", *SMALL, new_interpreter=True, **variables)
     assert done.returncode == 0, done.stderr
     files = {"12_IJBB.npy", "IJBB.pdf", "IJBB.png", "IJBB.txt", "results.json", "test.log"}
     assert {path.name for path in job.iterdir()} == files

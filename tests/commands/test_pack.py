@@ -34,7 +34,7 @@ def photos(tmp_path):
 
 
 def packed(photos, out):
-    return run_command(ROOT, sys.executable, "data/pack.py", photos, out)
+    return run_command(ROOT, sys.executable, "data/pack.py", photos, out, new_interpreter=True)
 
 
 def test_photos_become_training_data_byte_for_byte(photos, tmp_path):

@@ -66,21 +66,20 @@ def test_the_published_teacher_is_an_iresnet_100(tmp_path):
 
 
 def test_a_published_config_at_its_place_with_its_own_folders(demo):
-    """rec, output and test_output relative to the project, as published: test_output is the folder eval."""
-    fields = PUBLISHED["config_PocketNetM256.py"] | {"rec": "data/faces_demo", "val_targets": ["demo"]}
-    small = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "max_steps=2", "workers=0"]
-    counts = ["num_classes=0", "num_image=0"]
-    place = demo / "config" / "config.py"
-    place.write_text(published_config(fields))
+    """config/config.py with rec, output and test_output relative to the project, as published, and no arguments."""
+    small = {"channel": 4, "n_layers": 4, "embedding_size": 32, "batch_size": 8, "num_epoch": 1}
+    data = {"rec": "data/faces_demo", "num_classes": 6, "num_image": 48, "val_targets": ["demo"]}
+    path = demo / "config" / "config.py"
+    path.write_text(published_config(PUBLISHED["config_PocketNetM256.py"] | small | data))
     try:
-        trained = run_command(demo, "./train.sh", *small, *counts)
+        trained = run_command(demo, "./train.sh")
         assert trained.returncode == 0, trained.stderr
-        assert (demo / "output" / "PocketNetM-256" / "2backbone.pth").is_file()
-        scored = run_command(demo, sys.executable, "eval/eval.py", *small, *counts)
-        assert scored.returncode == 0, scored.stderr
-        assert (demo / "eval" / "results.json").is_file()
-        told = re.search(r"evaluate the checkpoints with python (.*)", trained.stdout)
-        again = run_command(demo, sys.executable, *told[1].split())
-        assert again.returncode == 0 and "[demo][2]Accuracy-Flip" in again.stdout, again.stderr
+        assert (demo / "output" / "PocketNetM-256" / "6backbone.pth").is_file()
+        scored = run_command(demo, sys.executable, "eval/eval.py")
+        assert scored.returncode == 0 and "[demo][6]Accuracy-Flip" in scored.stdout, scored.stderr
+        assert (demo / "eval" / "results.json").is_file()  # config.test_output
+        command = re.search(r"evaluate the checkpoints with python (.*)", trained.stdout)
+        again = run_command(demo, sys.executable, *command[1].split())
+        assert again.returncode == 0 and "[demo][6]Accuracy-Flip" in again.stdout, again.stderr
     finally:
-        place.unlink()
+        path.unlink()

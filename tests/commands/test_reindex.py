@@ -74,7 +74,7 @@ def test_the_command(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2)
     whole = (folder / "train.idx").read_bytes()
     (folder / "train.idx").unlink()
-    done = run_command(ROOT, sys.executable, "data/reindex.py", folder)
+    done = run_command(ROOT, sys.executable, "data/reindex.py", folder, new_interpreter=True)
     assert (done.returncode, done.stderr) == (0, "") and "7 records of train.rec" in done.stdout
     assert (folder / "train.idx").read_bytes() == whole
     done = run_command(ROOT, sys.executable, "-m", "data.reindex", folder / "train.rec")

@@ -32,7 +32,8 @@ STEP_LINE = r"Loss [\d.]+   AlphaLoss [\d.]+   Cost [\d.]+   Epoch: \d   Global 
 def searched(demo, tmp_path_factory):
     """The folder of a small search, of two epochs of six steps, and what it said."""
     folder = tmp_path_factory.mktemp("search")
-    done = run_command(demo, "NAS/search.sh", *TINY, f"output={folder}", f"log_dir={folder / 'logs'}")
+    folders = [f"output={folder}", f"log_dir={folder / 'logs'}"]
+    done = run_command(demo, "NAS/search.sh", *TINY, *folders, new_interpreter=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -60,7 +61,7 @@ def test_a_search_leaves_genotypes_pictures_and_weights(searched):
 def test_the_result_trains(demo, searched, tmp_path):
     folder, _ = searched
     derive = [sys.executable, "NAS/derive.py", "--name", "found", f"output={folder}", "--rec", "data/faces_demo"]
-    made = run_command(demo, *derive, "--channel", 4, "--n-layers", 4)
+    made = run_command(demo, *derive, "--channel", 4, "--n-layers", 4, new_interpreter=True)
     assert made.returncode == 0, made.stderr
     text = (demo / "config" / "config_found.py").read_text()
     parameters = re.search(r"found: ([\d,]+) parameters, [\d.]+ MFLOPs", text)
@@ -92,7 +93,7 @@ def test_results_are_written_through_no_link(demo, searched, tmp_path):
 
 def test_a_picture_that_cannot_be_written_is_one_line(demo, tmp_path):
     draw = ["NAS/visualize.py", "--config", "config/config_demo.py", "seed=3", "--out"]
-    drawn = run_command(demo, sys.executable, *draw, tmp_path / "cells.png")
+    drawn = run_command(demo, sys.executable, *draw, tmp_path / "cells.png", new_interpreter=True)
     assert (drawn.returncode, drawn.stderr) == (0, "Config: seed: set, but not used by this command\n")
     draw = [*draw[:3], "--out"]
     for out, message in ((tmp_path, "Is a directory"), (tmp_path / "a.xyz", "Format 'xyz' is not supported")):

@@ -41,6 +41,7 @@ def test_a_run_is_drawn_beside_them(demo, tmp_path):
     network = evaluated_network(run, "lfw")
     assert network.accuracy == 95 and 0.01 < network.parameters < 0.2
     out = tmp_path / "figure.png"
-    done = run_command(ROOT, sys.executable, "-m", "benchmarks.tradeoff", run, "--set", "lfw", "--out", out)
+    command = [sys.executable, "-m", "benchmarks.tradeoff", run, "--set", "lfw", "--out", out]
+    done = run_command(ROOT, *command, new_interpreter=True)
     assert done.returncode == 0 and done.stdout == f"25 networks on LFW: {out}\n", done.stderr
     assert cv2.imread(str(out)).std() > 1

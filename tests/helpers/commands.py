@@ -1,4 +1,4 @@
-"""Commands of the project, run as a person runs them."""
+"""Commands of the project, run as a user runs them."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers import fork_server
+from tests.helpers.fork_server import forked_python
 
 SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
 
@@ -15,17 +15,23 @@ SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "worker
 DEMO = ["--config", "config/config_demo.py", *SMALL]
 
 
-def run_command(folder: Path, *command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the folder as a user would, with this interpreter, for at most two minutes."""
+def run_command(
+    folder: Path, *command: object, new_interpreter: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the folder as a user would, for at most two minutes.
+
+    Python programs, those of shell scripts and torchrun too, run in forks of a server, which start within 0.1 s.
+
+    new_interpreter: start Python itself in place of forks.
+    """
+    python = sys.executable if new_interpreter else str(forked_python())
     inherited = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
-    full_environment = inherited | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""} | environment
-    parts = [str(part) for part in command]
-    if parts[0] == sys.executable and (parts[1] == "-m" or parts[1].endswith(".py")) and not environment:
-        return fork_server.run_script(parts[1:], folder, full_environment)
+    # torchrun starts its processes with PYTHON_EXEC.
+    interpreters = {"PYTHON": python, "PYTHON_EXEC": python}
     return subprocess.run(
-        parts,
+        [python if part == sys.executable else str(part) for part in command],
         cwd=folder,
-        env=full_environment,
+        env=inherited | interpreters | {"CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -473,6 +473,7 @@ def test_results_are_written(results, tmp_path):
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50 and (image == 255).mean() > 0.5
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
     """In results.json and in the table of results.txt, in the order of steps, whatever was scored when."""
     report_of(tmp_path, {"40": results["40"], "100": results["40"]}).write()
@@ -500,6 +501,7 @@ def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["results.json", "thresholds.json"])
+@pytest.mark.usefixtures("empty_figures")
 def test_what_is_of_other_files_or_pairs_is_not_passed_off_as_current(results, tmp_path, name, change, reason):
     report_of(tmp_path, results).write()
     change(tmp_path)
@@ -615,6 +617,7 @@ def test_a_table_without_thresholds_is_empty(scores):
     assert format_thresholds({"1": {"own": scores["few"]}}) == ""
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
     report_of(tmp_path, results).write()
     before = json.loads((tmp_path / "thresholds.json").read_text())
@@ -631,6 +634,7 @@ def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
     "broken",
     [b'{"0": {', b"[1, 2]", b"\xff\xfe", b"", b'{"0": 5, "40": [1]}', pytest.param(b"[" * 200_000, id="deep")],
 )
+@pytest.mark.usefixtures("empty_figures")
 def test_a_damaged_file_is_set_aside(results, tmp_path, log_capture, name, broken):
     """With one warning; a second one does not replace the first."""
     aside = [tmp_path / f"{name}.damaged", tmp_path / f"{name}.damaged-2"]
@@ -655,6 +659,7 @@ def folders_of(tmp_path: Path, *names: str) -> list[Path]:
     return folders
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path):
     """Of equal steps; each is judged by its own files, and the tables say which is which."""
     out, first, second = folders_of(tmp_path, "out", "one/S128", "two/M128 (2)")
@@ -693,6 +698,7 @@ def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path
 SPREAD = ("easy", "easy", "hard", "hard")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
     """Where they stand with the results, as no run made the weights."""
     out, first, second = folders_of(tmp_path, "out", "one", "two")
@@ -709,6 +715,7 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
 
 
 @pytest.mark.parametrize("most_different", [None, 100])
+@pytest.mark.usefixtures("empty_figures")
 def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
     report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
     report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
@@ -720,6 +727,7 @@ def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, m
         assert [entry["different"] for entry in kept.values()] == [scores[name].different for name in ("easy", "hard")]
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_run_that_is_moved_takes_its_results_along(results, tmp_path):
     report_of(*folders_of(tmp_path, "before"), results).write()
     moved = (tmp_path / "before").rename(tmp_path / "after")
@@ -728,6 +736,7 @@ def test_a_run_that_is_moved_takes_its_results_along(results, tmp_path):
     assert list(found) == ["0", "40"] and not any("outdated" in sets["lfw"] for sets in found.values())
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_results_of_weights_that_cannot_be_read_are_marked(results, tmp_path, monkeypatch):
     report_of(tmp_path, results).write()
 
@@ -739,6 +748,7 @@ def test_results_of_weights_that_cannot_be_read_are_marked(results, tmp_path, mo
     assert entries["40"]["lfw"]["outdated"] == "the checkpoint's file cannot be read"
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_thresholds_of_checkpoints_that_cannot_be_written_beside(results, tmp_path, caplog):
     beside, instead = tmp_path / "marked", tmp_path / "out"
     beside.mkdir()
@@ -759,6 +769,7 @@ def test_thresholds_of_checkpoints_that_cannot_be_written_beside(results, tmp_pa
     assert set(json.loads((instead / "thresholds.json").read_text())) == {"0", "40"}
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_nothing_is_left_in_a_folder_that_no_run_wrote(results, tmp_path):
     weights, instead = tmp_path / "downloaded", tmp_path / "out"
     weights.mkdir()

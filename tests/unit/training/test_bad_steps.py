@@ -47,7 +47,9 @@ def changed(one, other) -> list[str]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision):
-    config = small_config(tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8")
+    config = small_config(
+        tmp_path, tiny_data, "max_steps=8", "log_step=4", f"precision={precision}", "s=8", "channel=1"
+    )
     step, task = train_small(config, task_type=failing([3]))
     assert step == 8
     states = task.before
@@ -149,7 +151,8 @@ def overflow(loss):
 
 def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny_data, log_capture):
     """From its first scale of 65536 the scaler tries 16 others, each half of the one before, as it is meant to."""
-    config = small_config(tmp_path, tiny_data, "num_epoch=9", "max_bad_steps=3", "precision=fp16", "log_step=5")
+    fields = ["num_epoch=9", "max_bad_steps=3", "precision=fp16", "log_step=5", "channel=1"]
+    config = small_config(tmp_path, tiny_data, *fields)
     with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
         train_small(config, task_type=failing(range(99), overflow))
     assert "left out" not in log_capture.text.split("Global Step: 15")[0]

@@ -126,7 +126,8 @@ def test_the_host_never_waits_for_the_device_between_two_lines_of_the_log(tmp_pa
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precisions_train_and_keep_float32_weights(tmp_path, tiny_data, log_capture, precision):
-    config = small_config(tmp_path, tiny_data, "num_epoch=4", f"precision={precision}", "s=16", "lr=1", "log_step=5")
+    fields = ["num_epoch=4", f"precision={precision}", "s=16", "lr=1", "log_step=5", "channel=1"]
+    config = small_config(tmp_path, tiny_data, *fields)
     _, task = train_small(config)
     losses = reported(log_capture)
     assert losses[-1] < losses[0]

@@ -29,7 +29,7 @@ from utils.training.step_ranges import StepRanges
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_data, precision):
-    overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16"]
+    overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16", "channel=1"]
     _, whole = train_small(small_config(tmp_path / "whole", tiny_data, *overrides))
     for stop in (2, 5, 7, 11):  # the middle of an epoch, the end of one, the middle of the next two
         train_small(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
