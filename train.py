@@ -23,9 +23,9 @@ from utils.errors import run_cli
 from utils.logs.run_log import log
 from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.progress import compute_epoch_end_steps
+from utils.training.checkpointing.resume import already_finished_message, resolve_resume
 from utils.training.engine import train
-from utils.training.progress import compute_epoch_end_steps
-from utils.training.resume import already_finished_message, resolve_resume
 from utils.training.session import training_session
 from utils.training.student import check_student, load_student
 from utils.training.task import Task, TaskInputs

@@ -41,8 +41,8 @@ from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.distributed.restart import restartable
 from utils.errors import UserError, run_cli
 from utils.logs.run_log import log
+from utils.training.checkpointing.resume import already_finished_message, resolve_resume
 from utils.training.engine import train
-from utils.training.resume import already_finished_message, resolve_resume
 from utils.training.session import training_session
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.py")

@@ -32,9 +32,9 @@ from utils.errors import UserError, run_cli
 from utils.logs.meters import MeanMeter
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.progress import TrainProgress
+from utils.training.checkpointing.state import TrainingState
 from utils.training.optimizer_step import OptimizerStep
-from utils.training.progress import TrainProgress
-from utils.training.state import TrainingState
 from utils.training.task import Batch
 
 CLASSES = 85742  # identities of MS1MV2

@@ -20,7 +20,7 @@ if not __package__:  # run as a script: import modules from the project folder
 
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Embeddings, pool_templates, score_pairs
-from eval.roc import auc, roc, tpr_nearest
+from eval.reporting.roc import auc, roc, tpr_nearest
 from utils.errors import UserError, run_cli
 
 IMAGES, TEMPLATES, PAIRS, SAME = 469_375, 23_124, 15_658_489, 19_557

@@ -9,7 +9,7 @@ from eval.folders import is_run_folder
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
 from eval.merging import Entries, folders_by_key, merge_entries, result_keys, write_entries
-from eval.report import Results, format_tables, format_thresholds, roc_figure, to_entries
+from eval.reporting.report import Results, format_tables, format_thresholds, roc_figure, to_entries
 from eval.scoring import Score
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError

@@ -10,7 +10,7 @@ from torch import nn
 from config.base import Config
 from eval.inference.embedding import Runtime, TorchRuntime, embed
 from eval.inputs.sets import N_FOLDS, VerificationSet, load_verification_sets
-from eval.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
+from eval.reporting.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
 from utils.distributed.collectives import all_gather_rows, broadcast_
 from utils.distributed.process_group import World

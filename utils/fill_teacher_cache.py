@@ -22,7 +22,7 @@ from utils.distributed.process_group import init_distributed
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.errors import UserError, run_cli
 from utils.logs.run_log import init_logging, log
-from utils.training.progress import compute_epoch_end_steps
+from utils.training.checkpointing.progress import compute_epoch_end_steps
 
 
 def main() -> None:

@@ -40,8 +40,8 @@ from eval.IJB.report import FPRS, IjbScore
 from eval.IJB.results import IjbReport
 from eval.IJB.templates import Embeddings, Switches, Templates, pool_templates, score_pairs
 from eval.inference.embedding import make_runtime
+from eval.reporting.roc import auc, roc, tpr_nearest
 from eval.results import raise_failed
-from eval.roc import auc, roc, tpr_nearest
 from utils.checkpoints.weights import CheckpointError, find_backbones, load_weights
 from utils.distributed.collectives import run_on_all, try_on_all
 from utils.distributed.launch import launch_on_all_gpus

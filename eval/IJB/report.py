@@ -9,9 +9,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from config.base import Config
-from eval.published import published_result
-from eval.report import folder_notes, legend_label
-from eval.roc import Roc
+from eval.reporting.published import published_result
+from eval.reporting.report import folder_notes, legend_label
+from eval.reporting.roc import Roc
 
 FPRS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # as published
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from config import load_config
+from config.fields import DEFAULTS
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
 
@@ -20,7 +20,7 @@ PAGES = [
 ]
 SCRIPTS = {"./train.sh": "train.py", "./train_kd.sh": "train_kd.py", "NAS/search.sh": "NAS/search.py"}
 SCRIPTS["eval/IJB/runIJBEval.sh"] = "eval/IJB/evaluate.py"
-FIELDS = set(load_config(ROOT / "config" / "config_PocketNetS128.py"))
+FIELDS = set(DEFAULTS)
 
 
 def commands(page: Path) -> list[list[str]]:

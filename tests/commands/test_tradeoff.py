@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.tradeoff import PUBLISHED, evaluated_network, published_networks
 from config import load_config
-from eval.published import published_result
+from eval.reporting.published import published_result
 from tests.helpers.commands import copy_run, run_command
 from tests.helpers.paths import ROOT
 from utils.errors import UserError

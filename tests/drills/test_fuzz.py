@@ -50,11 +50,11 @@ from utils.errors import UserError
 from utils.logs.meters import MeanMeter
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.progress import TrainProgress
+from utils.training.checkpointing.resume import resolve_resume
+from utils.training.checkpointing.state import TrainingState
+from utils.training.checkpointing.step_ranges import StepRanges
 from utils.training.optimizer_step import OptimizerStep
-from utils.training.progress import TrainProgress
-from utils.training.resume import resolve_resume
-from utils.training.state import TrainingState
-from utils.training.step_ranges import StepRanges
 
 MINUTES = 5  # that a test may take on a busy machine; alone, one takes a quarter of one
 PEAK = 512 << 20  # bytes of memory that reading any file here may take

@@ -15,8 +15,8 @@ from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace
 from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.resume import resolve_resume
 from utils.training.engine import train
-from utils.training.resume import resolve_resume
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]

@@ -24,9 +24,9 @@ from utils.losses.header import make_margin
 from utils.losses.partial_fc import ShardedHeader
 from utils.registry import BACKBONES
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.progress import compute_epoch_end_steps
+from utils.training.checkpointing.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.learning_rate import global_batch_size, learning_rate
-from utils.training.progress import compute_epoch_end_steps
-from utils.training.resume import ResumePoint, previous_run_files, resolve_resume
 from utils.training.task import Task
 
 

@@ -13,7 +13,7 @@ from utils.datasets.shared_buffers import SLOTS
 from utils.datasets.transforms import SIZE
 from utils.distillation.teacher import Teacher
 from utils.distributed.process_group import World
-from utils.training.progress import TrainProgress
+from utils.training.checkpointing.progress import TrainProgress
 
 
 @dataclass

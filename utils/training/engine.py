@@ -22,12 +22,12 @@ from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import RetryableError, UserError
 from utils.logs.meters import MeanMeter
 from utils.logs.run_log import RunLog, log
+from utils.training.checkpointing.progress import TrainProgress, compute_epoch_end_steps
+from utils.training.checkpointing.resume import ResumePoint, archive_previous_checkpoints
+from utils.training.checkpointing.saving import RunSaver, export_jobs
+from utils.training.checkpointing.state import TrainingState
 from utils.training.learning_rate import global_batch_size
 from utils.training.optimizer_step import OptimizerStep
-from utils.training.progress import TrainProgress, compute_epoch_end_steps
-from utils.training.resume import ResumePoint, archive_previous_checkpoints
-from utils.training.saving import RunSaver, export_jobs
-from utils.training.state import TrainingState
 from utils.training.task import Batch, Task
 
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each evaluation set

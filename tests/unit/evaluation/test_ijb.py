@@ -20,7 +20,7 @@ from eval.IJB.identification import Identification, identify, mean_identificatio
 from eval.IJB.protocol import Images, line_number, read_images, read_protocol, read_subjects, read_template_pairs
 from eval.IJB.report import FPRS, IjbScore, format_table, roc_figure
 from eval.IJB.templates import Embeddings, Switches, pool_templates, score_pairs
-from eval.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
+from eval.reporting.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
 from tests.helpers.ijb_reference import published_features, published_search, published_templates
 from tests.helpers.paths import GOLDEN, ROOT
 from utils.distributed.process_group import World

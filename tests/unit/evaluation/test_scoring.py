@@ -22,8 +22,8 @@ from eval.inference.embedding import TorchRuntime, embed, make_runtime
 from eval.inference.openvino import OpenVinoRuntime, is_installed
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
-from eval.published import published_result
-from eval.report import Results, format_tables, format_thresholds, roc_figure, to_entries
+from eval.reporting.published import published_result
+from eval.reporting.report import Results, format_tables, format_thresholds, roc_figure, to_entries
 from eval.results import Report, to_thresholds_entry
 from eval.scoring import FARS, Score, Scorer, compute_score
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies

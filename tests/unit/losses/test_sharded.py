@@ -19,7 +19,7 @@ from utils.losses.partial_fc import (
     ShardedHeader,
     load_full_state_dict,
 )
-from utils.training.state import gather_full_state_dict
+from utils.training.checkpointing.state import gather_full_state_dict
 
 SIZES = (4, 2, 1)  # in this order, each with the files of the one before
 N, D, CLASSES, S, M = 16, 12, 103, 64.0, 0.5  # 103 classes: 25, 26, 26 and 26 on four ranks

@@ -21,10 +21,10 @@ from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import UserError
 from utils.training.arcface_task import ArcFaceTask
+from utils.training.checkpointing.progress import TrainProgress, compute_epoch_end_steps, progress_from_checkpoint
+from utils.training.checkpointing.resume import ResumePoint, resolve_resume
+from utils.training.checkpointing.step_ranges import StepRanges
 from utils.training.engine import train
-from utils.training.progress import TrainProgress, compute_epoch_end_steps, progress_from_checkpoint
-from utils.training.resume import ResumePoint, resolve_resume
-from utils.training.step_ranges import StepRanges
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -9,7 +9,7 @@ from typing import Any
 
 from config.base import Config
 from utils.datasets.sampler import BatchSampler
-from utils.training.step_ranges import StepRanges
+from utils.training.checkpointing.step_ranges import StepRanges
 
 
 @dataclass(frozen=True)

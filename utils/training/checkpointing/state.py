@@ -25,10 +25,10 @@ from utils.distributed.restart import run_ids
 from utils.logs.meters import MeanMeter
 from utils.losses.column_shards import gather_columns, scatter_columns
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
+from utils.training.checkpointing.progress import TrainProgress
+from utils.training.checkpointing.resume import ResumePoint, config_values
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.optimizers import fill_optimizer_state
-from utils.training.progress import TrainProgress
-from utils.training.resume import ResumePoint, config_values
 from utils.training.task import Task
 
 

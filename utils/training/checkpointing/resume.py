@@ -17,9 +17,9 @@ from utils.distributed.restart import run_ids, was_restarted
 from utils.errors import UserError
 from utils.filesystem import archive_files, path_exists
 from utils.logs.run_log import log
+from utils.training.checkpointing.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
+from utils.training.checkpointing.step_ranges import StepRanges
 from utils.training.learning_rate import global_batch_size
-from utils.training.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
-from utils.training.step_ranges import StepRanges
 from utils.training.task import Task
 
 # Command that starts each kind of run, by the task name in its checkpoint.

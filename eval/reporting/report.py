@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from config.base import Config
 from eval.merging import Entries, split_key
-from eval.published import published_result
+from eval.reporting.published import published_result
 from eval.scoring import FARS, Score
 from utils.errors import one_line
 
