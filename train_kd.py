@@ -22,7 +22,7 @@ from utils.training.task import Task, TaskInputs
 def main() -> None:
     """Runs the command."""
     description = "Train a face-recognition backbone with ArcFace and knowledge distillation."
-    config = parse_command(description, switches=["multi_step"], distills=True, resume=True)
+    config = parse_command(description, switches=["multi_step"], distillation=True, resume=True)
     check_teacher_folder(config)
     run_training(config, "train_kd", DistillTask, make_distillation_task)
 

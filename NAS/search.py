@@ -34,7 +34,7 @@ from NAS.task import SearchTask
 from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import EpochSampler, ListSampler
 from utils.datasets.shared_buffers import HostBatch
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.training_data import training_loader
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, to_device, wrap_ddp
@@ -95,7 +95,7 @@ def check_config(config: Config) -> None:
         raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
 
 
-def half_loader(data: ImageDataset, indices: np.ndarray, config: Config, world: World) -> Loader:
+def half_loader(data: ImageDataset, indices: np.ndarray, config: Config, world: World) -> SharedMemoryLoader:
     """Returns this rank's loader of one half, the images at `indices` of the data set."""
     sampler = EpochSampler(indices, config.batch_size, world.rank, world.size, config.seed)
     return training_loader(data, sampler, config, world)
@@ -111,8 +111,8 @@ def sample_halves(data: ImageDataset, halves: Halves, config: Config) -> dict[st
     for name, indices in (("train", halves.train), ("val", halves.val)):
         chosen = np.sort(rng.choice(indices, min(config.search_eval, len(indices)), replace=False))
         if len(chosen):
-            loader = Loader(data, ListSampler(chosen, len(chosen)), skip_bad=config.on_bad_image == "skip")
-            (batch,) = loader.epoch(0)
+            loader = SharedMemoryLoader(data, ListSampler(chosen, len(chosen)), skip_bad=config.on_bad_image == "skip")
+            (batch,) = loader.iter_epoch(0)
             samples[name] = batch
     return samples
 

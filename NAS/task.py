@@ -19,7 +19,7 @@ from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
 from utils.datasets.shared_buffers import LOOKAHEAD, HostBatch
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import normalise
 from utils.distributed.collectives import run_on_all
 from utils.distributed.process_group import World, to_device_async, unwrap_ddp
@@ -46,7 +46,12 @@ class SearchTask(Task):
     export_suffixes = ("supernet.pth",)
 
     def __init__(
-        self, wrapped: nn.Module, val_loader: Loader, samples: dict[str, HostBatch], config: Config, world: World
+        self,
+        wrapped: nn.Module,
+        val_loader: SharedMemoryLoader,
+        samples: dict[str, HostBatch],
+        config: Config,
+        world: World,
     ) -> None:
         """Sets up the alphas' optimizer and gradient.
 
@@ -144,7 +149,7 @@ class SearchTask(Task):
         """Reads the first validation batches. Raises the loader's error if it has failed."""
         self._read_ahead()
         (loader,) = self.loaders
-        if len(self._pending) < LOOKAHEAD and loader.failure:
+        if len(self._pending) < LOOKAHEAD and loader.pending_error:
             loader.raise_pending_error()
 
     def _read_ahead(self) -> None:
@@ -156,13 +161,13 @@ class SearchTask(Task):
         try:
             self._pending.extend(islice(self._val_batches, LOOKAHEAD - len(self._pending)))
         except (UserError, RuntimeError) as error:
-            self.loaders[0].failure = error.with_traceback(None)
+            self.loaders[0].pending_error = error.with_traceback(None)
 
-    def _endless(self, loader: Loader) -> Iterator[ValBatch]:
+    def _endless(self, loader: SharedMemoryLoader) -> Iterator[ValBatch]:
         """Yields batches of the validation half, epoch after epoch."""
         epoch, samples_seen = self.val_epoch, self.val_seen
         while True:
-            for batch in loader.epoch(epoch, samples_seen):
+            for batch in loader.iter_epoch(epoch, samples_seen):
                 samples_seen += global_batch_size(self.config, self.world.size)
                 images = normalise(to_device_async(batch.images, self.world.device))
                 # Copied, on the CPU too: the loader reuses its memory before this batch is used.

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.errors import run_cli
 
 PUBLISHED = 1840  # img/s per core of the published loader, in batches, on a core of this kind
@@ -66,9 +66,9 @@ def decode_pass(dataset: FaceDataset, threads: int) -> Callable[[], int]:
 
 def loader_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
     """Returns a pass over an epoch of the project's loader; its workers persist between passes, as in training."""
-    loader = Loader(dataset, EpochSampler(len(dataset), BATCH), workers)
+    loader = SharedMemoryLoader(dataset, EpochSampler(len(dataset), BATCH), workers)
     epochs = iter(range(1_000_000))
-    return lambda: sum(len(batch.images) for batch in loader.epoch(next(epochs)))
+    return lambda: sum(len(batch.images) for batch in loader.iter_epoch(next(epochs)))
 
 
 def per_image_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def parse_command(
-    description: str, switches: Iterable[str] = (), distills: bool = False, resume: bool = False
+    description: str, switches: Iterable[str] = (), distillation: bool = False, resume: bool = False
 ) -> Config:
     """Parses the command line [--config FILE] [field=value …] and returns the checked config.
 
@@ -41,13 +41,13 @@ def parse_command(
     Args:
         description: of the command, for --help.
         switches: boolean fields that an option sets to True, as --multi-step sets multi_step.
-        distills: whether to check the fields of knowledge distillation.
+        distillation: whether to check the fields of knowledge distillation.
         resume: whether the command has the option --resume.
     """
     parser = CommandParser(description)
     add_config_arguments(parser, switches, resume)
     args = parser.parse()
-    return load_config(args.config, collect_overrides(args), distills)
+    return load_config(args.config, collect_overrides(args), distillation)
 
 
 def output_override(overrides: Iterable[str]) -> str | None:

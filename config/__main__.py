@@ -21,7 +21,7 @@ def main() -> None:
     add_config_arguments(parser, switches=["multi_step"], resume=True)
     parser.add_argument("--kd", action="store_true", help="check the fields of knowledge distillation too")
     args = parser.parse()
-    config = load_config(args.config, collect_overrides(args), distills=args.kd)
+    config = load_config(args.config, collect_overrides(args), distillation=args.kd)
     require_data(config)
     for field in ("output", "log_dir"):
         ensure_output_folder(config, field)

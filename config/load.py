@@ -46,7 +46,7 @@ _CONFIG_FILE_ERRORS = (
 def load_config(
     path: str | Path | None = None,
     overrides: Iterable[str] = (),
-    distills: bool = False,
+    distillation: bool = False,
     saved_in: str | Path | None = None,
 ) -> Config:
     """Loads and checks a config.
@@ -55,7 +55,7 @@ def load_config(
         path: a config file, a config.json, or a folder with a config.json. None: the config.json of `saved_in` if it
             has one, otherwise config/config.py.
         overrides: texts "field=value". The value is read in the type of the field's default.
-        distills: whether to check the fields of knowledge distillation.
+        distillation: whether to check the fields of knowledge distillation.
         saved_in: a checkpoint or its folder. Its config.json is used if `path` is None.
 
     Raises:
@@ -68,17 +68,17 @@ def load_config(
     set_by = dict.fromkeys(values, "file")
     values = {name: copy.deepcopy(default) for name, default in DEFAULTS.items()} | values
     for name in DEFAULTS:
-        if distills or name not in DISTILLATION:
+        if distillation or name not in DISTILLATION:
             values[name] = check_type(name, values[name])
         if name in PATHS and isinstance(values[name], str):
             values[name] = resolve_config_path(values[name])
     if is_saved:
         values["output"] = str(file.parent)  # the folder of a run may have been moved or copied
         values["test_output"] = ""  # a copied folder must not decide where results are written
-    typed = _parse_overrides(overrides, distills)
+    typed = _parse_overrides(overrides, distillation)
     set_by |= dict.fromkeys(typed, "command line")
     config = Config(**values | typed, set_by=set_by, without_effect=without_effect)
-    _check(config, distills)
+    _check(config, distillation)
     _check_schedule(config, set(typed))
     if "rec" in typed:
         require_data(config)
@@ -145,7 +145,7 @@ def _take_unknown(values: dict[str, Any]) -> list[str]:
     return unknown
 
 
-def _parse_overrides(overrides: Iterable[str], distills: bool) -> dict[str, Any]:
+def _parse_overrides(overrides: Iterable[str], distillation: bool) -> dict[str, Any]:
     """Returns the values of "field=value" texts by field. Raises ConfigError."""
     values: dict[str, Any] = {}
     for override in overrides:
@@ -156,19 +156,19 @@ def _parse_overrides(overrides: Iterable[str], distills: bool) -> dict[str, Any]
         if name not in DEFAULTS:
             raise unknown_field(name, text)
         value = parse_value(name, text)
-        if distills or name not in DISTILLATION:
+        if distillation or name not in DISTILLATION:
             value = check_type(name, value)
         values[name] = expand_typed_path(value) if name in PATHS else value
     return values
 
 
-def _check(config: Config, distills: bool) -> None:
+def _check(config: Config, distillation: bool) -> None:
     """Raises ConfigError for values out of range, and for fields that do not fit each other."""
     for name in DEFAULTS:
-        if distills or name not in DISTILLATION:
+        if distillation or name not in DISTILLATION:
             check_value(name, getattr(config, name))
     check_combinations(config)
-    if distills and config.teacher_genotype:
+    if distillation and config.teacher_genotype:
         check_genotype(config, "teacher_genotype")
 
 

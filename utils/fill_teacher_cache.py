@@ -28,7 +28,7 @@ from utils.training.checkpointing.progress import compute_epoch_end_steps
 def main() -> None:
     """Runs the command."""
     description = "Compute the teacher's embeddings of all training images."
-    config = parse_command(description, switches=["multi_step"], distills=True)
+    config = parse_command(description, switches=["multi_step"], distillation=True)
     require_data(config)
     if not config.teacher_cache:
         raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")

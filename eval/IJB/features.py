@@ -15,7 +15,7 @@ from eval.IJB.protocol import SKIP_HINT, Images, line_number
 from eval.inference.embedding import Runtime
 from eval.inputs.bins import open_image
 from utils.datasets.sampler import ListSampler
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
@@ -180,20 +180,22 @@ def embed_images(features: Features, crops: Crops, runtime: Runtime, workers: in
     if len(pending) < len(features.done):
         log.info(f"{name}: {len(features.done) - len(pending)} images are already done, {len(pending)} to go")
     if len(shard):
-        loader = Loader(crops, ListSampler(shard, min(runtime.batch, len(shard))), workers)
+        loader = SharedMemoryLoader(crops, ListSampler(shard, min(runtime.batch, len(shard))), workers)
         _embed(features, loader, runtime, len(shard), world.is_main, name)
     if world.size > 1:
         dist.barrier()
 
 
-def _embed(features: Features, loader: Loader, runtime: Runtime, total: int, is_main: bool, name: str) -> None:
+def _embed(
+    features: Features, loader: SharedMemoryLoader, runtime: Runtime, total: int, is_main: bool, name: str
+) -> None:
     """Embeds the loader's images, writes their rows and marks them as done about every ten seconds."""
     started = flushed = time.monotonic()
     embedding_time = 0.0
     unmarked: list[np.ndarray] = []
     try:
         with ProgressReporter(total, name, "images", is_main) as progress_bar:
-            for batch in loader.epoch(0):
+            for batch in loader.iter_epoch(0):
                 batch_started = time.monotonic()
                 rows, present = batch.indices.numpy().copy(), batch.labels.numpy().astype(bool)
                 features.direct[rows], features.flipped[rows] = runtime(batch.images.numpy())

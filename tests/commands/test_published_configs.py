@@ -61,7 +61,7 @@ def test_the_published_teacher_is_an_iresnet_100(tmp_path):
     for name in ("config_PocketNetM256.py", "config_PocketNetS256.py"):
         path = tmp_path / name
         path.write_text(published_config(PUBLISHED[name]))
-        teacher = build_backbone(teacher_network_config(load_config(path, distills=True)))
+        teacher = build_backbone(teacher_network_config(load_config(path, distillation=True)))
         assert {key: list(value.shape) for key, value in teacher.state_dict().items()} == shapes
 
 

@@ -553,7 +553,7 @@ def runs(folder: Path) -> Iterator[Target]:
     loader, _ = load_training_data(config, CPU)
     made = OptimizerStep(ArcFaceTask(nn.BatchNorm1d(3), ArcFace(3, 2)), loader.dataset.keys, config, CPU)
     whole = TrainingState(made.task, made, MeanMeter(CPU), loader, config, CPU)
-    content = whole.state_dict(TrainProgress(7, StepRanges.load([5]), 16))
+    content = whole.state_dict(TrainProgress(7, StepRanges.from_list([5]), 16))
     path = Path(config.output, "checkpoint.pth")
     save_atomic(path, content)
     sound = path.read_bytes()

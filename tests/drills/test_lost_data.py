@@ -20,7 +20,7 @@ from tests.helpers.training import CPU, small_config, train_small
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import LOOKAHEAD
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.training_data import load_training_data
 from utils.errors import UserError
 
@@ -51,28 +51,28 @@ def test_a_failure_is_known_before_its_turn(data, workers):
     order = list(EpochSampler(40, 4, seed=5))
     bad = 5
     break_image(data, order[bad][1])
-    loader = Loader(FaceDataset(data), EpochSampler(40, 4, seed=5), workers)
+    loader = SharedMemoryLoader(FaceDataset(data), EpochSampler(40, 4, seed=5), workers)
     known = []
     with pytest.raises(UserError, match="not a readable image"):
-        for decoded in loader.epoch(0):
+        for decoded in loader.iter_epoch(0):
             assert decoded.indices.tolist() == order[len(known)]
-            known.append(loader.failure is not None)
+            known.append(loader.pending_error is not None)
     assert known == [False] * (bad - LOOKAHEAD) + [True] * LOOKAHEAD
-    assert loader.failure is None
+    assert loader.pending_error is None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_failure_in_the_first_batches_is_raised_at_once(data, workers):
     break_image(data, list(EpochSampler(40, 4, seed=5))[1][0])
     with pytest.raises(UserError, match="not a readable image"):
-        next(Loader(FaceDataset(data), EpochSampler(40, 4, seed=5), workers).epoch(0))
+        next(SharedMemoryLoader(FaceDataset(data), EpochSampler(40, 4, seed=5), workers).iter_epoch(0))
 
 
 def test_batches_stay_as_they_are_until_the_one_after_next_is_asked_for(data):
     dataset = FaceDataset(data)
     for workers in (0, 1, 2):
         before = None
-        for decoded in Loader(dataset, EpochSampler(40, 2, seed=5), workers).epoch(0):
+        for decoded in SharedMemoryLoader(dataset, EpochSampler(40, 2, seed=5), workers).iter_epoch(0):
             if before is not None:
                 images = np.empty((2, 112, 112, 3), np.uint8)
                 dataset.read_into(before.indices.tolist(), images, np.empty(2, np.int64))
@@ -202,14 +202,14 @@ sys.path.insert(0, {str(ROOT)!r})
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.errors import run_cli
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 
 def main():
     dataset = FaceDataset({str(data)!r})
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     limit = {value} or used + (8 << 20)
     resource.setrlimit({int(limit)}, (limit, limit))
-    next(Loader(dataset, EpochSampler(40, 2), 20).epoch(0))
+    next(SharedMemoryLoader(dataset, EpochSampler(40, 2), 20).iter_epoch(0))
 
 run_cli(main)
 """

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from config.base import Config
 from utils.logs.run_log import RunLog, tensorboard_folder
-from utils.logs.tensorboard import Board
+from utils.logs.tensorboard import TensorBoardWriter
 
 FULL = "No space left on device"
 WARNING = f"TensorBoard: {{}} is not writable ({FULL}); training continues, points may be missing"
@@ -60,7 +60,7 @@ def warnings(log_capture):
 
 def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, log_capture):
     """Long enough each time that the file's last block is full too, and a record is cut."""
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     add(board, *range(50))
     for begin in (50, 250):
         disk.fill()
@@ -76,7 +76,7 @@ def test_no_point_is_lost_to_a_disk_that_was_full_twice(disk, log_capture):
 
 def test_a_disk_that_is_full_for_long_loses_points_and_no_later_ones(disk):
     """More points than the buffer of the file holds."""
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     add(board, *range(50))
     disk.fill()
     add(board, *range(50, 1000))
@@ -89,7 +89,7 @@ def test_a_disk_that_is_full_for_long_loses_points_and_no_later_ones(disk):
 
 
 def test_a_reader_that_follows_the_file_sees_each_point_once(disk):
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     add(board, *range(10))
     reader = EventAccumulator(str(disk.logs)).Reload()
     disk.fill()
@@ -102,7 +102,7 @@ def test_a_reader_that_follows_the_file_sees_each_point_once(disk):
 
 def test_a_disk_full_at_the_beginning(disk, log_capture):
     disk.fill()
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     add(board, 1, 2)
     assert not any(path.stat().st_size for path in disk.logs.glob("*"))
     disk.free()
@@ -112,7 +112,7 @@ def test_a_disk_full_at_the_beginning(disk, log_capture):
 
 
 def test_a_disk_full_till_the_end_is_told_once(disk, log_capture):
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     add(board, *range(10))
     disk.fill()
     add(board, *range(10, 210))
@@ -123,9 +123,9 @@ def test_a_disk_full_till_the_end_is_told_once(disk, log_capture):
 
 
 def test_the_points_of_a_run_that_was_cut_off_give_way_even_if_the_disk_was_full(disk):
-    add(Board(disk.logs, 0, True), *range(1, 21))
+    add(TensorBoardWriter(disk.logs, 0, True), *range(1, 21))
     disk.fill()
-    board = Board(disk.logs, 11, True)
+    board = TensorBoardWriter(disk.logs, 11, True)
     disk.free()
     add(board, 11, 12)
     assert curve(disk.logs) == points(*range(1, 13))
@@ -133,7 +133,7 @@ def test_the_points_of_a_run_that_was_cut_off_give_way_even_if_the_disk_was_full
 
 def test_no_file_is_left_open(disk):
     opened = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    board = Board(disk.logs, 0, True)
+    board = TensorBoardWriter(disk.logs, 0, True)
     disk.fill()
     add(board, *range(150))
     board.close()
@@ -142,7 +142,7 @@ def test_no_file_is_left_open(disk):
 
 def test_points_that_wait_take_little_memory(tmp_path, log_capture):
     (tmp_path / "logs").write_text("a file where the folder should be")
-    board = Board(tmp_path / "logs", 0, True)
+    board = TensorBoardWriter(tmp_path / "logs", 0, True)
     tracemalloc.start()
     add(board, *range(1000))
     held = tracemalloc.get_traced_memory()[0]
@@ -152,7 +152,7 @@ def test_points_that_wait_take_little_memory(tmp_path, log_capture):
 
 
 def test_a_folder_that_was_removed_comes_back(tmp_path):
-    board = Board(tmp_path / "logs" / "out", 0, True)
+    board = TensorBoardWriter(tmp_path / "logs" / "out", 0, True)
     (file,) = (tmp_path / "logs" / "out").iterdir()
     file.unlink()
     file.parent.rmdir()
@@ -161,7 +161,7 @@ def test_a_folder_that_was_removed_comes_back(tmp_path):
 
 
 def test_only_the_main_process_writes(tmp_path, log_capture):
-    board = Board(tmp_path / "logs", 0, False)
+    board = TensorBoardWriter(tmp_path / "logs", 0, False)
     add(board, 1)
     board.close()
     assert not (tmp_path / "logs").exists() and not log_capture.records

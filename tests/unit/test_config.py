@@ -88,8 +88,8 @@ def test_each_published_config_loads_unchanged(tmp_path, name):
     """With every value that the published file sets, for training and for distillation."""
     path = tmp_path / name
     path.write_text(published_config(PUBLISHED[name]))
-    for distills in (False, True):
-        config = load_config(path, distills=distills)
+    for distillation in (False, True):
+        config = load_config(path, distillation=distillation)
         fields = {**PUBLISHED[name]}
         factors, unused = fields.pop("lr_func"), [field for field in ("scale", "network") if fields.pop(field, None)]
         assert [config.lr_factor(epoch) for epoch in range(26)] == factors
@@ -114,7 +114,7 @@ def test_what_only_distillation_needs_never_stops_training(tmp_path):
     messages = []
     for field, fix in (("w", "w = 1"), ("teacher_pth", "teacher_pth = 'x'"), ("teacher_network", "")):
         with pytest.raises(ConfigError, match=f"config {field}: ") as error:
-            load_config(path, distills=True)
+            load_config(path, distillation=True)
         messages.append(str(error.value))
         path.write_text(path.read_text() + f"\nconfig.{fix}" * bool(fix))
     assert "known are PocketNet" in messages[-1]

@@ -17,12 +17,12 @@ class BatchSampler(Sampler[list[int]]):
     epoch = 0
     samples_seen = 0  # images of the epoch that all ranks together have already consumed
 
-    def steps(self, samples_seen: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         """Returns the number of batches left in an epoch after `samples_seen` of its images."""
         raise NotImplementedError
 
     def __len__(self) -> int:
-        return self.steps()
+        return self.num_batches()
 
 
 class ListSampler(BatchSampler):
@@ -33,7 +33,7 @@ class ListSampler(BatchSampler):
         self.n_images = len(indices)
         self.batch_size = batch_size
 
-    def steps(self, samples_seen: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         return -(-(self.n_images - samples_seen) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -65,12 +65,12 @@ class EpochSampler(BatchSampler):
                 f"{self.n_images}; lower batch_size"
             )
 
-    def steps(self, samples_seen: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         return (self.n_images - samples_seen) // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)[self.samples_seen :]
-        for step in range(self.steps(self.samples_seen)):
+        for step in range(self.num_batches(self.samples_seen)):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield order[start : start + self.batch_size].tolist()
 

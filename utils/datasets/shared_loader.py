@@ -33,7 +33,7 @@ _EXHAUSTED = re.compile(
 SourceT = TypeVar("SourceT", bound=ImageSource)
 
 
-class Loader(Generic[SourceT]):
+class SharedMemoryLoader(Generic[SourceT]):
     """Loads the batches of one epoch after another, in the sampler's order."""
 
     def __init__(
@@ -61,7 +61,9 @@ class Loader(Generic[SourceT]):
         self.workers = workers
         self._sigchld_handler: _DeferredSigchldHandler | None = None
         self.skipped = 0  # images skipped so far
-        self.failure: Exception | None = None  # error of a batch not yet yielded; `epoch` raises it in its turn
+        self.pending_error: Exception | None = (
+            None  # of a batch not yet yielded; `iter_epoch` raises it in its turn
+        )
         self._loader = DataLoader(
             self._buffers,
             batch_sampler=sampler,
@@ -76,7 +78,7 @@ class Loader(Generic[SourceT]):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[HostBatch]:
+    def iter_epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[HostBatch]:
         """Yields the batches of an epoch, without its first `samples_seen` images.
 
         The memory of an unpinned batch is reused when the batch after the next is requested: use or copy it before.
@@ -85,11 +87,11 @@ class Loader(Generic[SourceT]):
         place of its batch; `failure` holds the error LOOKAHEAD batches earlier.
         """
         self.sampler.epoch, self.sampler.samples_seen = epoch, samples_seen
-        self.failure = None
+        self.pending_error = None
         refs = self._start()
         queue: deque[SlotRef] = deque()
         self._fetch(LOOKAHEAD, refs, queue)
-        if self.failure:
+        if self.pending_error:
             self.raise_pending_error()
         while True:
             self._fetch(1, refs, queue)
@@ -101,7 +103,7 @@ class Loader(Generic[SourceT]):
                 log.error(f"{message}: left out ({self.skipped} so far)")  # error: ranks other than 0 log only errors
             batch = self._buffers.batch(ref)
             yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
-        if self.failure:
+        if self.pending_error:
             self.raise_pending_error()
 
     def _start(self) -> Iterator[Any]:
@@ -123,7 +125,7 @@ class Loader(Generic[SourceT]):
 
     def raise_pending_error(self) -> NoReturn:
         """Raises the pending error and clears it."""
-        error, self.failure = self.failure, None
+        error, self.pending_error = self.pending_error, None
         assert error
         try:
             raise error
@@ -133,15 +135,15 @@ class Loader(Generic[SourceT]):
     def _fetch(self, count: int, refs: Iterator[Any], queue: "deque[SlotRef]") -> None:
         """Appends up to `count` slot references to the queue; sets `failure` and stops at an error."""
         if self._sigchld_handler and self._sigchld_handler.error:
-            self.failure = self.failure or self._sigchld_handler.error
+            self.pending_error = self.pending_error or self._sigchld_handler.error
         try:
-            for ref in islice(refs, 0 if self.failure else count):
+            for ref in islice(refs, 0 if self.pending_error else count):
                 if isinstance(ref, UserError):
-                    self.failure = ref
+                    self.pending_error = ref
                     break
                 queue.append(ref)
         except RuntimeError as error:
-            self.failure = self._translate(error)
+            self.pending_error = self._translate(error)
 
     def _translate(self, error: Exception) -> Exception:
         """Returns the error to raise in place of one from torch's data loader."""

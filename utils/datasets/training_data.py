@@ -5,14 +5,14 @@ import numpy as np
 from config.base import Config
 from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.sampler import BatchSampler, EpochSampler
-from utils.datasets.shared_loader import Loader, SourceT
+from utils.datasets.shared_loader import SharedMemoryLoader, SourceT
 from utils.distributed.collectives import all_gather_rows, run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.logs.run_log import log
 
 
-def load_training_data(config: Config, world: World) -> tuple[Loader, int]:
+def load_training_data(config: Config, world: World) -> tuple[SharedMemoryLoader, int]:
     """Returns this rank's loader and the number of classes. Collective: call on all ranks.
 
     Raises UserError where config and files disagree.
@@ -24,10 +24,12 @@ def load_training_data(config: Config, world: World) -> tuple[Loader, int]:
     return training_loader(dataset, sampler, config, world), num_classes
 
 
-def training_loader(dataset: SourceT, sampler: BatchSampler, config: Config, world: World) -> Loader[SourceT]:
+def training_loader(
+    dataset: SourceT, sampler: BatchSampler, config: Config, world: World
+) -> SharedMemoryLoader[SourceT]:
     """Returns a loader with the config's workers, on_bad_image and timeout, pinning memory where ranks use GPUs."""
     pin, skip_bad = world.device.type == "cuda", config.on_bad_image == "skip"
-    return Loader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)
+    return SharedMemoryLoader(dataset, sampler, config.workers, pin, skip_bad, config.timeout)
 
 
 def _check_same_on_all_ranks(dataset: ImageDataset, world: World) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.sampler import ListSampler
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import normalise
 from utils.distillation.teacher import Teacher
 from utils.distributed.collectives import shard_slice
@@ -104,8 +104,8 @@ def fill_cache(
 ) -> int:  # fmt: skip
     """Embeds the missing images of this rank's shard and their flips; returns the number of images.
 
-    batch: images per forward pass. workers, skip_bad, timeout: as for `Loader`. With skip_bad a UserError of
-    the loader ends the filling with a warning, else it is raised.
+    batch: images per forward pass. workers, skip_bad, timeout: as for `SharedMemoryLoader`. With skip_bad a UserError
+    of the loader ends the filling with a warning, else it is raised.
     """
     # Sharded by all images, not by the missing ones, because another rank may already be filling its shard.
     missing = cache.missing(shard_slice(len(data), world))
@@ -113,8 +113,8 @@ def fill_cache(
         return 0
     with ProgressReporter(len(missing), "Teacher", "images", world.is_main) as progress:
         try:
-            loader = Loader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
-            for host_batch in loader.epoch(0):
+            loader = SharedMemoryLoader(data, ListSampler(missing, batch), workers, skip_bad=skip_bad, timeout=timeout)
+            for host_batch in loader.iter_epoch(0):
                 images, indices = normalise(host_batch.images.to(world.device)), host_batch.indices.numpy()
                 embed_and_cache(cache, teacher, images, indices, np.zeros(len(indices), bool))
                 progress.update(len(indices))

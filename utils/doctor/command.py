@@ -85,7 +85,7 @@ def parse_arguments() -> tuple[Config, bool]:
     overrides = collect_overrides(args)
     load = partial(load_config, args.config, overrides, saved_in=output_override(overrides))
     distils = args.kd or bool(args.on) or saved_task_type(Path(load().output)) == DistillTask.__name__
-    return load(distills=distils), distils
+    return load(distillation=distils), distils
 
 
 def run_checks(plan: RunPlan) -> Iterator[Check]:

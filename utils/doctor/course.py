@@ -13,7 +13,7 @@ from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT
 from utils.checkpoints.state_dicts import check_state_dict
 from utils.checkpoints.weights import read_weights
 from utils.datasets.sampler import EpochSampler, check_batch_size
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World
 from utils.doctor.plan import RunPlan
@@ -96,7 +96,7 @@ def check_resume(plan: RunPlan) -> Iterator[Check]:
     # As a single process with the global batch, because resolve_resume is collective.
     single_process = replace(config, batch_size=global_batch_size(config, plan.processes))
     task_type = DistillTask if plan.distils else ArcFaceTask
-    resume_point = resolve_resume(single_process, task_type, Loader(plan.dataset, plan.sampler), plan.world)
+    resume_point = resolve_resume(single_process, task_type, SharedMemoryLoader(plan.dataset, plan.sampler), plan.world)
     _check_weights(plan, resume_point)
     plan.progress, plan.epoch_end_steps = (
         resume_point.progress,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from config.base import Config
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World
 from utils.doctor.plan import RunPlan
@@ -80,6 +80,6 @@ def check_workers(plan: RunPlan) -> Iterator[Check]:
     """Allocates the shared memory of the loader workers of all processes on this machine."""
     count = plan.config.workers
     if count and plan.dataset is not None and plan.sampler is not None:
-        loaders = [Loader(plan.dataset, plan.sampler, count) for _ in range(plan.local_processes)]
+        loaders = [SharedMemoryLoader(plan.dataset, plan.sampler, count) for _ in range(plan.local_processes)]
         size = format_bytes(count * len(loaders) * plan.slot_bytes)
         yield Check("workers", PASS, f"{count} for each of {format_processes(len(loaders))}, {size} of shared memory")

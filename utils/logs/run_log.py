@@ -14,7 +14,7 @@ from tqdm import tqdm
 from config.base import Config
 from utils.errors import UserError, ignore_broken_pipe, one_line
 from utils.filesystem import open_no_follow
-from utils.logs.tensorboard import Board
+from utils.logs.tensorboard import TensorBoardWriter
 
 log = logging.getLogger("pocketnet")
 OUTPUT_FOLDER = Path(__file__).resolve().parents[2] / "output"
@@ -100,7 +100,7 @@ class RunLog:
         """
         self.total_steps = total_steps
         self.images_per_step = images_per_step
-        self._board = Board(tensorboard_folder(config), step + 1, is_main)
+        self._board = TensorBoardWriter(tensorboard_folder(config), step + 1, is_main)
         self._bar = tqdm(initial=step, total=total_steps, unit="step", disable=not (is_main and sys.stderr.isatty()))
         self._started = self._last_line = time.perf_counter()
         self._reported_step = self._last_line_step = step

@@ -16,7 +16,7 @@ log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log, which 
 _BUFFER_SIZE = 1 << 16  # bytes; a point takes about 70
 
 
-class Board:
+class TensorBoardWriter:
     """Event file of a run. While the disk is full, the file's buffer keeps about 900 points; later ones are lost.
 
     torch's SummaryWriter writes nothing more after the first error, and its thread prints a traceback.

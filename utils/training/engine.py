@@ -13,7 +13,7 @@ import torch
 
 from config.base import Config
 from utils.datasets.shared_buffers import HostBatch
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import hflip, normalise
 from utils.distributed.collectives import run_on_all
 from utils.distributed.process_group import World, to_device_async
@@ -40,7 +40,7 @@ LOADER_FAILED, DATA_FAILED = 254, 255
 
 def train(
     task: Task,
-    loader: Loader,
+    loader: SharedMemoryLoader,
     config: Config,
     world: World,
     verify: Verify | None = None,
@@ -88,7 +88,7 @@ def train(
                 losses, nonfinite = optimizer_step(batch, step)
                 mean_losses.add(losses, nonfinite)
                 run_log.tick()
-                epoch_ended = not loader.sampler.steps(progress.samples_seen)
+                epoch_ended = not loader.sampler.num_batches(progress.samples_seen)
                 if step % config.log_step == 0 or requests.log_line or epoch_ended or is_last_step:
                     optimizer_step.nonfinite.flush()
                     run_log.report(step, epoch, mean_losses.compute_and_reset(), lr)
@@ -106,7 +106,7 @@ def train(
                 if requests.checkpoint:
                     log.info(f"Checkpoint requested after step {step}: it is being written, training continues")
                 saver.save_if_due(progress, bool(requests.checkpoint), epoch_ended)
-            if not loader.sampler.steps(progress.samples_seen):  # else max_steps cut the epoch short
+            if not loader.sampler.num_batches(progress.samples_seen):  # else max_steps cut the epoch short
                 progress = progress.after_epoch()
             exports = export_jobs(task, progress.step, config, world)
             task.on_epoch_end(epoch, progress.step)
@@ -115,12 +115,12 @@ def train(
     return progress.step
 
 
-def _batches(loader: Loader, progress: TrainProgress, config: Config, world: World) -> Iterator[HostBatch]:
+def _batches(loader: SharedMemoryLoader, progress: TrainProgress, config: Config, world: World) -> Iterator[HostBatch]:
     """Yields the remaining batches of the current epoch on the host.
 
     Collective for the first batch: a UserError of any rank while it is read ends all ranks.
     """
-    batches = loader.epoch(progress.epoch, progress.samples_seen)
+    batches = loader.iter_epoch(progress.epoch, progress.samples_seen)
     try:
         first = run_on_all(world, lambda: next(batches, None))
     except UserError:
@@ -149,19 +149,19 @@ def _augmentation_rng(config: Config, progress: TrainProgress, world: World) -> 
     return torch.Generator().manual_seed(int(seed[0]))
 
 
-def _failed_loader(loader: Loader, task: Task) -> Loader | None:
+def _failed_loader(loader: SharedMemoryLoader, task: Task) -> SharedMemoryLoader | None:
     """Returns the first loader of this rank that has failed: the training loader or one of the task's."""
-    return next((each for each in (loader, *task.loaders) if each.failure), None)
+    return next((each for each in (loader, *task.loaders) if each.pending_error), None)
 
 
-def _failure_code(failed_loader: Loader) -> int:
+def _failure_code(failed_loader: SharedMemoryLoader) -> int:
     """Returns the code that stands for the failure in place of a signal number."""
-    failure = failed_loader.failure
+    failure = failed_loader.pending_error
     return DATA_FAILED if isinstance(failure, UserError) and not isinstance(failure, RetryableError) else LOADER_FAILED
 
 
 def _stop_run(
-    signal: int, failed_loader: Loader | None, saver: RunSaver, progress: TrainProgress, config: Config
+    signal: int, failed_loader: SharedMemoryLoader | None, saver: RunSaver, progress: TrainProgress, config: Config
 ) -> None:
     """Ends the run after a checkpoint, because of a signal or a failed loader. Collective: call on all ranks.
 
@@ -176,7 +176,7 @@ def _stop_run(
         raise SystemExit(128 + signal)
 
 
-def _raise_data_failure(code: int, failed_loader: Loader | None, config: Config) -> NoReturn:
+def _raise_data_failure(code: int, failed_loader: SharedMemoryLoader | None, config: Config) -> NoReturn:
     """Raises the loader's failure on the rank where it happened.
 
     Raises RetryableError on the others if another attempt may succeed, else SystemExit.

@@ -44,7 +44,7 @@ class NonFiniteGuard:
         self.config = config
         self.keys = keys
         self.total = 0  # non-finite steps of the whole run
-        self.in_a_row: dict[int, list[int]] = {}  # the latest non-finite steps, with the image keys of all ranks
+        self.consecutive: dict[int, list[int]] = {}  # the latest non-finite steps, with the image keys of all ranks
         self._pending: list[tuple[int, Tensor, Tensor]] = []  # since the last flush: step, indices, non-finite flag
         self._buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._saved_buffers = torch.empty(0)
@@ -85,11 +85,11 @@ class NonFiniteGuard:
         found = []
         for (step, indices, _), nonfinite in zip(pending, flags.tolist(), strict=True):
             if not nonfinite:
-                self.in_a_row = {}
+                self.consecutive = {}
                 continue
             found.append(step)
-            self.in_a_row[step] = all_gather_rows(self.keys[indices.numpy()], self.world).tolist()
-            if len(self.in_a_row) == self.config.max_bad_steps:
+            self.consecutive[step] = all_gather_rows(self.keys[indices.numpy()], self.world).tolist()
+            if len(self.consecutive) == self.config.max_bad_steps:
                 run_on_main(self.world, self._raise_with_report)
         if found:
             self.total += len(found)
@@ -101,7 +101,7 @@ class NonFiniteGuard:
     def last_step_was_nonfinite(self) -> bool:
         """Returns whether the last step was non-finite, the same on all ranks. Collective: call on all ranks."""
         self.flush()
-        return bool(self.in_a_row)
+        return bool(self.consecutive)
 
     def raise_if_last_step_was_nonfinite(self) -> None:
         """Raises UserError if the last step of the run was non-finite. Collective: call on all ranks."""
@@ -119,10 +119,10 @@ class NonFiniteGuard:
         path = Path(self.config.output) / NONFINITE_REPORT_FILE
         report = f"the keys of their images are in {path}"
         try:
-            write_text_atomic(path, json.dumps({"learning_rate": lr, "keys": self.in_a_row}, indent=1) + "\n")
+            write_text_atomic(path, json.dumps({"learning_rate": lr, "keys": self.consecutive}, indent=1) + "\n")
         except OSError as error:
             report = f"the keys of their images could not be written to {path} ({error.strerror})"
-        steps = list(self.in_a_row)
+        steps = list(self.consecutive)
         raise UserError(
             f"loss or gradient is not finite in {len(steps)} steps in a row, {steps[0]} to {steps[-1]} (learning rate "
             f"{lr:g}); {report}; lower lr, or try precision=fp32"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.process_group import World, unwrap_ddp
 
 
@@ -45,7 +45,7 @@ class Task:
     export_suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
 
     # Loaders that the task reads itself. The run ends when one of them fails, as it does for the loop's own loader.
-    loaders: tuple[Loader, ...] = ()
+    loaders: tuple[SharedMemoryLoader, ...] = ()
 
     def __init__(self, backbone: nn.Module, header: nn.Module) -> None:
         """Both modules are trained; only the backbone's gradient is clipped."""

@@ -28,7 +28,7 @@ from tests.helpers.paths import GOLDEN
 from utils.datasets.cifar10 import Cifar10
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distillation.task import DistillTask
 from utils.distributed.process_group import World, autocast
 from utils.errors import UserError
@@ -350,7 +350,7 @@ def search_task(*overrides: str, sample: int = 0) -> SearchTask:
     if sample:
         images = torch.randint(0, 256, (sample, 112, 112, 3), dtype=torch.uint8)
         samples["val"] = HostBatch(images, torch.arange(sample) % 3, torch.arange(sample))
-    task = SearchTask(net, Loader(Noise(), EpochSampler(12, 4)), samples, config, CPU)
+    task = SearchTask(net, SharedMemoryLoader(Noise(), EpochSampler(12, 4)), samples, config, CPU)
     task.on_train_start(torch.optim.SGD(net.weights(), 0.01, 0.9))
     task.on_epoch_start(0)
     return task

@@ -25,7 +25,7 @@ from utils.datasets.recordio.image_keys import find_image_end, find_image_keys
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.datasets.sampler import EpochSampler
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.training_data import load_training_data
 from utils.datasets.transforms import hflip, normalise
 from utils.distributed.process_group import World
@@ -45,8 +45,10 @@ def write_images(folder, records: list[bytes], first_key: int = 0):
 def delivered(
     dataset: FaceDataset, workers: int, batch: int = 8, epochs: int = 2
 ) -> list[tuple[np.ndarray, list[int]]]:
-    loader = Loader(dataset, EpochSampler(len(dataset), batch, seed=5), workers)
-    return [(images.numpy().copy(), labels.tolist()) for e in range(epochs) for images, labels, _ in loader.epoch(e)]
+    loader = SharedMemoryLoader(dataset, EpochSampler(len(dataset), batch, seed=5), workers)
+    return [
+        (images.numpy().copy(), labels.tolist()) for e in range(epochs) for images, labels, _ in loader.iter_epoch(e)
+    ]
 
 
 def test_golden_file_gives_the_pixels_and_labels_that_mxnet_read():
@@ -308,15 +310,15 @@ def test_workers_deliver_the_same_batches_as_none(tiny_data, workers):
 
 
 def test_an_unfinished_epoch_does_not_disturb_the_next(tiny_data):
-    loader = Loader(FaceDataset(tiny_data), EpochSampler(40, 8), workers=1)
-    next(loader.epoch(0))
-    second = [labels.tolist() for _, labels, _ in loader.epoch(1)]
+    loader = SharedMemoryLoader(FaceDataset(tiny_data), EpochSampler(40, 8), workers=1)
+    next(loader.iter_epoch(0))
+    second = [labels.tolist() for _, labels, _ in loader.iter_epoch(1)]
     assert second == [labels for _, labels in delivered_labels(tiny_data, epoch=1)]
 
 
 def delivered_labels(folder, epoch):
-    loader = Loader(FaceDataset(folder), EpochSampler(40, 8), workers=0)
-    return [(None, labels.tolist()) for _, labels, _ in loader.epoch(epoch)]
+    loader = SharedMemoryLoader(FaceDataset(folder), EpochSampler(40, 8), workers=0)
+    return [(None, labels.tolist()) for _, labels, _ in loader.iter_epoch(epoch)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -424,7 +426,7 @@ def test_a_missing_record_file_is_named(tmp_path):
 def test_too_little_shared_memory_is_a_clear_error(tiny_data, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 16))
     with pytest.raises(UserError, match=r"workers: .* shared memory .*lower workers"):
-        Loader(FaceDataset(tiny_data), EpochSampler(40, 8), workers=1)
+        SharedMemoryLoader(FaceDataset(tiny_data), EpochSampler(40, 8), workers=1)
 
 
 def test_a_dataset_travels_to_spawned_workers(tiny_data):

@@ -86,7 +86,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
             sampler = EpochSampler(96, 4, rank, size, seed=5)
             sampler.epoch, sampler.samples_seen = 2, seen
             batches = list(sampler)
-            assert len(batches) == sampler.steps(seen)
+            assert len(batches) == sampler.num_batches(seen)
             parts.append(batches[:steps])
         return [index for rank in parts for batch in rank for index in batch]
 
@@ -98,7 +98,7 @@ def test_the_rest_of_an_epoch_is_dealt_to_another_number_of_processes():
 
 def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
     config = small_config(tmp_path, tiny_data, "max_steps=1000000000000", "num_epoch=100000")
-    ends = compute_epoch_end_steps(config, EpochSampler(40, 8), TrainProgress(7, StepRanges.load([5]), 16))
+    ends = compute_epoch_end_steps(config, EpochSampler(40, 8), TrainProgress(7, StepRanges.from_list([5]), 16))
     assert (len(ends), ends[0], ends[1], ends[-2], ends[-1]) == (2 * 10**11, 5, 10, 10**12 - 5, 10**12)
     assert (ends[3], ends[-4], ends[1:4]) == (20, 10**12 - 15, [10, 15, 20])
     with pytest.raises(IndexError):
@@ -120,22 +120,22 @@ def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
     for ends in (progress.epoch_end_steps, million, million.append(3 * 10**7), StepRanges()):
         state = dict.fromkeys(REQUIRED_KEYS) | {
             "version": FORMAT_VERSION,
-            "position": {"step": 3 * 10**7, "ends": ends.save(), "seen": 0},
+            "position": {"step": 3 * 10**7, "ends": ends.to_list(), "seen": 0},
         }
         write_checkpoint(tmp_path, 1, state)
         found = progress_from_checkpoint(read_checkpoint(tmp_path))
         assert found.epoch == len(ends) and found.epoch_end_steps.ranges == ends.ranges
-    assert progress.epoch_end_steps.save() == [[5, 16, 5]] and million.append(3 * 10**7).save()[2:] == [3 * 10**7]
+    assert progress.epoch_end_steps.to_list() == [[5, 16, 5]] and million.append(3 * 10**7).to_list()[2:] == [3 * 10**7]
 
 
 def test_ends_in_older_checkpoints_are_numbers():
     for numbers in ([], [5], [5, 10, 15], [3, 8, 13, 13, 15, 17, 16, 40], list(range(0, 10**6, 3))):
-        ends = StepRanges.load(numbers)
+        ends = StepRanges.from_list(numbers)
         assert (list(ends), len(ends), ends[-3:]) == (numbers, len(numbers), numbers[-3:]) and len(ends.ranges) < 6
-        assert list(StepRanges.load(ends.save())) == numbers
+        assert list(StepRanges.from_list(ends.to_list())) == numbers
     for wrong in ([-1], [True], [1.0], [2**63], [[1, 2]], [[1, 2, 0]], ["a"], [[0, 2**63 - 1, 1]] * 2, 5):
         with pytest.raises((ValueError, TypeError)):
-            StepRanges.load(wrong)
+            StepRanges.from_list(wrong)
 
 
 def test_published_files_of_a_step_beyond_the_run_are_looked_for_first(tmp_path, tiny_data, log_capture):
@@ -153,10 +153,14 @@ def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path
     config = small_config(tmp_path, tiny_data, "num_epoch=3")
     alone, pair = EpochSampler(40, 4), EpochSampler(40, 4, 0, 2)
     assert list(compute_epoch_end_steps(config, alone)) == [10, 20, 30]
-    half_way = TrainProgress(13, StepRanges.load([10]), 12)  # alone until now
+    half_way = TrainProgress(13, StepRanges.from_list([10]), 12)  # alone until now
     assert list(compute_epoch_end_steps(config, alone, half_way)) == [10, 20, 30]
     assert list(compute_epoch_end_steps(config, pair, half_way)) == [10, 16, 21]  # 28 images left: 3 steps of 8; then 5
-    assert list(compute_epoch_end_steps(config, pair, TrainProgress(21, StepRanges.load([10, 16, 21])))) == [10, 16, 21]
+    assert list(compute_epoch_end_steps(config, pair, TrainProgress(21, StepRanges.from_list([10, 16, 21])))) == [
+        10,
+        16,
+        21,
+    ]
     config.max_steps = 18
     assert list(compute_epoch_end_steps(config, pair, half_way)) == [10, 16, 18]
     assert list(compute_epoch_end_steps(config, alone)) == [10, 18]

@@ -49,8 +49,8 @@ def compute_epoch_end_steps(
     progress: current progress of the run. Finished epochs keep their recorded ends, because the number of ranks,
     and so the number of steps per epoch, may have been different.
     """
-    steps_per_epoch = sampler.steps()
-    current_end = progress.step + sampler.steps(progress.samples_seen)
+    steps_per_epoch = sampler.num_batches()
+    current_end = progress.step + sampler.num_batches(progress.samples_seen)
     epochs_left = config.num_epoch - progress.epoch  # including the current one
     last_end = current_end + (epochs_left - 1) * steps_per_epoch if epochs_left > 0 else progress.step
     total = config.max_steps or last_end
@@ -64,7 +64,7 @@ def compute_epoch_end_steps(
 def progress_from_checkpoint(state: dict[str, Any]) -> TrainProgress:
     """Returns the progress stored in a checkpoint. Raises ValueError for anything but non-negative integers."""
     position = state["position"]
-    progress = TrainProgress(position["step"], StepRanges.load(position["ends"]), position["seen"])
+    progress = TrainProgress(position["step"], StepRanges.from_list(position["ends"]), position["seen"])
     if not all(type(number) is int and number >= 0 for number in (progress.step, progress.samples_seen)):
         raise ValueError("step and samples seen should be non-negative integers")
     return progress

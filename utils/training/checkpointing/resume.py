@@ -10,7 +10,7 @@ from typing import Any
 from config.base import Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
 from utils.distributed.restart import run_ids, was_restarted
@@ -37,7 +37,7 @@ class ResumePoint:
     export_folder: Path | None = None  # folder with the exported weights of progress.step
 
 
-def resolve_resume(config: Config, task_type: type[Task], loader: Loader, world: World) -> ResumePoint:
+def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLoader, world: World) -> ResumePoint:
     """Decides how the run of config.output starts, the same on all ranks, and logs it. Collective: call on all ranks.
 
     It resumes from checkpoint.pth if there is one. With resume=1 and a global_step it resumes from the exported weights
@@ -86,7 +86,7 @@ def _progress_of_global_step(config: Config, steps_per_epoch: int, world: World)
 
 
 def _select_checkpoint(
-    config: Config, task_type: type[Task], loader: Loader, world: World, restarted_run_ids: list[str]
+    config: Config, task_type: type[Task], loader: SharedMemoryLoader, world: World, restarted_run_ids: list[str]
 ) -> dict[str, Any] | None:
     """Returns the content of the checkpoint to resume from, or None. Called on rank 0 only.
 
@@ -172,7 +172,7 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
             )
 
 
-def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: Loader) -> None:
+def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: SharedMemoryLoader) -> None:
     """Raises UserError unless the checkpoint has this kind of task, number of images, seed and optimizer."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
@@ -200,7 +200,7 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
         )
 
 
-def _log_resume(state: dict[str, Any], config: Config, loader: Loader, world: World) -> None:
+def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoader, world: World) -> None:
     """Logs the step at which the run resumes, and what has changed since: config, data and number of processes."""
     progress = progress_from_checkpoint(state)
     log.info(

@@ -18,7 +18,7 @@ from utils.checkpoints.weights import (
     load_weights,
     read_weights,
 )
-from utils.datasets.shared_loader import Loader
+from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
 from utils.distributed.process_group import World, unwrap_ddp
 from utils.distributed.restart import run_ids
@@ -55,7 +55,7 @@ class TrainingState:
         task: Task,
         optimizer_step: OptimizerStep,
         means: MeanMeter,
-        loader: Loader,
+        loader: SharedMemoryLoader,
         config: Config,
         world: World,
     ) -> None:
@@ -100,7 +100,11 @@ class TrainingState:
             "version": FORMAT_VERSION,
             "way": type(self.task).__name__,
             "run": self.run_ids,
-            "position": {"step": progress.step, "ends": progress.epoch_end_steps.save(), "seen": progress.samples_seen},
+            "position": {
+                "step": progress.step,
+                "ends": progress.epoch_end_steps.to_list(),
+                "seen": progress.samples_seen,
+            },
             "images": self.loader.sampler.n_images,
             "data": self.fingerprint,
             "config": config_values(self.config),

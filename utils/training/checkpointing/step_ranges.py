@@ -14,7 +14,7 @@ class StepRanges(Sequence[int]):
         self.ranges = tuple(part for part in ranges if part)
 
     @classmethod
-    def load(cls, saved: Iterable[Any]) -> Self:
+    def from_list(cls, saved: Iterable[Any]) -> Self:
         """Restores a list written by `save`, or the plain list of numbers of older checkpoints.
 
         Raises ValueError or TypeError for anything but non-negative integers.
@@ -33,7 +33,7 @@ class StepRanges(Sequence[int]):
             raise ValueError("too many epochs")
         return cls(*ranges)
 
-    def save(self) -> list[int | list[int]]:
+    def to_list(self) -> list[int | list[int]]:
         """Returns [start, stop, step] for each range, or the number itself for a range of length 1."""
         return [part[0] if len(part) == 1 else [part.start, part.stop, part.step] for part in self.ranges]
 
