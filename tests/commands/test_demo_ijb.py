@@ -108,7 +108,7 @@ def test_nobody_is_in_the_demo_training_set_and_people_are_those_of_the_demo():
     assert sample_person(0, 5, 1)[0] == Person.sample(np.random.default_rng([0, 5]))
 
 
-def test_a_person_does_not_depend_on_the_number_of_probes():
+def test_an_identity_does_not_depend_on_the_number_of_probes():
     assert person_photos(0, 5, 2)[: len(person_photos(0, 5, 1))] == person_photos(0, 5, 1)
 
 
@@ -168,7 +168,7 @@ def test_faces_are_turned_and_scaled_and_detected_with_an_error(detections, draw
     assert 0.9 < scale.min() < 1.2 and 1.7 < scale.max() < 2.1
 
 
-def test_the_whole_turned_crop_is_in_the_photo():
+def test_the_rotated_crop_is_inside_the_photo():
     rng = np.random.default_rng(0)
     corners = (SIZE - 1) * np.array([0, 1, 1j, 1 + 1j])  # the centres of the pixels there
     for _ in range(500):
@@ -186,7 +186,7 @@ def test_the_detector_doubts_what_is_hard_to_see(made, detections, drawn_detecti
     assert np.corrcoef(sharpness, scores)[0, 1] > 0.5
 
 
-def test_every_template_and_medium_is_of_one_person_and_media_are_counted():
+def test_every_template_and_medium_has_one_identity_and_media_are_counted():
     _, images, _ = plan_set(replace(SMALL, people=10))
     of_medium = {image.medium: image.template for image in images}
     assert all(of_medium[image.medium] == image.template for image in images)
@@ -214,7 +214,7 @@ def test_ids_have_gaps_and_the_images_of_a_template_are_scattered(made):
     assert changes > 2 * len(templates)
 
 
-def test_pairs_are_what_they_say(made):
+def test_pairs_have_the_right_labels(made):
     subject = {row[0]: row[1] for name in ("gallery_G1", "gallery_G2", "probe_mixed") for row in csv(made, name)}
     gallery = {row[0] for name in ("gallery_G1", "gallery_G2") for row in csv(made, name)}
     pairs = lines(made, "template_pair_label")
@@ -245,7 +245,7 @@ def test_galleries_and_probes(made):
     assert len(set(drawn_detections)) == len(drawn_detections)
 
 
-def test_second_run_does_nothing_and_force_makes_it_anew(made):
+def test_second_run_does_nothing_and_force_replaces_the_set(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert not make(made, SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
@@ -321,7 +321,7 @@ def test_script_ends_with_2_and_one_line(arguments, message):
     assert done.stderr == f"error: {message}\n"
 
 
-def test_script_takes_every_option_and_says_what_it_made(tmp_path):
+def test_script_takes_every_option_and_reports_what_it_made(tmp_path):
     arguments = ["--people", 2, "--first", 7, "--probes", 1, "--pairs", 1, "--seed", 5, "--target", "IJBB"]
     done = script("--out", tmp_path / "ijb", *arguments, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")

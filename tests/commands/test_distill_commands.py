@@ -142,7 +142,7 @@ def test_filling_checks_the_fields_of_distillation(demo, tmp_path):
         assert failed.returncode == 2 and re.fullmatch(rf"error: config {field.split('=')[0]}: .*\n", failed.stderr)
 
 
-def test_filling_needs_a_place(demo):
+def test_filling_needs_a_cache_folder(demo):
     command = [sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER]
     failed = run_command(demo, *command, new_interpreter=True)
     assert failed.returncode == 2

@@ -31,7 +31,7 @@ def test_train_sh_leaves_checkpoints_log_and_curves(demo):
         *(f"{step}{part}.pth" for step in (0, 6, 12) for part in ("backbone", "header")),
         *("checkpoint.6.pth", "checkpoint.12.pth", "checkpoint.pth"),
     }
-    for text in ((demo / "said").read_text(), (output / "training.log").read_text()):
+    for text in ((demo / "train_stdout.txt").read_text(), (output / "training.log").read_text()):
         assert len(re.findall(SPEED_LINE, text)) == 4
         assert re.search(r"\[demo\]\[8\]Accuracy-Flip: \d\.\d{5}\+-\d\.\d{5}", text)
     assert list((demo / "logs" / "demo").glob("events*"))
@@ -135,7 +135,7 @@ def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, npro
     assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
 
 
-def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
+def test_the_overrides_of_a_run_are_read_from_its_config_json(demo, tmp_path):
     """Without overrides, by the config.json in its folder: eval.py, compare.py and the doctor know the network."""
     out = f"output={tmp_path / 'run'}"
     fields = ["max_steps=2", "channel=6", "embedding_size=48", f"log_dir={tmp_path}", "save_initial=0"]
@@ -151,7 +151,7 @@ def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
     assert compared.returncode == 0 and "McNemar" in compared.stdout, compared.stderr
 
 
-def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):
+def test_a_wrong_config_of_two_processes_is_one_error_without_a_traceback(demo):
     failed = run_command(demo, "./train.sh", *DEMO, "lr=fast", NPROC="2")
     assert failed.returncode == 2
     assert failed.stderr == "error: config lr: should be float, is 'fast'\n"
@@ -168,7 +168,7 @@ def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):
         ([*DEMO, "val_targets=lfw", "eval_step=1"], r"val_targets: none of lfw\.bin"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message):
+def test_bad_input_is_a_one_line_error_with_exit_code_2(demo, command, arguments, message):
     start = [command] if command.startswith("./") else [sys.executable, command]
     failed = run_command(demo, *start, *arguments)
     assert failed.returncode == 2
@@ -178,7 +178,7 @@ def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message
 @pytest.mark.parametrize(
     ("command", "field"), [("train.py", "output"), ("train.py", "log_dir"), ("eval/eval.py", "test_output")]
 )
-def test_a_folder_that_cannot_be_written_in_is_told_before_any_work(demo, command, field):
+def test_a_folder_without_write_permission_is_an_error_before_any_work(demo, command, field):
     failed = run_command(demo, sys.executable, command, *DEMO, f"{field}=train.py/below a file")
     assert failed.returncode == 2
     assert re.fullmatch(f"error: config {field}: cannot write in 'train.py/below a file' .*\n", failed.stderr)

@@ -65,7 +65,7 @@ def test_the_published_teacher_is_an_iresnet_100(tmp_path):
         assert {key: list(value.shape) for key, value in teacher.state_dict().items()} == shapes
 
 
-def test_a_published_config_at_its_place_with_its_own_folders(demo):
+def test_a_published_config_py_with_its_own_folders(demo):
     """config/config.py with rec, output and test_output relative to the project, as published, and no arguments."""
     small = {"channel": 4, "n_layers": 4, "embedding_size": 32, "batch_size": 8, "num_epoch": 1}
     data = {"rec": "data/faces_demo", "num_classes": 6, "num_image": 48, "val_targets": ["demo"]}

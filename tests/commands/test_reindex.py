@@ -61,7 +61,7 @@ def test_ids_that_are_no_keys_give_way_to_counting(ids, tmp_path):
     assert reindexed(rec) == idx.read_bytes()
 
 
-def test_a_header_record_stands_for_keys_without_gaps(tmp_path):
+def test_a_header_record_means_keys_without_gaps(tmp_path):
     """Ids that differ but count from elsewhere: record 0 says where the images' keys end."""
     header = pack(RecordHeader(2, np.array([4.0, 4.0]), 7000, 0), b"")
     rec, idx = write_records(

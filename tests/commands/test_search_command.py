@@ -160,7 +160,7 @@ def test_genotypes_in_a_pipe_are_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ['a """quoted""" folder"', "back\\slash\\", "two\nlines"])
-def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
+def test_a_derived_config_names_its_origin(folder, tmp_path):
     """Whatever the folder is called: the config is Python."""
     epoch = {"epoch": 3, "genotype": SOFTMAX_CASIA}
     (tmp_path / folder).mkdir()
@@ -176,7 +176,7 @@ def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
     )
 
 
-def test_the_demo_searches_anew_for_other_faces(tmp_path, monkeypatch):
+def test_the_demo_searches_again_for_other_faces(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_search, "FACES", str(tmp_path))
     searches = []
 

@@ -100,7 +100,7 @@ def test_a_disk_full_at_the_beginning(disk, log_capture):
     assert len(warnings(log_capture)) == 1
 
 
-def test_a_disk_full_till_the_end_is_told_with_what_is_lost(disk, log_capture):
+def test_the_warning_for_a_full_disk_names_what_is_lost(disk, log_capture):
     board = Board(disk.logs, 0, True)
     add(board, *range(10))
     disk.fill()

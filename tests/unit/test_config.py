@@ -72,7 +72,7 @@ def test_the_promised_configs_are_shipped_and_load():
         assert set(load_config(path)) == set(base)
 
 
-def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch):
+def test_a_published_config_loads_unchanged_from_config_py(tmp_path, monkeypatch):
     monkeypatch.setattr(config_package, "CONFIG_FOLDER", tmp_path)
     (tmp_path / "config.py").write_text(PUBLISHED_CONFIG)
     config = load_config()
@@ -172,7 +172,7 @@ def test_relative_paths_count_from_the_project_in_a_file_and_from_the_working_fo
     assert (config.rec, config.test_output, config.teacher_cache) == (str(ROOT / "data/faces_emore"), "", "")
 
 
-def test_a_folder_from_elsewhere_says_nothing_of_where_to_write_or_begin(tmp_path):
+def test_a_config_json_sets_no_output_folders_and_no_start(tmp_path):
     kept = {"output": "/elsewhere", "test_output": "/elsewhere", "resume": "0", "global_step": 7}
     (tmp_path / "config.json").write_text(json.dumps(kept))
     config = load_config(tmp_path)
@@ -472,7 +472,7 @@ def test_a_file_with_its_own_schedule_refuses_another(tmp_path):
         assert override.split("=")[0] in message and "3" in message and "lr_func" in message
 
 
-def test_the_data_folder_is_asked_for_by_those_who_need_it(tmp_path):
+def test_only_commands_that_read_data_require_its_folder(tmp_path):
     config = load_config(written(tmp_path, "config.rec = 'data/nowhere'"))
     with pytest.raises(ConfigError, match="rec: no folder 'data/nowhere'"):
         require_data(config)

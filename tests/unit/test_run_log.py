@@ -88,7 +88,7 @@ def test_few_hours_are_minutes_as_well(tmp_path, log_capture, monkeypatch, left,
     assert re.search(rf"Global Step: 1000   Required: {written}$", log_capture.text, re.MULTILINE), log_capture.text
 
 
-def test_saved_is_said_when_the_files_stand(tmp_path, tiny_data, monkeypatch):
+def test_saved_is_logged_after_the_files_are_written(tmp_path, tiny_data, monkeypatch):
     there = []
 
     class Look(logging.Handler):
@@ -106,7 +106,7 @@ def test_saved_is_said_when_the_files_stand(tmp_path, tiny_data, monkeypatch):
     assert there == [[True, True]] * 3
 
 
-def test_a_run_without_a_checkpoint_says_that_it_starts_anew(tmp_path, tiny_data, log_capture, monkeypatch):
+def test_a_run_without_a_checkpoint_logs_that_it_starts_over(tmp_path, tiny_data, log_capture, monkeypatch):
     begins = "starts from the beginning"
     config = small_config(tmp_path, tiny_data, "max_steps=1")
     train_small(config)
@@ -154,7 +154,7 @@ def test_runs_whose_outputs_end_alike_keep_their_curves(tmp_path, log_capture):
 # ------------------------------------------------------------------------------------------------- long pieces of work
 
 
-def test_long_work_says_every_minute_how_far_it_is(log_capture, monkeypatch):
+def test_long_work_logs_its_progress_every_minute(log_capture, monkeypatch):
     now = 0.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(sys, "stderr", io.StringIO())

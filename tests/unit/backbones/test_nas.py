@@ -111,7 +111,7 @@ def second_order_in_float64(stepped) -> list[torch.Tensor]:
     return architect(copy).gradient(doubled(train), doubled(val), 0.1, other)[0]
 
 
-def test_second_order_gradient_and_everything_back_in_place(golden, stepped):
+def test_second_order_gradient_and_restored_weights(golden, stepped):
     net, optimizer, train, val = stepped
     before = {key: value.clone() for key, value in net.state_dict().items()}
     gradients, _ = architect(net).gradient(train, val, 0.1, optimizer)

@@ -100,7 +100,7 @@ def test_weights_of_another_network_name_the_first_key_that_differs(tmp_path, ba
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
+def test_the_error_for_another_embedding_size_names_both_shapes(tmp_path, backbone):
     save_weights(tmp_path / "1backbone.pth", backbone)
     overrides = ["channel=4", "n_layers=4", "embedding_size=64"]
     other = build_backbone(load_config(ROOT / "config" / "config_demo.py", overrides))
@@ -113,7 +113,7 @@ def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch, of pickle protocols that the damage names
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_anywhere_is_told_in_one_line(tmp_path, zipped):
+def test_damage_anywhere_is_a_one_line_error(tmp_path, zipped):
     """Bytes changed at random: torch raises a dozen kinds of errors over them."""
     path, linear, rng = tmp_path / "1header.pth", nn.Linear(2, 2), random.Random(0)
     torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)

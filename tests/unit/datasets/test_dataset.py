@@ -149,7 +149,7 @@ def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identit
         assert find_image_end(reader, int(rounded)) == end
 
 
-def test_the_whole_of_17_million_keys_is_counted():
+def test_17_million_keys_are_counted():
     """An index of 2^24 + 3 images, the last two of which a float32 takes for one place."""
     end = 2**24 + 4
     keys = np.arange(end + 2)
@@ -228,7 +228,7 @@ def test_more_classes_than_the_files_hold_are_refused(tiny_data, tmp_path):
     assert load_training_data(config_for(folder, num_classes=4), CPU)[1] == 4
 
 
-def test_a_shipped_config_on_other_people_says_what_to_type(tiny_data, tmp_path):
+def test_the_error_for_other_classes_names_the_fields_to_set(tiny_data, tmp_path):
     places = [f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
     done = run_command(ROOT, sys.executable, "train.py", "--config", "config/config_PocketNetS128.py", *places)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -262,7 +262,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
         (["train.idx"], rf"{WANTED}; put them there"),
     ],
 )
-def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_path, files, log_capture):
+def test_the_error_for_other_data_names_what_is_expected_and_the_fix(tmp_path, files, log_capture):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
@@ -274,12 +274,12 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
     assert re.search(log_capture, str(caught.value)) and "\n" not in str(caught.value)
 
 
-def test_the_record_file_in_place_of_its_folder(tiny_data):
+def test_the_record_file_given_instead_of_its_folder(tiny_data):
     with pytest.raises(UserError, match=rf"train\.rec' is a file; name its folder: rec={tiny_data}"):
         require_data(EasyDict(rec=str(tiny_data / "train.rec")))
 
 
-def test_records_without_an_index_say_how_to_make_it(tmp_path):
+def test_the_error_for_a_missing_index_names_the_fix(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2, pairs=2)
     (folder / "train.idx").unlink()
     with pytest.raises(UserError) as caught:

@@ -588,7 +588,7 @@ def test_a_file_replaced_before_another_process_opens_it_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("added", [0, 3], ids=["of the same size", "of a larger size"])
 @pytest.mark.parametrize("read", ["read", "labels"])
-def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added, tmp_path):
+def test_a_file_changed_while_in_use_is_an_error(read, added, tmp_path):
     """As `cp other.rec a.rec` does."""
     rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, 0, 0), b"first")] * 3)
     other, _ = write_records(tmp_path, [pack(RecordHeader(0, 2.0, 0, 0), b"other")] * (3 + added), "other")
@@ -616,7 +616,7 @@ def test_a_file_that_is_touched_while_in_use_is_read_on(tmp_path):
         error_of(lambda: reader.read(2), rec, "shrank from")
 
 
-def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_path):
+def test_a_file_replaced_by_a_copy_is_read_by_new_processes(tmp_path):
     rec, idx = write_records(tmp_path, [b"first"] * 3)
     with IndexedRecordReader(rec, idx) as reader:
         (tmp_path / "copy").write_bytes(rec.read_bytes())
@@ -640,7 +640,7 @@ def test_other_content_is_found_wherever_it_is(where, tmp_path):
         assert first
 
 
-def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(tmp_path):
+def test_an_open_file_is_read_to_the_end_after_it_is_replaced(tmp_path):
     rec, idx = write_records(tmp_path, [b"first"] * 3)
     other, _ = write_records(tmp_path, [b"other"] * 3, "other")
     with IndexedRecordReader(rec, idx) as reader:

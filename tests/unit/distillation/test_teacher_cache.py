@@ -122,7 +122,7 @@ def test_filled_ahead_it_holds_the_teachers_embeddings_of_both_ways(tmp_path, ti
             assert known.all() and np.abs(embedding - teacher(images).numpy()).max() < 1e-3
 
 
-def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
+def test_an_interrupted_fill_resumes_and_a_torn_embedding_is_not_read(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher": "a"}, 10, 16)
     rows = np.random.default_rng(0).standard_normal((10, 16)).astype(np.float16)
     indices, flipped = np.arange(10), np.arange(10) % 2 == 0
@@ -138,7 +138,7 @@ def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
     assert again.missing(slice(0, 10)).tolist() == [2, 6, 7, 8, 9] and again.missing(slice(3, 7)).tolist() == [6]
 
 
-def test_a_zero_embedding_is_told_from_none(tmp_path):
+def test_a_zero_embedding_differs_from_a_missing_one(tmp_path):
     cache = TeacherCache(tmp_path, "t", {}, 3, 4)
     assert not cache.read(np.arange(3), np.zeros(3, bool))[1].any()
     cache.write(np.arange(2), np.zeros(2, bool), np.zeros((2, 4), np.float16))
@@ -208,7 +208,7 @@ def test_another_teacher_or_other_data_have_a_cache_of_their_own(tmp_path, tiny_
     assert path_of(tiny_data) != first
 
 
-def test_the_description_says_what_is_kept_and_is_checked(tmp_path):
+def test_the_description_of_a_cache_is_checked(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher_sha256": "ab"}, 3, 4)
     described = cache.path.with_name(cache.path.name + ".json")
     log_capture = json.loads(described.read_text())

@@ -243,7 +243,7 @@ def test_wrong_content(write, content, message, protocol):
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, faces):
+def test_a_slice_is_decoded_alone_and_its_errors_have_the_index_in_the_set(encoded, faces):
     images = [*encoded[:5], b"no image"]
     np.testing.assert_array_equal(decode_images(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):

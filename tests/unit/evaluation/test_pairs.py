@@ -210,7 +210,7 @@ def test_made_pairs_are_seeded(tmp_path):
 
 
 @pytest.mark.parametrize("n_pairs", [20, 61, 200])
-def test_made_pairs_are_what_they_say(tmp_path, n_pairs):
+def test_sampled_pairs_have_the_right_labels(tmp_path, n_pairs):
     folder = photo_folder(tmp_path / "own", {f"p{i}": 3 + i for i in range(10)})
     pairs = make_pairs(folder, n_pairs, 0)
     assert len(pairs.issame) == n_pairs and pairs.issame.sum() == n_pairs // 2
@@ -246,7 +246,7 @@ def test_which_people_are_met_is_drawn(tmp_path):
     assert met[0] != met[1] and max(met[0]) > "p020"
 
 
-def test_every_pair_of_one_person_comes_up(tmp_path):
+def test_every_same_person_pair_can_be_sampled(tmp_path):
     """The numbering of a person's pairs reaches each of them once."""
     pairs = make_pairs(photo_folder(tmp_path / "own", {"a": 9, "b": 9}), 1000, 0)
     same = {frozenset(pair[:2]) for pair in named(pairs) if pair[2]}
@@ -354,7 +354,7 @@ def test_scores_are_those_of_every_image_embedded(repeated):
     np.testing.assert_array_equal(ours.correct, plain.correct)
 
 
-def test_an_unreadable_image_is_named_by_its_place_in_the_file(tmp_path):
+def test_an_unreadable_image_is_named_by_its_line(tmp_path):
     rng = np.random.default_rng(0)
     good = [encode_image(draw_face(i, rng)) for i in range(3)]
     images = [good[i % 3] for i in range(40)]
@@ -377,7 +377,7 @@ def own_photos(tmp_path) -> PhotoPairs:
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
-def test_shares_together_are_the_whole(repeated, own_photos, size):
+def test_shards_together_are_all_images(repeated, own_photos, size):
     """Of more processes than images some hold none."""
     for load in (lambda world: load_bin_set(repeated, world), lambda world: load_photo_set(own_photos, world)):
         whole, shares = load(ALONE), [load(World(rank, size, ALONE.device)) for rank in range(size)]
@@ -388,7 +388,7 @@ def test_shares_together_are_the_whole(repeated, own_photos, size):
         assert max(len(share.images) for share in shares) <= -(-len(whole.images) // size)
 
 
-def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
+def test_photos_of_another_size_are_resized_with_a_warning(own_photos, caplog):
     rng = np.random.default_rng(3)
     large = np.kron(draw_face(1, rng), np.ones((2, 3, 1), np.uint8))  # 224 × 336
     for place in (5, 2):

@@ -112,7 +112,7 @@ def test_the_announced_size(head, size):
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
-def test_heic_is_told_what_to_do(brand):
+def test_the_error_for_heic_names_the_fix(brand):
     with pytest.raises(UserError, match="HEIC is not supported: convert the photos to JPEG"):
         opened(b"\0\0\0\x18ftyp" + brand + bytes(40))
 
@@ -332,7 +332,7 @@ def config(tmp_path) -> EasyDict:
     return EasyDict(rec=str(tmp_path))
 
 
-def test_sets_of_the_same_name_in_two_folders_are_told_apart(config):
+def test_sets_of_the_same_name_in_two_folders_have_different_names(config):
     config.val_targets = ["a/lfw", "b/lfw"]
     sets = load_verification_sets(config, None, ALONE)
     assert [(held.name, len(held.issame)) for held in sets] == [("a/lfw", 20), ("b/lfw", 24)]

@@ -418,7 +418,7 @@ def test_the_tables_have_the_numbers(results):
     )
 
 
-def test_what_is_left_out_is_said(scores):
+def test_left_out_rates_are_explained(scores):
     tables = {name: format_tables(to_entries({"1": {name: scores[name]}}), None) for name in ("hard", "easy")}
     assert "left out" not in tables["hard"]
     assert tables["easy"].endswith(
@@ -502,7 +502,7 @@ def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
 )
 @pytest.mark.parametrize("name", ["results.json", "thresholds.json"])
 @pytest.mark.usefixtures("empty_figures")
-def test_what_is_of_other_files_or_pairs_is_not_passed_off_as_current(results, tmp_path, name, change, reason):
+def test_results_of_other_files_or_pairs_are_marked_outdated(results, tmp_path, name, change, reason):
     report_of(tmp_path, results).write()
     change(tmp_path)
     report_of(tmp_path, {"0": results["0"]}).write()
@@ -716,7 +716,7 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
 
 @pytest.mark.parametrize("most_different", [None, 100])
 @pytest.mark.usefixtures("empty_figures")
-def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
+def test_photos_named_like_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
     report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
     report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
     report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), max_different=most_different)

@@ -162,7 +162,7 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_loss_and_gradients_are_those_of_the_whole_header_on_the_whole_batch(runs, size):
+def test_loss_and_gradients_are_those_of_the_full_header_on_the_full_batch(runs, size):
     expected = whole()
     for found in runs[size]:
         assert_same(found["exact"], expected)
@@ -170,7 +170,7 @@ def test_loss_and_gradients_are_those_of_the_whole_header_on_the_whole_batch(run
     assert len({found["exact"]["loss"].item() for found in runs[size]}) == 1
 
 
-def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_whole_header():
+def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_full_header():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)
@@ -201,7 +201,7 @@ def test_half_precision_around_it_changes_nothing():
     assert loss.dtype == torch.float32 and loss == header(inputs, labels)
 
 
-def test_it_trains_with_momentum_as_the_whole_header_does():
+def test_it_trains_with_momentum_as_the_full_header_does():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedArcFace(D, CLASSES, S, M, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)

@@ -60,7 +60,7 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision)
     assert "Loss nan" not in log_capture.text
 
 
-def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, log_capture):
+def test_the_count_continues_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, log_capture):
     fields = ["num_epoch=9", "max_bad_steps=6"]
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), task_type=failing([2]))
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), task_type=failing([5, 6], first=5))
@@ -158,7 +158,7 @@ def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny
     assert "left out" not in log_capture.text.split("Global Step: 15")[0]
 
 
-def test_a_gradient_that_is_not_finite_is_bad_in_whole_precision(tmp_path, tiny_data, log_capture):
+def test_a_non_finite_gradient_is_a_bad_step_in_fp32(tmp_path, tiny_data, log_capture):
     step, _ = train_small(small_config(tmp_path, tiny_data, "max_steps=5"), task_type=failing([2, 3], overflow))
     assert step == 5 and "not finite in 2 steps, the last is step 3" in log_capture.text
 

@@ -199,7 +199,7 @@ def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(
     assert torch.load(tmp_path / "0-0.pt")[0] == 6
 
 
-def test_a_change_of_processes_is_said(tmp_path, tiny_data, log_capture):
+def test_a_change_of_the_number_of_processes_is_logged(tmp_path, tiny_data, log_capture):
     spawn_ranks(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
     train_small(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
     assert "Changed: the number of processes was 2, is 1: 4 images a step" in log_capture.text
@@ -232,7 +232,7 @@ def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, 
     assert [rate for _, rate in task.samples_seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
 
 
-def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, log_capture):
+def test_a_step_within_an_epoch_resumes_within_it(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2")
     train_small(config)
     for path in (tmp_path / "out").glob("checkpoint*"):
@@ -260,7 +260,7 @@ def test_resume_1_goes_back_once(tmp_path, tiny_data, log_capture):
     assert step == 10 and len(task.samples_seen) == 2 and "Resumes at step 8" in log_capture.text
 
 
-def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
+def test_a_diverged_run_resumes_from_before_it(tmp_path, tiny_data):
     """No checkpoint is written of weights that may be what went wrong, so that the advice to lower lr serves."""
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=6", "save_step=1")
     train_small(config)
@@ -281,7 +281,7 @@ def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
     assert (progress["ends"], progress["seen"]) == ([9], 0)
 
 
-def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, log_capture):
+def test_other_data_of_the_same_size_are_logged(tmp_path, tiny_data, log_capture):
     from tests.helpers.faces import write_data
 
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
@@ -289,7 +289,7 @@ def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, log_capture)
     assert "are not those that the run began with" in log_capture.text
 
 
-def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, log_capture):
+def test_resume_0_starts_over_and_keeps_the_old_checkpoint(tmp_path, tiny_data, log_capture):
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     _, task = train_small(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
     out = tmp_path / "out"
@@ -322,7 +322,7 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
 
 
 @pytest.mark.parametrize(("run_id", "steps"), [("ours", 1), ("another", 3)])
-def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, tiny_data, monkeypatch, run_id, steps):
+def test_a_run_with_resume_0_resumes_when_torchrun_restarts_it(tmp_path, tiny_data, monkeypatch, run_id, steps):
     """Else every restart under --resume 0 would lose what the run has done."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     train_small(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
@@ -340,7 +340,7 @@ def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, 
         (["resume=1", "global_step=1000000000"], "1000000000header.pth: no such checkpoint"),
     ],
 )
-def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
+def test_resume_without_files_is_refused(tmp_path, tiny_data, overrides, message):
     with pytest.raises(UserError, match=message):
         train_small(small_config(tmp_path, tiny_data, *overrides))
 
@@ -353,13 +353,13 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
         (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): belongs to another network"),
     ],
 )
-def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
+def test_another_run_is_not_resumed(tmp_path, tiny_data, overrides, message):
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     with pytest.raises(UserError, match=message):
         train_small(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
 
 
-def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
+def test_another_kind_of_run_or_other_data_are_not_resumed(tmp_path, tiny_data):
     from tests.helpers.faces import write_data
     from utils.distillation.task import DistillTask
 
@@ -405,7 +405,7 @@ def test_a_disk_without_links_has_copies(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path)["position"]["step"] == 4
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, log_capture):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_read(tmp_path, log_capture):
     for step in (2, 4):
         write_checkpoint(tmp_path, 2, state(step))
     whole = (tmp_path / "checkpoint.pth").read_bytes()
@@ -430,7 +430,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, log_
         (("task", "weights"), torch.nan),
     ],
 )
-def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, log_capture, names, value):
+def test_a_non_finite_checkpoint_is_logged_and_the_one_before_is_read(tmp_path, tiny_data, log_capture, names, value):
     train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     found = read_checkpoint(tmp_path / "out") | {"task": {"weights": torch.ones(3)}}
     found["ranks"] = [found["ranks"][0], cpu_snapshot(found["ranks"][0])]
@@ -448,7 +448,7 @@ def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path
         read_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, log_capture):
+def test_a_checkpoint_that_is_a_pipe_is_logged(tmp_path, log_capture):
     write_checkpoint(tmp_path, 2, state(3, size=20))
     (tmp_path / "checkpoint.pth").unlink()
     os.mkfifo(tmp_path / "checkpoint.pth")
@@ -487,7 +487,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
     assert len(read_checkpoint(tmp_path)["ranks"]) == 256
 
 
-def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
+def test_a_run_stopped_at_its_last_step_writes_its_last_files(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, report=False: Requests(signal=signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
@@ -507,13 +507,13 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
         ("System call (e.g. socket, malloc) or external library call failed", None),
     ],
 )
-def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
+def test_failures_of_other_processes_are_translated_and_others_are_raised(text, told_as):
     config = EasyDict(timeout=1800, resume="auto")
     with pytest.raises(UserError if told_as else RuntimeError, match=told_as), translate_runtime_errors(config):
         raise RuntimeError(text)
 
 
-def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
+def test_the_resume_hint_leaves_out_resume_0():
     config = EasyDict(timeout=1800, resume="0")
     with (
         pytest.raises(UserError, match="the same command, without --resume 0, resumes"),
@@ -522,7 +522,7 @@ def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
 
 
-def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):
+def test_fp16_resumes_a_run_without_a_scaler(tmp_path, tiny_data):
     train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     assert train_small(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
 
@@ -536,7 +536,7 @@ def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.75])
-def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
+def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data, rate):
     fields = ["head=sharded", f"sample_rate={rate}"]
     spawn_ranks(train_sharded, tmp_path / "whole", tiny_data, *fields)
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
@@ -548,7 +548,7 @@ def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
     assert list(kernel) == ["kernel"] and kernel["kernel"].shape == (16, 4)
 
 
-def test_a_sharded_run_goes_on_with_a_whole_header_and_on_other_processes(tmp_path, tiny_data):
+def test_a_sharded_run_resumes_with_a_replicated_header_and_on_other_processes(tmp_path, tiny_data):
     spawn_ranks(train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
     saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
     for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):
