@@ -1,4 +1,4 @@
-"""The synthetic faces of data/make_demo_faces.py: the same every time, and in the layout of MS1MV2."""
+"""The synthetic faces of data/make_demo_faces.py: deterministic, in the layout of MS1MV2."""
 
 import pickle
 import sys

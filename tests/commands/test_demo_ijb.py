@@ -1,4 +1,4 @@
-"""The synthetic IJB set of data/make_demo_ijb.py: the same every time, and laid out as InsightFace's."""
+"""The synthetic IJB set of data/make_demo_ijb.py: deterministic, in the layout of InsightFace."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def lines(folder, name):
 
 
 def csv(folder, name):
-    """The rows of a list for identification, after its header."""
+    """Returns the rows of a list for identification without its header."""
     header, *rows = (folder / "meta" / f"ijbc_1N_{name}.csv").read_text().splitlines()
     assert header == "TEMPLATE_ID,SUBJECT_ID,FILENAME,SIGHTING_ID"
     return [row.split(",") for row in rows]
@@ -78,14 +78,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detections(made):
-    """By file: the landmarks (5,) as x + iy, and the score."""
+    """Landmarks (5,) as x + iy and detector score, by file."""
     rows = {name: np.array(values, float) for name, *values in lines(made, "name_5pts_score")}
     return {name: (values[:-1:2] + 1j * values[1::2], values[-1]) for name, values in rows.items()}
 
 
 @pytest.fixture(scope="module")
 def drawn_detections():
-    """By file: the person and the sighting that it shows."""
+    """The person and the detection in each photo, by file."""
     people = {number: sample_person(SMALL.seed, number, SMALL.probes)[0] for number in SMALL.numbers}
     return {image.name: (people[image.subject], image.detection) for image in plan_set(SMALL)[1]}
 
@@ -103,7 +103,7 @@ def test_another_seed_makes_other_people_and_another_first_too():
 
 
 def test_nobody_is_in_the_demo_training_set_and_people_are_those_of_the_demo():
-    """Number 260 is the first after those of make_demo_faces, who draws person N in the same way."""
+    """Identity 260 is the first after those of make_demo_faces, which draws identity N in the same way."""
     assert Plan().first == FacesPlan().people + FacesPlan().test_people
     assert sample_person(0, 5, 1)[0] == Person.sample(np.random.default_rng([0, 5]))
 
@@ -146,7 +146,7 @@ def test_photos_are_larger_than_the_face_which_is_in_them(made, detections):
 
 
 def test_landmarks_are_where_the_face_is(made, detections, drawn_detections):
-    """By them alone the photo goes back to the drawn face, as it would not by landmarks eight pixels away."""
+    """Alignment by the landmarks recovers the drawn face; landmarks eight pixels away do not."""
     hits = []
     for name, (person, detection) in drawn_detections.items():
         photo, landmarks, face = read(made / "loose_crop" / name), detections[name][0], draw(person, detection.shot)

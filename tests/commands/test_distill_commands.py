@@ -1,4 +1,4 @@
-"""train_kd.sh and the tools around it, run as a person runs them."""
+"""The command train_kd.sh and the tools of distillation."""
 
 import re
 import sys
@@ -75,8 +75,8 @@ def test_two_processes_fill_a_cache_while_they_train(demo, tmp_path):
 
 
 def test_a_damaged_teacher_stops_the_run_in_one_line(demo, tmp_path):
-    whole = (demo / "output" / "demo" / "12backbone.pth").read_bytes()
-    (tmp_path / "9backbone.pth").write_bytes(whole[: len(whole) // 2])
+    intact = (demo / "output" / "demo" / "12backbone.pth").read_bytes()
+    (tmp_path / "9backbone.pth").write_bytes(intact[: len(intact) // 2])
     for switch in ("teacher_global_step=9", "--multi-step"):
         failed = kd(demo, tmp_path, switch, f"teacher_pth={tmp_path}")
         assert failed.returncode == 2

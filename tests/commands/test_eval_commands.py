@@ -46,7 +46,7 @@ def own_photos(tmp_path_factory) -> Path:
     for person in range(8):
         (folder / "own" / f"p{person}").mkdir(parents=True)
         for k in range(1, 7):
-            image = draw_face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
+            image = draw_face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # another brightness
             photo = encode_image(image.clip(0, 255).astype(np.uint8), ".png")
             (folder / "own" / f"p{person}" / f"p{person}_{k:04d}.png").write_bytes(photo)
     rows = [f"p{p}\t{k}\t{k + 1}" for p in range(8) for k in range(1, 6)]
@@ -131,7 +131,7 @@ def test_a_folder_of_people(run_main, demo, own_photos, tmp_path):
     again = (tmp_path / "again" / "results_own.json").read_text()
     assert again.replace(f'"weights": "{out}"', '"weights": "."').encode() == first
     assert (tmp_path / "again" / "pairs_own.csv").read_bytes() == pairs
-    assert not (tmp_path / "again" / "thresholds.json").exists()  # it stands beside the checkpoints
+    assert not (tmp_path / "again" / "thresholds.json").exists()  # it is beside the checkpoints
 
     read = run_main("eval/eval.py", *DEMO, f"output={out}", "--steps=12", "--pairs", out / "pairs_own.csv")
     assert read.returncode == 0
@@ -147,7 +147,7 @@ def test_a_folder_of_people(run_main, demo, own_photos, tmp_path):
     assert again["1e-03"] == "needs at least 1000 different pairs; add pairs to the --pairs file"
 
     photo_set = load_photo_set(read_pairs(out / "pairs_own.csv"), CPU)
-    assert len(photo_set.issame) == 120 + 150  # all that there are of one person
+    assert len(photo_set.issame) == 120 + 150  # all same-person pairs that exist
     _, distances = evaluate_checkpoint(demo, 12, photo_set)
     point = thresholds["1e-02"]
     accepted = distances < point["squared_distance"]

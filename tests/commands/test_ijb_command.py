@@ -170,7 +170,7 @@ def evaluate(run_main, monkeypatch) -> Callable[..., Evaluation]:
     return run
 
 
-# ------------------------------------------------------------------------------------------- what a run says and leaves
+# ---------------------------------------------------------------------------------------- the output and files of a run
 
 
 def test_files_and_table(scored):
@@ -324,7 +324,7 @@ def test_model_prefix(evaluate, ijb, checkpoints, scored, earlier, prefix, names
     assert read_results(earlier / "PocketNet") == read_results(scored[0])  # those of other checkpoints are unchanged
     assert re.findall(r"IJBC (\d+): \d+ images are already done", done.out) == names
     for name in names:
-        assert not (earlier / "PocketNet" / f"features_{name}_IJBC").exists()  # not asked to keep them
+        assert not (earlier / "PocketNet" / f"features_{name}_IJBC").exists()  # --keep-features was not given
 
 
 def test_a_file_of_another_name(evaluate, ijb, checkpoints, tmp_path):
@@ -487,7 +487,7 @@ class PipedImage:
         while process.poll() is None:
             try:
                 return os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # nobody reads it yet
+            except OSError:  # it has no reader yet
                 time.sleep(0.01)
         pytest.fail(f"ended: {process.communicate()}")
 
@@ -521,7 +521,7 @@ def start(demo: Path, *command: object) -> subprocess.Popen:
     )
 
 
-# The script itself, but that it takes a pipe for an image.
+# The script, except that it reads an image from a pipe.
 PIPES = """
 import eval.IJB.features as features
 from eval.IJB.evaluate import main

@@ -17,7 +17,7 @@ FULL = "No space left on device"
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 256 KB, and a ballast on it that takes all that is left."""
+    """File system of 256 KB, filled by a ballast file."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
@@ -108,8 +108,8 @@ def test_the_warning_for_a_full_disk_names_what_is_lost(disk, log_capture):
     board.close()
     kept = len(curve(disk.logs)) + len(curve(disk.logs, "train/lr"))
     assert 20 <= kept < 420
-    told, lost = warnings(log_capture)
-    assert told.startswith(f"TensorBoard: {disk.logs} is not writable ({FULL})")
+    warning, lost = warnings(log_capture)
+    assert warning.startswith(f"TensorBoard: {disk.logs} is not writable ({FULL})")
     counted = re.fullmatch(rf"TensorBoard: up to (\d+) points are lost, {disk.logs} is not writable \({FULL}\)", lost)
     assert counted and 420 - kept <= int(counted[1]) <= 400
 

@@ -85,7 +85,7 @@ def test_a_published_config_loads_unchanged_from_config_py(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_published_config_loads_unchanged(tmp_path, name):
-    """With every value that the published file sets, for training and for distillation."""
+    """All values that the published file sets are loaded, for training and for distillation."""
     path = tmp_path / name
     path.write_text(published_config(PUBLISHED[name]))
     for distills in (False, True):
@@ -151,7 +151,7 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, log_capture):
         ("visualize", ["genotype=softmax_casia", "channel=8"], ["channel"]),
         ("derive", ["output=x", "channel=8", "rec=tests"], ["rec", "channel"]),
         ("derive --genotype", ["output=x"], ["output"]),
-        ("train", ["w=100", "teacher_pth="], []),  # as the defaults: nobody is misled
+        ("train", ["w=100", "teacher_pth="], []),  # equal to the defaults: no warning
     ],
 )
 def test_settings_that_a_command_does_not_use(tmp_path, command, overrides, unused):
@@ -220,7 +220,7 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
 
 
 def test_a_config_that_is_a_pipe_is_one_line(tmp_path):
-    """Nor is the config.json of a folder passed over, which would take another network's config."""
+    """A config.json that is a pipe is not ignored: the config of another network would be used."""
     for name, path in (("config.py", tmp_path / "config.py"), ("config.json", tmp_path)):
         os.mkfifo(tmp_path / name)
         assert f"{name}: is not a regular file (a pipe)" in refused(path=path)

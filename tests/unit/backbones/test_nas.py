@@ -180,7 +180,7 @@ def test_published_gradient_adds_that_of_training(stepped, second_order):
 
 
 def test_a_derived_network_runs_its_operations_alone(stepped):
-    """As a supernet whose alphas are certain: the softmax of the kept edges is 1 at their operation."""
+    """Equals a supernet with one-hot alphas: the softmax of the kept edges is 1 at their operation."""
     net, *_ = stepped
     genotype = net.genotype()
     kinds = ((net.alpha_normal, genotype.normal), (net.alpha_reduce, genotype.reduce))

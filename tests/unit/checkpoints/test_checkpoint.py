@@ -1,4 +1,4 @@
-"""Checkpoint files: what is written, that it is written whole or not at all, and what is refused."""
+"""Checkpoint files: their content, atomic writes, and the files that are refused."""
 
 import pickle
 import random
@@ -117,17 +117,17 @@ def test_damage_anywhere_is_a_one_line_error(tmp_path, zipped):
     """Bytes changed at random: torch raises a dozen kinds of errors over them."""
     path, linear, rng = tmp_path / "1header.pth", nn.Linear(2, 2), random.Random(0)
     torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    whole, told = path.read_bytes(), 0
+    intact, rejected = path.read_bytes(), 0
     for _ in range(150):
-        damaged = bytearray(whole)
-        damaged[rng.randrange(len(whole))] = rng.choice([0, 40, 46, 93, 125, 255])
+        damaged = bytearray(intact)
+        damaged[rng.randrange(len(intact))] = rng.choice([0, 40, 46, 93, 125, 255])
         path.write_bytes(damaged)
         try:
             load_weights(linear, path)  # damage to a number or to padding goes unseen
         except CheckpointError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-            told += 1
-    assert told > 50
+            rejected += 1
+    assert rejected > 50
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "folder"])
@@ -160,7 +160,7 @@ def test_nothing_of_a_hostile_checkpoint_runs(tmp_path, backbone, write):
     with pytest.raises(CheckpointError, match="not a readable checkpoint") as error:
         load_weights(backbone, path)
     assert not canary.exists()
-    # torch's own text says how to load it all the same
+    # torch's own message explains how to load it unsafely
     assert not any(advice in str(error.value) for advice in ("weights_only", "can still be loaded", "\x1b"))
 
 

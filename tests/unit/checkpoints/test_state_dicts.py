@@ -1,4 +1,4 @@
-"""State dicts as people bring them: which are taken for the network's, and what is said of the others."""
+"""State dicts in foreign files: those that are loaded, and the errors for the others."""
 
 from collections import OrderedDict
 

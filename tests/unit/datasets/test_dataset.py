@@ -82,7 +82,7 @@ def face_record(label: float = 0.0) -> bytes:
 
 
 def test_an_index_that_lacks_records_of_the_file_is_refused(tmp_path):
-    """Whatever the header says, also in a file without one."""
+    """For each kind of header, and for a file without one."""
     folder = write_data(tmp_path / "data", identities=2, shots=5, pairs=2)
     lines = (folder / "train.idx").read_text().splitlines(keepends=True)
     for left_out in ({3}, {1, 7}, {10}, {5, 6, 7}):
@@ -118,7 +118,7 @@ def test_an_index_that_is_cut_short_is_refused(tmp_path):
     (folder / "train.idx").write_text("".join(lines[:6]))
     size = int(lines[6].split()[1])
     with (folder / "train.rec").open("r+b") as file:
-        file.truncate(size)  # both cut alike
+        file.truncate(size)  # both truncated
     with pytest.raises(UserError, match="announces 10 images, 5 of them are not in the index, which ends with key 5"):
         FaceDataset(folder)
 
@@ -135,7 +135,7 @@ def test_a_header_that_announces_no_number_of_images_is_refused(tmp_path, end):
 @pytest.mark.parametrize("end", [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3, 2**25 + 5, 2**25 + 3, 20_000_001])
 @pytest.mark.parametrize("identities", [True, False])
 def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identities):
-    """The keys near the end alone, for 17 million records take long."""
+    """Only the keys near the end, because 17 million records take long."""
     ends = header_record(end, end + 3)
     rounded = float(np.frombuffer(ends, np.float32)[6])
     records = {0: ends} | {key: face_record() for key in range(end - 6, end)}
@@ -150,7 +150,7 @@ def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identit
 
 
 def test_17_million_keys_are_counted():
-    """An index of 2^24 + 3 images, the last two of which a float32 takes for one place."""
+    """An index of 2^24 + 3 images, the last two of which have the same float32 number."""
     end = 2**24 + 4
     keys = np.arange(end + 2)
 

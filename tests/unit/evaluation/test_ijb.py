@@ -313,7 +313,7 @@ def whole_numbers(rng: np.random.Generator, rows: int) -> np.ndarray:
 def test_identify_as_the_loop(seed):
     rng = np.random.default_rng(seed)
     gallery, probes = whole_numbers(rng, 40), whole_numbers(rng, 260)
-    people, subjects = rng.integers(0, 25, 40) * 7, rng.integers(0, 45, 260) * 7  # several templates a person
+    people, subjects = rng.integers(0, 25, 40) * 7, rng.integers(0, 45, 260) * 7  # several templates per subject
     probes[::3] = gallery[rng.integers(0, 40, 87)]
     subjects[::3] = people[rng.integers(0, 40, 87)]
     found = identify(gallery, people, probes, subjects)
@@ -339,7 +339,7 @@ def test_tpir_needs_enough_strangers(strangers, has):
     found = identify(gallery, people, probes, np.array([0] + [8] * strangers))
     assert found is not None
     assert [rate is not None for rate in found.tpir.values()] == has
-    assert all(rate in (None, 0) for rate in found.tpir.values())  # the strangers are more alike than the person
+    assert all(rate in (None, 0) for rate in found.tpir.values())  # impostors score higher than the mate
     assert found.rank1 == 1
 
 
@@ -549,7 +549,7 @@ def test_an_empty_list(folder, name, content, recwarn):
         read_protocol(folder, "IJBC")
     expected = f"{path} line 1: should name" if name.endswith("csv") else f"{path}: is empty; a line should read '"
     assert str(caught.value).startswith(expected)
-    assert not recwarn.list  # the error is all that is said
+    assert not recwarn.list  # no warning beside the error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -593,7 +593,7 @@ def test_rubbish_is_an_error_and_never_a_traceback(folder, name):
         for at in rng.integers(0, len(good), 3):
             broken[at] = rng.integers(128, 256)
         rubbish.append(bytes(broken))
-    told = 0
+    rejected = 0
     for content in rubbish:
         path.write_bytes(content)
         try:
@@ -601,8 +601,11 @@ def test_rubbish_is_an_error_and_never_a_traceback(folder, name):
         except UserError as error:
             assert str(path) in str(error) or "ijbc_face_tid_mid.txt" in str(error)
             str(error).encode()
-            told += 1
-    assert told >= (len(rubbish) - 20 if name.endswith("csv") else len(rubbish))  # a CSV's file names may be anything
+            rejected += 1
+    # The file names in a CSV may be anything.
+    assert rejected >= (
+        len(rubbish) - 20 if name.endswith("csv") else len(rubbish)
+    )  # a CSV's file names may be anything
 
 
 @pytest.mark.parametrize("pairs", [["30 7 1", "9 12 1"], ["30 7 0"]])
@@ -802,7 +805,7 @@ def test_images_are_embedded_once_and_only_those_that_are_there_are_done(photos,
         np.testing.assert_array_equal(held.flipped, -expected)
     again = Means()
     embed_images(open_features(tmp_path), crops, again, workers, ALONE, "")
-    assert again.met == 1  # the missing one may have come meanwhile
+    assert again.met == 1  # the missing image may exist by now
     features.remove()
     assert not (tmp_path / "features").exists()
 
@@ -937,7 +940,7 @@ def test_features_that_cannot_be_written(tmp_path):
 
 
 def test_processes_share_what_the_first_one_saw_to_do(photos, tmp_path, monkeypatch):
-    """The first has done its share before the second looks: that still takes its own, not half of what is left."""
+    """Rank 0 has finished its shard before rank 1 starts, which still takes its own shard, not half of the rest."""
     features = open_features(tmp_path)
     rows = np.arange(5)
     features.done[rows[:2]] = 1  # by the first process, meanwhile

@@ -1,4 +1,4 @@
-"""An error that may not come again ends all processes so that they may be started again; any other for good."""
+"""A retryable error ends all processes so that torchrun restarts them; any other error ends the run."""
 
 import pytest
 
