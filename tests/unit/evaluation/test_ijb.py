@@ -603,9 +603,7 @@ def test_rubbish_is_an_error_and_never_a_traceback(folder, name):
             str(error).encode()
             rejected += 1
     # The file names in a CSV may be anything.
-    assert rejected >= (
-        len(rubbish) - 20 if name.endswith("csv") else len(rubbish)
-    )  # a CSV's file names may be anything
+    assert rejected >= (len(rubbish) - 20 if name.endswith("csv") else len(rubbish))
 
 
 @pytest.mark.parametrize("pairs", [["30 7 1", "9 12 1"], ["30 7 0"]])
