@@ -1,19 +1,24 @@
 """Fixtures and helpers for several test files: golden vectors, a tiny dataset, a copy of the project for commands."""
 
+import importlib
 import itertools
 import logging
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from tests.helpers.commands import DEMO, run_command
 from tests.helpers.faces import write_data
 from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
+from utils.errors import run_cli
 from utils.logs.run_log import log
 
 _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
@@ -75,7 +80,7 @@ def demo(project) -> Path:
     assert generated.returncode == 0, generated.stderr
     trained = run_command(project, "./train.sh", *DEMO, "num_epoch=2", "eval_step=4")
     assert trained.returncode == 0, trained.stderr
-    (project / "said").write_text(trained.stdout)
+    (project / "train_stdout.txt").write_text(trained.stdout)
     return project
 
 
@@ -84,6 +89,31 @@ def empty_figures(monkeypatch):
     """Saves an empty figure in place of every figure: drawing takes half a second, and other tests check it."""
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda _, *args, **options: save(Figure(), *args, **options))
+
+
+@pytest.fixture
+def run_main(demo, monkeypatch, capfd, empty_figures) -> Iterator[Callable[..., CompletedProcess[str]]]:
+    """Runs an entry script's main in this process, in the demo project; figures are saved empty."""
+    monkeypatch.chdir(demo)
+    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NPROC", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state = log.handlers[:], log.propagate, log.level
+
+    def run(script: str, *arguments: object) -> CompletedProcess[str]:
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run_cli(module.main)
+        return CompletedProcess(sys.argv, int(str(end.value.code)), *capfd.readouterr())
+
+    yield run
+    for handler in log.handlers:
+        handler.close()
+    log.handlers, log.propagate, log.level = state
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The synthetic faces of data/make_demo_faces.py: the same every time, and in the layout of MS1MV2."""
+"""The synthetic faces of data/make_demo_faces.py: deterministic, in the layout of MS1MV2."""
 
 import pickle
 import sys
@@ -40,7 +40,7 @@ def reader(made):
     return IndexedRecordReader(made / "train.rec", made / "train.idx")
 
 
-def test_draws_the_same_face_of_the_same_person_and_shot():
+def test_draws_the_same_face_for_the_same_identity_and_shot():
     rng = np.random.default_rng(0)
     person, shot, other = Person.sample(rng), Shot.sample(rng), Shot.sample(rng)
     image = draw(person, shot)
@@ -50,7 +50,7 @@ def test_draws_the_same_face_of_the_same_person_and_shot():
     assert not np.array_equal(image, draw(person, other))
 
 
-def test_every_kind_of_person_and_shot_can_be_drawn():
+def test_every_kind_of_identity_and_shot_can_be_drawn():
     rng = np.random.default_rng(1)
     people = [Person.sample(rng) for _ in range(60)]
     assert (
@@ -60,7 +60,7 @@ def test_every_kind_of_person_and_shot_can_be_drawn():
         assert draw(person, Shot.sample(rng)).std() > 5
 
 
-def test_a_person_does_not_depend_on_the_number_of_shots():
+def test_an_identity_does_not_depend_on_the_number_of_shots():
     assert person_photos(0, 5, 3)[:2] == person_photos(0, 5, 2)
 
 
@@ -74,13 +74,13 @@ def test_another_seed_makes_other_people():
     assert person_photos(1, 0, 1) != person_photos(0, 0, 1)
 
 
-def test_record_0_tells_where_images_and_identities_end(reader):
+def test_record_0_holds_the_ends_of_images_and_identities(reader):
     header, payload = reader.read_image(0)
     assert (header.flag, list(header.label), payload) == (2, [7, 10], b"")
     assert list(reader.keys) == list(range(10))
 
 
-def test_images_carry_their_persons_label(reader):
+def test_images_have_the_label_of_their_identity(reader):
     for key in range(1, 7):
         header, payload = reader.read_image(key)
         assert (header.flag, header.label) == (0, (key - 1) // 2)
@@ -97,7 +97,7 @@ def test_property_counts_the_people(made):
     assert (made / "property").read_text().strip() == "3,112,112"
 
 
-def test_people_to_verify_on_are_not_trained_on_and_pairs_are_what_they_say():
+def test_test_identities_are_not_trained_on_and_pairs_have_the_right_labels():
     plan = Plan(people=5, test_people=7, pairs=100)
     pairs, same = plan_pairs(plan)
     assert {number for pair in pairs for number in pair} == set(range(5, 12))
@@ -116,7 +116,7 @@ def test_every_fold_has_as_many_pairs_of_both_kinds(made):
     assert [sum(fold) for fold in np.array_split(same, 10)] == [2] * 10
 
 
-def test_second_run_does_nothing_and_force_makes_it_anew(made):
+def test_second_run_does_nothing_and_force_replaces_the_set(made):
     before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
     assert not make(made, SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in made.iterdir()}
@@ -175,7 +175,7 @@ def test_script_ends_with_2_and_one_line_where_it_cannot_write(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_script_says_that_there_is_nothing_to_do(made):
+def test_script_reports_that_there_is_nothing_to_do(made):
     done = script("--out", made, "--people", 3, "--shots", 2, "--test-people", 3, "--pairs", 40)
     assert (done.returncode, done.stderr) == (0, "")
     assert "nothing to do" in done.stdout

@@ -1,4 +1,4 @@
-"""The synthetic IJB set of data/make_demo_ijb.py: the same every time, and laid out as InsightFace's."""
+"""The synthetic IJB set of data/make_demo_ijb.py: deterministic, in the layout of InsightFace."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def lines(folder, name):
 
 
 def csv(folder, name):
-    """The rows of a list for identification, after its header."""
+    """Returns the rows of a list for identification without its header."""
     header, *rows = (folder / "meta" / f"ijbc_1N_{name}.csv").read_text().splitlines()
     assert header == "TEMPLATE_ID,SUBJECT_ID,FILENAME,SIGHTING_ID"
     return [row.split(",") for row in rows]
@@ -78,14 +78,14 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detections(made):
-    """By file: the landmarks (5,) as x + iy, and the score."""
+    """Landmarks (5,) as x + iy and detector score, by file."""
     rows = {name: np.array(values, float) for name, *values in lines(made, "name_5pts_score")}
     return {name: (values[:-1:2] + 1j * values[1::2], values[-1]) for name, values in rows.items()}
 
 
 @pytest.fixture(scope="module")
 def drawn_detections():
-    """By file: the person and the sighting that it shows."""
+    """The person and the detection in each photo, by file."""
     people = {number: sample_person(SMALL.seed, number, SMALL.probes)[0] for number in SMALL.numbers}
     return {image.name: (people[image.subject], image.detection) for image in plan_set(SMALL)[1]}
 
@@ -103,12 +103,12 @@ def test_another_seed_makes_other_people_and_another_first_too():
 
 
 def test_nobody_is_in_the_demo_training_set_and_people_are_those_of_the_demo():
-    """Number 260 is the first after those of make_demo_faces, who draws person N in the same way."""
+    """Identity 260 is the first after those of make_demo_faces, which draws identity N in the same way."""
     assert Plan().first == FacesPlan().people + FacesPlan().test_people
     assert sample_person(0, 5, 1)[0] == Person.sample(np.random.default_rng([0, 5]))
 
 
-def test_a_person_does_not_depend_on_the_number_of_probes():
+def test_an_identity_does_not_depend_on_the_number_of_probes():
     assert person_photos(0, 5, 2)[: len(person_photos(0, 5, 1))] == person_photos(0, 5, 1)
 
 
@@ -146,7 +146,7 @@ def test_photos_are_larger_than_the_face_which_is_in_them(made, detections):
 
 
 def test_landmarks_are_where_the_face_is(made, detections, drawn_detections):
-    """By them alone the photo goes back to the drawn face, as it would not by landmarks eight pixels away."""
+    """Alignment by the landmarks recovers the drawn face; landmarks eight pixels away do not."""
     hits = []
     for name, (person, detection) in drawn_detections.items():
         photo, landmarks, face = read(made / "loose_crop" / name), detections[name][0], draw(person, detection.shot)
@@ -168,7 +168,7 @@ def test_faces_are_turned_and_scaled_and_detected_with_an_error(detections, draw
     assert 0.9 < scale.min() < 1.2 and 1.7 < scale.max() < 2.1
 
 
-def test_the_whole_turned_crop_is_in_the_photo():
+def test_the_rotated_crop_is_inside_the_photo():
     rng = np.random.default_rng(0)
     corners = (SIZE - 1) * np.array([0, 1, 1j, 1 + 1j])  # the centres of the pixels there
     for _ in range(500):
@@ -186,7 +186,7 @@ def test_the_detector_doubts_what_is_hard_to_see(made, detections, drawn_detecti
     assert np.corrcoef(sharpness, scores)[0, 1] > 0.5
 
 
-def test_every_template_and_medium_is_of_one_person_and_media_are_counted():
+def test_every_template_and_medium_has_one_identity_and_media_are_counted():
     _, images, _ = plan_set(replace(SMALL, people=10))
     of_medium = {image.medium: image.template for image in images}
     assert all(of_medium[image.medium] == image.template for image in images)
@@ -214,7 +214,7 @@ def test_ids_have_gaps_and_the_images_of_a_template_are_scattered(made):
     assert changes > 2 * len(templates)
 
 
-def test_pairs_are_what_they_say(made):
+def test_pairs_have_the_right_labels(made):
     subject = {row[0]: row[1] for name in ("gallery_G1", "gallery_G2", "probe_mixed") for row in csv(made, name)}
     gallery = {row[0] for name in ("gallery_G1", "gallery_G2") for row in csv(made, name)}
     pairs = lines(made, "template_pair_label")
@@ -245,7 +245,7 @@ def test_galleries_and_probes(made):
     assert len(set(drawn_detections)) == len(drawn_detections)
 
 
-def test_second_run_does_nothing_and_force_makes_it_anew(made):
+def test_second_run_does_nothing_and_force_replaces_the_set(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert not make(made, SMALL)
     assert before == {path: path.stat().st_mtime_ns for path in made.rglob("*")}
@@ -321,7 +321,7 @@ def test_script_ends_with_2_and_one_line(arguments, message):
     assert done.stderr == f"error: {message}\n"
 
 
-def test_script_takes_every_option_and_says_what_it_made(tmp_path):
+def test_script_takes_every_option_and_reports_what_it_made(tmp_path):
     arguments = ["--people", 2, "--first", 7, "--probes", 1, "--pairs", 1, "--seed", 5, "--target", "IJBB"]
     done = script("--out", tmp_path / "ijb", *arguments, "--workers", 1)
     assert (done.returncode, done.stderr) == (0, "")

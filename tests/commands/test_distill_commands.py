@@ -1,4 +1,4 @@
-"""train_kd.sh and the tools around it, run as a person runs them."""
+"""The command train_kd.sh and the tools of distillation."""
 
 import re
 import sys
@@ -75,8 +75,8 @@ def test_two_processes_fill_a_cache_while_they_train(demo, tmp_path):
 
 
 def test_a_damaged_teacher_stops_the_run_in_one_line(demo, tmp_path):
-    whole = (demo / "output" / "demo" / "12backbone.pth").read_bytes()
-    (tmp_path / "9backbone.pth").write_bytes(whole[: len(whole) // 2])
+    intact = (demo / "output" / "demo" / "12backbone.pth").read_bytes()
+    (tmp_path / "9backbone.pth").write_bytes(intact[: len(intact) // 2])
     for switch in ("teacher_global_step=9", "--multi-step"):
         failed = kd(demo, tmp_path, switch, f"teacher_pth={tmp_path}")
         assert failed.returncode == 2
@@ -142,7 +142,7 @@ def test_filling_checks_the_fields_of_distillation(demo, tmp_path):
         assert failed.returncode == 2 and re.fullmatch(rf"error: config {field.split('=')[0]}: .*\n", failed.stderr)
 
 
-def test_filling_needs_a_place(demo):
+def test_filling_needs_a_cache_folder(demo):
     command = [sys.executable, "-m", "utils.fill_teacher_cache", *DEMO, *TEACHER]
     failed = run_command(demo, *command, new_interpreter=True)
     assert failed.returncode == 2

@@ -1,4 +1,4 @@
-"""The commands, run as a person runs them, in a copy of the project at a path with a space."""
+"""The commands, run in a copy of the project at a path with a space."""
 
 import json
 import re
@@ -19,7 +19,7 @@ SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+ 
 
 @pytest.fixture(scope="module")
 def scored(demo) -> str:
-    """What eval.py says of that run's checkpoints."""
+    """Output of eval.py on the checkpoints of the demo."""
     done = run_command(demo, sys.executable, "eval/eval.py", *DEMO)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -31,7 +31,7 @@ def test_train_sh_leaves_checkpoints_log_and_curves(demo):
         *(f"{step}{part}.pth" for step in (0, 6, 12) for part in ("backbone", "header")),
         *("checkpoint.6.pth", "checkpoint.12.pth", "checkpoint.pth"),
     }
-    for text in ((demo / "said").read_text(), (output / "training.log").read_text()):
+    for text in ((demo / "train_stdout.txt").read_text(), (output / "training.log").read_text()):
         assert len(re.findall(SPEED_LINE, text)) == 4
         assert re.search(r"\[demo\]\[8\]Accuracy-Flip: \d\.\d{5}\+-\d\.\d{5}", text)
     assert list((demo / "logs" / "demo").glob("events*"))
@@ -52,7 +52,7 @@ def test_eval_scores_every_checkpoint_in_order(demo, scored):
 
 
 def test_eval_gives_what_the_steps_by_hand_give(demo, scored):
-    """The accuracy, from the checkpoint alone: embeddings of image and mirror image added, normalised, compared."""
+    """Computes the accuracy from the checkpoint: the sum of the embeddings of image and flip, normalised."""
     from backbones import build_backbone
     from config import load_config
     from eval.verification import evaluate
@@ -82,7 +82,7 @@ def test_eval_in_two_processes_gives_what_one_gives(demo, scored, tmp_path):
             assert one.pop(same) == other.pop(same)
         assert one.pop("interval") == pytest.approx(other.pop("interval"))
         assert one == pytest.approx(other, rel=1e-5)
-    assert done.stdout.count("Accuracy-Flip") == 3  # one process speaks
+    assert done.stdout.count("Accuracy-Flip") == 3  # only rank 0 prints
 
 
 def test_train_sh_in_two_processes(demo, tmp_path):
@@ -93,7 +93,7 @@ def test_train_sh_in_two_processes(demo, tmp_path):
     assert {path.name for path in (tmp_path / "two").glob("*.pth")} == {
         "3backbone.pth", "3header.pth", "checkpoint.3.pth", "checkpoint.pth",
     }  # fmt: skip
-    assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # one process speaks
+    assert len(re.findall(SPEED_LINE, trained.stdout)) == 1  # only rank 0 prints
     assert "[demo][2]Accuracy-Flip" in trained.stdout
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_start_is_one_line(demo, environment, message):
 
 @pytest.mark.parametrize("nproc", ["1", "2"])
 def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, nproc):
-    """Typed paths count from the working folder, those of the config from the project; nothing there is imported."""
+    """Paths on the command line are relative to the working folder, from which nothing is imported."""
     (tmp_path / "start").symlink_to(demo / "train.sh")
     for name in ("config.py", "utils.py", "train.py"):
         (tmp_path / name).write_text("raise SystemExit('imported from the working folder')")
@@ -129,14 +129,14 @@ def test_train_sh_starts_from_another_folder_through_a_link(demo, tmp_path, npro
     assert (tmp_path / "out" / "1backbone.pth").is_file() and list((tmp_path / "curves").rglob("events*"))
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (saved["rec"], saved["output"]) == ("data/faces_demo", str(tmp_path / "out"))
-    # The command that the run names works from where the person stands, with no more to type.
-    told = shlex.split(re.search(r"evaluate the checkpoints with python (.*)", started.stdout)[1])
-    scored = run_command(tmp_path, sys.executable, *told, new_interpreter=True)
+    # The command in the log works in this working folder without further options.
+    command = shlex.split(re.search(r"evaluate the checkpoints with python (.*)", started.stdout)[1])
+    scored = run_command(tmp_path, sys.executable, *command, new_interpreter=True)
     assert scored.returncode == 0 and "[demo][1]Accuracy-Flip" in scored.stdout, scored.stderr
 
 
-def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
-    """Without overrides, by the config.json in its folder: eval.py, compare.py and the doctor know the network."""
+def test_the_overrides_of_a_run_are_read_from_its_config_json(demo, tmp_path):
+    """eval.py, compare.py and the doctor read the network from config.json in the output folder."""
     out = f"output={tmp_path / 'run'}"
     fields = ["max_steps=2", "channel=6", "embedding_size=48", f"log_dir={tmp_path}", "save_initial=0"]
     trained = run_command(demo, sys.executable, "train.py", *DEMO, *fields, out)
@@ -151,7 +151,7 @@ def test_a_run_remembers_what_was_typed_for_it(demo, tmp_path):
     assert compared.returncode == 0 and "McNemar" in compared.stdout, compared.stderr
 
 
-def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):
+def test_a_wrong_config_of_two_processes_is_one_error_without_a_traceback(demo):
     failed = run_command(demo, "./train.sh", *DEMO, "lr=fast", NPROC="2")
     assert failed.returncode == 2
     assert failed.stderr == "error: config lr: should be float, is 'fast'\n"
@@ -168,7 +168,7 @@ def test_a_wrong_config_of_two_processes_is_told_once_without_a_traceback(demo):
         ([*DEMO, "val_targets=lfw", "eval_step=1"], r"val_targets: none of lfw\.bin"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message):
+def test_bad_input_is_a_one_line_error_with_exit_code_2(demo, command, arguments, message):
     start = [command] if command.startswith("./") else [sys.executable, command]
     failed = run_command(demo, *start, *arguments)
     assert failed.returncode == 2
@@ -178,7 +178,7 @@ def test_bad_input_is_one_line_and_exit_code_2(demo, command, arguments, message
 @pytest.mark.parametrize(
     ("command", "field"), [("train.py", "output"), ("train.py", "log_dir"), ("eval/eval.py", "test_output")]
 )
-def test_a_folder_that_cannot_be_written_in_is_told_before_any_work(demo, command, field):
+def test_a_folder_without_write_permission_is_an_error_before_any_work(demo, command, field):
     failed = run_command(demo, sys.executable, command, *DEMO, f"{field}=train.py/below a file")
     assert failed.returncode == 2
     assert re.fullmatch(f"error: config {field}: cannot write in 'train.py/below a file' .*\n", failed.stderr)

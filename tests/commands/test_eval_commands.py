@@ -1,9 +1,8 @@
-"""eval/eval.py and eval/compare.py as a person runs them: every option, every slip."""
+"""The commands eval/eval.py and eval/compare.py: their options, results and errors."""
 
 import errno
 import importlib
 import json
-import logging
 import math
 import os
 import pickle
@@ -34,20 +33,20 @@ from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_e
 from tests.helpers.commands import DEMO, SMALL, copy_run, run_command
 from tests.helpers.faces import draw_face, encode_image, write_data
 from utils.distributed.process_group import World
-from utils.errors import UserError, run_cli
+from utils.errors import UserError
 
 CPU = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory) -> Path:
-    """A folder of a few people's photos, `own`, beside it pairs.txt in LFW style of some of them."""
+def own_photos(tmp_path_factory) -> Path:
+    """Folder with the photos of eight people in `own`, and pairs of them in pairs.txt, in the format of LFW."""
     folder = tmp_path_factory.mktemp("my photos")
     rng = np.random.default_rng(8)
     for person in range(8):
         (folder / "own" / f"p{person}").mkdir(parents=True)
         for k in range(1, 7):
-            image = draw_face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # in another light
+            image = draw_face(person, rng).astype(int) + rng.integers(-60, 60, (1, 1, 3))  # another brightness
             photo = encode_image(image.clip(0, 255).astype(np.uint8), ".png")
             (folder / "own" / f"p{person}" / f"p{person}_{k:04d}.png").write_bytes(photo)
     rows = [f"p{p}\t{k}\t{k + 1}" for p in range(8) for k in range(1, 6)]
@@ -56,39 +55,12 @@ def own(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def command(demo, monkeypatch, capfd, empty_figures):
-    """Runs an entry script's main in this process, in the demo project, and returns its exit code and output."""
-    log = logging.getLogger("pocketnet")
-    before = log.handlers[:], log.propagate, log.level
-    monkeypatch.chdir(demo)
-    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NPROC", "1")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def start(script: str, *arguments: object) -> SimpleNamespace:
-        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_cli(module.main)
-        log_capture = capfd.readouterr()
-        return SimpleNamespace(returncode=ended.value.code, stdout=log_capture.out, stderr=log_capture.err)
-
-    yield start
-    for handler in log.handlers:
-        handler.close()
-    log.handlers, log.propagate, log.level = before
-
-
-def result_of(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
 def assert_close(ours: dict, other: dict) -> None:
-    """Of results.json or thresholds.json."""
+    """Compares two results.json or two thresholds.json."""
     assert list(ours) == list(other)
     for key, value in other.items():
         if isinstance(value, dict):
@@ -100,39 +72,42 @@ def assert_close(ours: dict, other: dict) -> None:
 # -------------------------------------------------------------------------------------------------------- eval/eval.py
 
 
-def test_some_steps(command, tmp_path):
-    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", "--steps", "12, 0")
+def test_some_steps(run_main, tmp_path):
+    done = run_main("eval/eval.py", *DEMO, f"test_output={tmp_path}", "--steps", "12, 0")
     assert done.returncode == 0 and done.stderr == ""
-    assert list(result_of(tmp_path / "results.json")) == ["0", "12"]
+    assert list(read_json(tmp_path / "results.json")) == ["0", "12"]
     assert "Checkpoint 2 of 2: output/demo/12backbone.pth" in done.stdout and "6backbone" not in done.stdout
 
 
 @pytest.mark.parametrize("steps", ["7", "0,7", "six", "-6", "6;12", "", "6,", "1e1", "²"])
-def test_steps_that_are_not_there(command, tmp_path, steps):
-    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}", f"--steps={steps}")
+def test_steps_without_a_checkpoint(run_main, tmp_path, steps):
+    failed = run_main("eval/eval.py", *DEMO, f"test_output={tmp_path}", f"--steps={steps}")
     wrong = steps.split(",")[-1]
     assert failed.returncode == 2
     assert failed.stderr == f"error: --steps {wrong}: no such checkpoint in 'output/demo'; there are 0, 6, 12\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_own_pairs(demo, own, tmp_path):
-    """As a person types it, the file's name with a space; the config's own results are left alone."""
+def test_own_pairs(demo, own_photos, tmp_path):
+    """In a new process, with a space in the file name; the results of the config's own sets are unchanged."""
     copy_run(demo / "output" / "demo", tmp_path / "out")
     for name in ("results.json", "thresholds.json"):
         (tmp_path / "out" / name).write_text('{"6": {"kept": {}}}')
     done = run_command(
-        demo, sys.executable, "eval/eval.py", "--pairs", own / "pairs.txt", *DEMO, f"output={tmp_path / 'out'}",
-        "--images", own / "own", "--steps", "6",
+        demo, sys.executable, "eval/eval.py", "--pairs", own_photos / "pairs.txt", *DEMO, f"output={tmp_path / 'out'}",
+        "--images", own_photos / "own", "--steps", "6",
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    (scores,) = result_of(tmp_path / "out" / "results_pairs.json").values()
-    held = load_photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
-    assert scores["pairs"]["pairs"] == 88 and scores["pairs"]["accuracy"] == judged(demo, 6, held)[0].accuracy
+    (scores,) = read_json(tmp_path / "out" / "results_pairs.json").values()
+    photo_set = load_photo_set(read_pairs(own_photos / "pairs.txt", own_photos / "own"), CPU)
+    assert (
+        scores["pairs"]["pairs"] == 88
+        and scores["pairs"]["accuracy"] == evaluate_checkpoint(demo, 6, photo_set)[0].accuracy
+    )
     assert (tmp_path / "out" / "results_pairs.txt").read_text() in done.stdout
     assert (tmp_path / "out" / "roc_pairs.png").read_bytes().startswith(b"\x89PNG")
-    assert result_of(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
-    thresholds = result_of(tmp_path / "out" / "thresholds.json")["6"]
+    assert read_json(tmp_path / "out" / "results.json") == {"6": {"kept": {}}}
+    thresholds = read_json(tmp_path / "out" / "thresholds.json")["6"]
     assert list(thresholds) == ["kept", "pairs:pairs"] and "needs at least 100" in thresholds["pairs:pairs"]["1e-02"]
     assert (
         "TAR at FAR 1e-02 and 1e-03 and 1e-04 left out: it needs at least 100 different pairs, there are 48; add "
@@ -141,29 +116,29 @@ def test_own_pairs(demo, own, tmp_path):
     assert "Thresholds:" not in done.stdout  # there is none to show
 
 
-def test_a_folder_of_people(command, demo, own, tmp_path):
-    """Made pairs are the same each time, and those of the CSV that they leave; the thresholds do what they say."""
+def test_a_folder_of_people(run_main, demo, own_photos, tmp_path):
+    """Sampled pairs are deterministic and equal those of the CSV; thresholds have the recorded FAR and FRR."""
     out = tmp_path / "out"
     copy_run(demo / "output" / "demo", out)
-    folder = [*DEMO, f"output={out}", "--folder", own / "own", "--n-pairs", "300"]
-    done = command("eval/eval.py", *folder, "--steps=12")
+    folder = [*DEMO, f"output={out}", "--folder", own_photos / "own", "--n-pairs", "300"]
+    done = run_main("eval/eval.py", *folder, "--steps=12")
     assert done.returncode == 0 and done.stderr == ""
     first, pairs = (out / "results_own.json").read_bytes(), (out / "pairs_own.csv").read_bytes()
-    thresholds = result_of(out / "thresholds.json")["12"]["folder:own"]
+    thresholds = read_json(out / "thresholds.json")["12"]["folder:own"]
     assert {path.name for path in out.iterdir()} >= {"results_own.txt", "roc_own.png", "thresholds.json"}
 
-    assert command("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
+    assert run_main("eval/eval.py", *folder, "--steps=12", f"test_output={tmp_path / 'again'}").returncode == 0
     again = (tmp_path / "again" / "results_own.json").read_text()
     assert again.replace(f'"weights": "{out}"', '"weights": "."').encode() == first
     assert (tmp_path / "again" / "pairs_own.csv").read_bytes() == pairs
-    assert not (tmp_path / "again" / "thresholds.json").exists()  # it stands beside the checkpoints
+    assert not (tmp_path / "again" / "thresholds.json").exists()  # it is beside the checkpoints
 
-    read = command("eval/eval.py", *DEMO, f"output={out}", "--steps=12", "--pairs", out / "pairs_own.csv")
+    read = run_main("eval/eval.py", *DEMO, f"output={out}", "--steps=12", "--pairs", out / "pairs_own.csv")
     assert read.returncode == 0
-    by_pairs = result_of(out / "results_pairs_own.json")["12"]["pairs_own"]
+    by_pairs = read_json(out / "results_pairs_own.json")["12"]["pairs_own"]
     assert by_pairs == json.loads(first)["12"]["own"]
     assert (out / "results_own.json").read_bytes() == first
-    again = result_of(out / "thresholds.json")["12"]["pairs:pairs_own"]
+    again = read_json(out / "thresholds.json")["12"]["pairs:pairs_own"]
     assert again["1e-02"] == thresholds["1e-02"]
     assert thresholds["1e-03"] == "needs at least 1000 different pairs; --n-pairs 2000 makes them"
     assert thresholds["1e-04"] == (
@@ -171,50 +146,50 @@ def test_a_folder_of_people(command, demo, own, tmp_path):
     )
     assert again["1e-03"] == "needs at least 1000 different pairs; add pairs to the --pairs file"
 
-    held = load_photo_set(read_pairs(out / "pairs_own.csv"), CPU)
-    assert len(held.issame) == 120 + 150  # all that there are of one person
-    _, distances = judged(demo, 12, held)
+    photo_set = load_photo_set(read_pairs(out / "pairs_own.csv"), CPU)
+    assert len(photo_set.issame) == 120 + 150  # all same-person pairs that exist
+    _, distances = evaluate_checkpoint(demo, 12, photo_set)
     point = thresholds["1e-02"]
     accepted = distances < point["squared_distance"]
     np.testing.assert_array_equal(1 - distances / 2 >= point["cosine"], accepted)
-    assert np.mean(accepted[~held.issame]) == pytest.approx(point["far"], abs=1e-12) and point["far"] <= 0.01
-    assert np.mean(~accepted[held.issame]) == pytest.approx(point["frr"], abs=1e-12)
+    assert np.mean(accepted[~photo_set.issame]) == pytest.approx(point["far"], abs=1e-12) and point["far"] <= 0.01
+    assert np.mean(~accepted[photo_set.issame]) == pytest.approx(point["frr"], abs=1e-12)
     row = next(line for line in done.stdout.splitlines() if line.split()[:3] == ["own", "12", "1e-02"])
     assert row.split()[3:] == [
         f"{point['cosine']:.4f}", f"{point['squared_distance']:.4f}", f"{100 * point['frr']:.2f}",
     ]  # fmt: skip
 
-    other = command("eval/eval.py", *folder, "--steps=12", "--seed=1", f"test_output={tmp_path / 'other'}")
+    other = run_main("eval/eval.py", *folder, "--steps=12", "--seed=1", f"test_output={tmp_path / 'other'}")
     assert other.returncode == 0 and (tmp_path / "other" / "pairs_own.csv").read_bytes() != pairs
 
 
-def test_nothing_published_is_shown_beside_own_photos(command, own, tmp_path):
-    """Though the network be PocketNetS128 and the folder be called as a published set."""
-    shutil.copytree(own / "own", tmp_path / "lfw")
+def test_nothing_published_is_shown_beside_own_photos(run_main, own_photos, tmp_path):
+    """Even if the network is PocketNetS128 and the folder is named like a published set."""
+    shutil.copytree(own_photos / "own", tmp_path / "lfw")
     network = load_config("config/config_PocketNetS128.py")
     (tmp_path / "out").mkdir()
     torch.save(build_backbone(network).state_dict(), tmp_path / "out" / "1backbone.pth")
     places = [f"output={tmp_path / 'out'}", "--folder", tmp_path / "lfw", "--n-pairs=20", f"test_output={tmp_path}"]
-    done = command("eval/eval.py", "--config", "config/config_PocketNetS128.py", *places)
+    done = run_main("eval/eval.py", "--config", "config/config_PocketNetS128.py", *places)
     assert done.returncode == 0 and "results_lfw.json" in done.stdout and "99.58" not in done.stdout
 
 
-def test_thresholds_stand_beside_the_checkpoints_if_they_may(command, demo, own, tmp_path):
+def test_thresholds_are_written_beside_the_checkpoints_where_allowed(run_main, demo, own_photos, tmp_path):
     out = tmp_path / "out"
     copy_run(demo / "output" / "demo", out)
     (out / "thresholds.json").unlink(missing_ok=True)
     out.chmod(0o555)
     options = [*DEMO, f"output={out}", f"test_output={tmp_path / 'test'}", "--steps=6"]
     try:
-        done = command("eval/eval.py", *options, "--pairs", own / "pairs.txt", "--images", own / "own")
+        done = run_main("eval/eval.py", *options, "--pairs", own_photos / "pairs.txt", "--images", own_photos / "own")
     finally:
         out.chmod(0o755)
     assert done.returncode == 0 and not (out / "thresholds.json").exists()
-    assert list(result_of(tmp_path / "test" / "thresholds.json")) == ["6"]
+    assert list(read_json(tmp_path / "test" / "thresholds.json")) == ["6"]
     assert str(tmp_path / "test" / "thresholds.json") in done.stdout
 
 
-def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monkeypatch):
+def test_a_set_is_decoded_once_for_all_checkpoints(run_main, demo, tmp_path, monkeypatch):
     decoded = []
     plain = importlib.import_module("eval.inputs.sets").decode_images
 
@@ -223,40 +198,40 @@ def test_a_set_is_decoded_once_for_all_checkpoints(command, demo, tmp_path, monk
         return decoded[-1]
 
     monkeypatch.setattr("eval.inputs.sets.decode_images", counted)
-    done = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
-    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["0", "6", "12"]
+    done = run_main("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    assert done.returncode == 0 and list(read_json(tmp_path / "results.json")) == ["0", "6", "12"]
     (images,) = decoded
     assert images.dtype == np.uint8
     assert len(images) == len(load_bin_set(demo / "data" / "faces_demo" / "demo.bin", CPU).images)
 
 
 def test_several_sets(demo, tmp_path):
-    """Each has its column, its rows and its panel; one that is missing is left out, and said."""
+    """Each has its column, its rows and its panel; a missing one is left out with a log line."""
     data = write_data(tmp_path / "data", pairs=30)
     shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
     options = [f"rec={data}", "val_targets=tiny,none,demo", f"test_output={tmp_path / 'out'}"]
     done = run_command(demo, sys.executable, "eval/eval.py", *DEMO, *options, "--steps=6")
     assert done.returncode == 0 and f"No none.bin in {data}: left out" in done.stdout
-    assert list(result_of(tmp_path / "out" / "results.json")["6"]) == ["tiny", "demo"]
+    assert list(read_json(tmp_path / "out" / "results.json")["6"]) == ["tiny", "demo"]
     assert cv2.imread(str(tmp_path / "out" / "roc.png")).shape == (480, 1200, 3)
 
 
-def test_two_processes_give_what_one_gives(command, demo, own, tmp_path):
-    options = [*DEMO, "--pairs", own / "pairs.txt", "--images", own / "own", "--steps=6,12"]
+def test_two_processes_give_what_one_gives(run_main, demo, own_photos, tmp_path):
+    options = [*DEMO, "--pairs", own_photos / "pairs.txt", "--images", own_photos / "own", "--steps=6,12"]
     for place in ("one", "two"):
         shutil.copytree(demo / "output" / "demo", tmp_path / place, ignore=shutil.ignore_patterns("*.json"))
-    alone = command("eval/eval.py", *options, f"output={tmp_path / 'one'}")
+    alone = run_main("eval/eval.py", *options, f"output={tmp_path / 'one'}")
     done = run_command(demo, sys.executable, "eval/eval.py", *options, f"output={tmp_path / 'two'}", NPROC="2")
     assert alone.returncode == done.returncode == 0, done.stderr
-    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("TAR at FAR") == 1  # one process speaks
+    assert done.stdout.count("Accuracy-Flip") == 2 and done.stdout.count("TAR at FAR") == 1  # only rank 0 prints
     for name in ("results_pairs.json", "thresholds.json"):
-        assert_close(result_of(tmp_path / "two" / name), result_of(tmp_path / "one" / name))
+        assert_close(read_json(tmp_path / "two" / name), read_json(tmp_path / "one" / name))
 
 
 @pytest.mark.parametrize("number", ["0", "two", "-1", "2000", "1.5"])
-def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
+def test_a_wrong_number_of_processes(run_main, monkeypatch, tmp_path, number):
     monkeypatch.setenv("NPROC", number)
-    failed = command("eval/eval.py", *DEMO, f"test_output={tmp_path}")
+    failed = run_main("eval/eval.py", *DEMO, f"test_output={tmp_path}")
     assert failed.returncode == 2
     assert failed.stderr == f"error: NPROC: should be a whole number from 1, is {number!r}\n"
 
@@ -266,15 +241,15 @@ def test_a_wrong_number_of_processes(command, monkeypatch, tmp_path, number):
 
 @pytest.fixture
 def some_bad(demo, tmp_path) -> Path:
-    """A run's folder with a cut, a foreign and an overflowing checkpoint among sound ones."""
+    """Output folder of a run with a truncated, an incompatible and an overflowing checkpoint beside valid ones."""
     out = tmp_path / "out"
     shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
     return add_bad_checkpoints(out)
 
 
-def assert_scores_the_rest(done, out: Path) -> None:
+def assert_others_are_scored(done, out: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert list(result_of(out / "results.json")) == ["0", "6", "12"]
+    assert list(read_json(out / "results.json")) == ["0", "6", "12"]
     assert re.fullmatch(bad_checkpoints_error(6), done.stderr), done.stderr
     for step in (3, 4, 5):
         assert re.search(rf"{step}backbone\.pth: .*: left out", (out / "test.log").read_text())
@@ -282,62 +257,64 @@ def assert_scores_the_rest(done, out: Path) -> None:
     assert [line.split()[0] for line in (out / "results.txt").read_text().splitlines()[1:4]] == ["untrained", "6", "12"]
 
 
-def test_bad_checkpoints_are_left_out_and_named(command, some_bad):
-    assert_scores_the_rest(command("eval/eval.py", *DEMO, f"output={some_bad}"), some_bad)
+def test_bad_checkpoints_are_left_out_and_named(run_main, some_bad):
+    assert_others_are_scored(run_main("eval/eval.py", *DEMO, f"output={some_bad}"), some_bad)
 
 
 def test_bad_checkpoints_are_left_out_by_two_processes(demo, some_bad):
     options = [*DEMO, f"output={some_bad}"]
-    assert_scores_the_rest(run_command(demo, sys.executable, "eval/eval.py", *options, NPROC="2"), some_bad)
+    assert_others_are_scored(run_command(demo, sys.executable, "eval/eval.py", *options, NPROC="2"), some_bad)
 
 
-def test_embeddings_that_are_not_finite_are_an_error_of_file_and_set(command, demo, tmp_path):
+def test_embeddings_that_are_not_finite_are_an_error_of_file_and_set(run_main, demo, tmp_path):
     write_overflowing(demo / "output" / "demo" / "6backbone.pth", tmp_path / "6backbone.pth")
     message = rf"{re.escape(str(tmp_path))}/6backbone\.pth: .*not finite"
-    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path / 'out'}"), message)
-    one_line(command("eval/compare.py", tmp_path / "6", "output/demo", *DEMO, "--out", tmp_path / "out"), message)
+    assert_error(run_main("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path / 'out'}"), message)
+    assert_error(run_main("eval/compare.py", tmp_path / "6", "output/demo", *DEMO, "--out", tmp_path / "out"), message)
 
 
-def test_results_of_other_steps_stay_in_the_table(command, demo, tmp_path):
+def test_results_of_other_steps_stay_in_the_table(run_main, demo, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(demo / "output" / "demo", out, ignore=shutil.ignore_patterns("*.json"))
     for steps, shown in (("0,6", ["untrained", "6"]), ("12", ["untrained", "6", "12"])):
-        done = command("eval/eval.py", *DEMO, f"output={out}", "--steps", steps)
+        done = run_main("eval/eval.py", *DEMO, f"output={out}", "--steps", steps)
         table = (out / "results.txt").read_text()
         assert done.returncode == 0 and table in done.stdout
         assert [line.split()[0] for line in table.split("\n\n")[0].splitlines()[1:]] == shown
-    assert list(result_of(out / "results.json")) == list(result_of(out / "thresholds.json")) == ["0", "6", "12"]
+    assert list(read_json(out / "results.json")) == list(read_json(out / "thresholds.json")) == ["0", "6", "12"]
 
 
-def test_a_file_of_any_name(command, demo, tmp_path):
-    """Itself, and the only one in a folder; nothing is left beside it."""
+def test_a_file_of_any_name(run_main, demo, tmp_path):
+    """Given itself, without its suffix, and as the only file of a folder."""
     (tmp_path / "weights").mkdir()
     path = tmp_path / "weights" / "PocketNetS-128.pth"
     shutil.copy(demo / "output" / "demo" / "12backbone.pth", path)
     shutil.copy(demo / "output" / "demo" / "12header.pth", path.parent)
     (path.parent / "checkpoint.pth").write_bytes(b"")
     for n, output in enumerate((path, path.with_suffix(""), path.parent)):
-        done = command("eval/eval.py", *DEMO, f"output={output}", f"test_output={tmp_path / str(n)}")
+        done = run_main("eval/eval.py", *DEMO, f"output={output}", f"test_output={tmp_path / str(n)}")
         assert done.returncode == 0, done.stderr
-        assert list(result_of(tmp_path / str(n) / "results.json")) == ["PocketNetS-128"]
+        assert list(read_json(tmp_path / str(n) / "results.json")) == ["PocketNetS-128"]
         assert "[demo][PocketNetS-128]Accuracy-Flip: " in done.stdout
     shutil.copy(path, path.with_name("best.pth"))
     (path.parent / "checkpoint.pth").unlink()
-    one_line(
-        command("eval/eval.py", *DEMO, f"output={path.parent}"),
+    assert_error(
+        run_main("eval/eval.py", *DEMO, f"output={path.parent}"),
         r"no \{global_step\}backbone\.pth in .*, but 2 other \.pth files; name one of them: PocketNetS-128\.pth, best",
     )
 
 
-def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path, monkeypatch):
+def test_nothing_is_left_beside_weights_that_no_run_made(run_main, demo, tmp_path, monkeypatch):
     monkeypatch.setattr("eval.folders.CONFIG_FOLDER", tmp_path / "project" / "config")
     for name in ("a", "b"):
         weights = tmp_path / name / "weights"
         weights.mkdir(parents=True)
         shutil.copy(demo / "output" / "demo" / "12backbone.pth", weights)
-        done = command("eval/eval.py", *DEMO, f"output={weights}")
+        done = run_main("eval/eval.py", *DEMO, f"output={weights}")
         assert done.returncode == 0 and [path.name for path in weights.iterdir()] == ["12backbone.pth"]
-    first, second = sorted((tmp_path / "project" / "output" / "eval").iterdir())  # of one name, and told apart
+    first, second = sorted(
+        (tmp_path / "project" / "output" / "eval").iterdir()
+    )  # of the same name, in different folders
     for folder in (first, second):
         assert folder.name.startswith("weights-")
         names = {"results.json", "results.txt", "roc.png", "thresholds.json", "test.log"}
@@ -345,33 +322,35 @@ def test_nothing_is_left_beside_weights_that_no_run_made(command, demo, tmp_path
     assert f"In {first}: test.log" in done.stdout or f"In {second}: test.log" in done.stdout
 
 
-def test_two_files_of_one_step(command, demo, tmp_path):
+def test_two_files_of_one_step(run_main, demo, tmp_path):
     for name in ("00012backbone.pth", "12backbone.pth"):
         shutil.copy(demo / "output" / "demo" / "12backbone.pth", tmp_path / name)
     message = r"00012backbone\.pth and 12backbone\.pth in .* are both of step 12; rename or remove one"
-    one_line(command("eval/eval.py", *DEMO, f"output={tmp_path}"), message)
+    assert_error(run_main("eval/eval.py", *DEMO, f"output={tmp_path}"), message)
     (tmp_path / "12backbone.pth").unlink()
-    done = command("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path}", "--steps=012")
-    assert done.returncode == 0 and list(result_of(tmp_path / "results.json")) == ["12"]
+    done = run_main("eval/eval.py", *DEMO, f"output={tmp_path}", f"test_output={tmp_path}", "--steps=012")
+    assert done.returncode == 0 and list(read_json(tmp_path / "results.json")) == ["12"]
 
 
 @pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
-def test_a_log_that_is_a_link_is_refused(command, tmp_path, script):
+def test_a_log_that_is_a_link_is_refused(run_main, tmp_path, script):
     (tmp_path / "precious").write_text("precious")
     for name in ("test.log", "compare.log"):
         (tmp_path / name).symlink_to(tmp_path / "precious")
     where = (
         ["output/demo/6", "output/demo/12", "--out", tmp_path] if "compare" in script else [f"test_output={tmp_path}"]
     )
-    one_line(command(script, *where, *DEMO), r"(test|compare)\.log: is a symbolic link, which is not written through")
+    assert_error(
+        run_main(script, *where, *DEMO), r"(test|compare)\.log: is a symbolic link, which is not written through"
+    )
     assert (tmp_path / "precious").read_text() == "precious"
 
 
-def test_compare_replaces_links(command, tmp_path):
+def test_compare_replaces_links(run_main, tmp_path):
     for name in ("compare.txt", "compare.json", "compare_demo.png"):
         (tmp_path / f"precious {name}").write_text("precious")
         (tmp_path / name).symlink_to(tmp_path / f"precious {name}")
-    done = command("eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path)
+    done = run_main("eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ("compare.txt", "compare.json", "compare_demo.png"):
         assert (tmp_path / f"precious {name}").read_text() == "precious" and not (tmp_path / name).is_symlink()
@@ -379,7 +358,7 @@ def test_compare_replaces_links(command, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A disk of a megabyte."""
+    """File system of one megabyte."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
@@ -390,23 +369,23 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Writes to the last byte."""
+    """Fills the file system to the last byte."""
     with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
 
 
 @pytest.mark.parametrize("script", ["eval/eval.py", "eval/compare.py"])
-def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(command, demo, small_disk, tmp_path, script):
-    weights = tmp_path / "weights"  # thresholds.json belongs to the disk
+def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(run_main, demo, small_disk, tmp_path, script):
+    weights = tmp_path / "weights"  # so that thresholds.json is written to the small disk
     shutil.copytree(demo / "output" / "demo", weights, ignore=shutil.ignore_patterns("*.json", "*.log", "check*"))
     sides = [weights / "6", weights / "12", "--out", small_disk]
     where = sides if "compare" in script else [f"output={weights}", f"test_output={small_disk}", "--steps=6,12"]
-    assert command(script, *where, *DEMO).returncode == 0
+    assert run_main(script, *where, *DEMO).returncode == 0
     before = {path: path.read_bytes() for path in small_disk.iterdir() if path.suffix != ".log"}
     assert len(before) >= 2
     fill(small_disk)
-    failed = command(script, *where, *DEMO)
+    failed = run_main(script, *where, *DEMO)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr, failed.stderr
     assert re.search(r"\n +set +(pairs|step) .*\n +\w+ +\d+ ", failed.stdout), failed.stdout
     last = failed.stderr.splitlines()[-1]
@@ -421,107 +400,107 @@ def test_on_a_full_disk_the_tables_are_printed_and_old_files_stay(command, demo,
     }  # fmt: skip
 
 
-def test_photos_that_are_not_aligned(command, demo, own, tmp_path):
-    """The warning stands beside the thresholds, in the table and in the file."""
-    for path in (own / "own").glob("*/*.png"):
+def test_photos_that_are_not_aligned(run_main, demo, own_photos, tmp_path):
+    """The warning is beside the thresholds, in the table and in the file."""
+    for path in (own_photos / "own").glob("*/*.png"):
         (tmp_path / "large" / path.parent.name).mkdir(parents=True, exist_ok=True)
         large = cv2.resize(cv2.imread(str(path)), (160, 160))
         cv2.imwrite(str(tmp_path / "large" / path.parent.name / path.name), large)
     folder = ["--folder", tmp_path / "large", "--n-pairs", "300", f"test_output={tmp_path / 'out'}", "--steps=12"]
-    done = command("eval/eval.py", *DEMO, *folder)
+    done = run_main("eval/eval.py", *DEMO, *folder)
     assert done.returncode == 0, done.stderr
-    warning = result_of(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
+    warning = read_json(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
     assert warning.startswith("48 photos were not 112×112 and were resized")
     table = done.stdout.partition("Thresholds:")[2]
     assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
     # beside the checkpoints of the demo's run
-    assert result_of(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
+    assert read_json(demo / "output" / "demo" / "thresholds.json")["12"]["folder:large"]["warning"] == warning
 
 
-def test_the_option_for_more_pairs_is_named(command, own, tmp_path):
-    done = command(
-        "eval/eval.py", *DEMO, "--folder", own / "own", "--n-pairs=100", "--steps=6", f"test_output={tmp_path}"
+def test_the_option_for_more_pairs_is_named(run_main, own_photos, tmp_path):
+    done = run_main(
+        "eval/eval.py", *DEMO, "--folder", own_photos / "own", "--n-pairs=100", "--steps=6", f"test_output={tmp_path}"
     )
     assert "it needs at least 100 different pairs, there are 50; --n-pairs 200 makes them" in done.stdout
     assert "Thresholds:" not in done.stdout
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_pairs_from_a_pipe(demo, own, tmp_path, processes):
-    """As `--pairs <(…)`, also where the command is started again with several processes."""
-    rows = (own / "pairs.txt").read_text().splitlines()
+def test_pairs_from_a_pipe(demo, own_photos, tmp_path, processes):
+    """As `--pairs <(…)`, also where the command starts itself again in several processes."""
+    rows = (own_photos / "pairs.txt").read_text().splitlines()
     (tmp_path / "pairs.txt").write_text("\n".join(rows))
     line = (
         '"$0" eval/eval.py --pairs <(cat "$1") --images "$2" --steps=6 --config config/config_demo.py '
         f'test_output="$3" {" ".join(SMALL)}'
     )
-    command = ["bash", "-c", line, sys.executable, tmp_path / "pairs.txt", own / "own", tmp_path / "out"]
+    command = ["bash", "-c", line, sys.executable, tmp_path / "pairs.txt", own_photos / "own", tmp_path / "out"]
     done = run_command(demo, *command, new_interpreter=True, NPROC=processes)  # a fork has no /dev/fd/63
     assert done.returncode == 0, done.stderr
-    assert result_of(tmp_path / "out" / "results_pairs.json")["6"]["pairs"]["pairs"] == 88
+    assert read_json(tmp_path / "out" / "results_pairs.json")["6"]["pairs"]["pairs"] == 88
 
 
-def test_a_folder_whose_name_cannot_be_printed(command, demo, own, tmp_path):
-    """Bytes that are no UTF-8 and a line break, in the names of the folder and of a photo."""
+def test_a_folder_whose_name_cannot_be_printed(run_main, demo, own_photos, tmp_path):
+    """Bytes that are not UTF-8 and a line break, in the names of the folder and of a photo."""
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/my\n\xffphotos")
-    shutil.copytree(own / "own", folder)
+    shutil.copytree(own_photos / "own", folder)
     Path(folder, "p1", "p1_0001.png").rename(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png"))
-    done = command(
+    done = run_main(
         "eval/eval.py", *DEMO, "--folder", folder, "--steps=6", "--n-pairs=60", f"test_output={tmp_path / 'out'}"
     )
     assert done.returncode == 0, done.stderr
-    (name,) = result_of(next((tmp_path / "out").glob("results_*.json")))["6"]
+    (name,) = read_json(next((tmp_path / "out").glob("results_*.json")))["6"]
     assert name == r"my\n\udcffphotos" and name in done.stdout
     Path(os.fsdecode(os.fsencode(folder) + b"/p1/\xfe\n1.png")).write_bytes(b"no image")
-    failed = command("eval/eval.py", *DEMO, "--folder", folder, "--steps=6", f"test_output={tmp_path / 'out'}")
-    one_line(failed, r"udcfe\\n1\.png cannot be decoded")
+    failed = run_main("eval/eval.py", *DEMO, "--folder", folder, "--steps=6", f"test_output={tmp_path / 'out'}")
+    assert_error(failed, r"udcfe\\n1\.png cannot be decoded")
 
 
 # ----------------------------------------------------------------------------------------------------- eval/compare.py
 
 
-def judged(demo: Path, step: int, held: VerificationSet):
-    """The ten-fold result and the squared distances of a checkpoint, from its file alone."""
+def evaluate_checkpoint(demo: Path, step: int, photo_set: VerificationSet):
+    """Returns the ten-fold result and the squared distances of a checkpoint, computed from its file."""
     backbone = build_backbone(load_config(demo / "config" / "config_demo.py", SMALL)).eval()
     backbone.load_state_dict(torch.load(demo / "output" / "demo" / f"{step}backbone.pth", weights_only=True))
-    inputs = torch.from_numpy((held.images.astype(np.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    inputs = torch.from_numpy((photo_set.images.astype(np.float32) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
     with torch.no_grad():
         embeddings = (backbone(inputs) + backbone(inputs.flip(3))).numpy()
-    distances = pair_distances(embeddings, held.pairs)
-    return evaluate_distances(distances, held.issame), distances.astype(float)
+    distances = pair_distances(embeddings, photo_set.pairs)
+    return evaluate_distances(distances, photo_set.issame), distances.astype(float)
 
 
-def compared(demo: Path, own: Path, command, tmp_path: Path, a: object, b: object) -> dict:
-    """What compare.py leaves of two checkpoints on the pairs of pairs.txt."""
-    options = ["--pairs", own / "pairs.txt", "--images", own / "own", "--out", tmp_path / f"{a}-{b}"]
-    done = command("eval/compare.py", f"output/demo/{a}", f"output/demo/{b}", *DEMO, *options)
+def compare_checkpoints(demo: Path, own_photos: Path, run_main, tmp_path: Path, a: object, b: object) -> dict:
+    """Returns compare.json of two checkpoints on the pairs of pairs.txt."""
+    options = ["--pairs", own_photos / "pairs.txt", "--images", own_photos / "own", "--out", tmp_path / f"{a}-{b}"]
+    done = run_main("eval/compare.py", f"output/demo/{a}", f"output/demo/{b}", *DEMO, *options)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    return result_of(tmp_path / f"{a}-{b}" / "compare.json")
+    return read_json(tmp_path / f"{a}-{b}" / "compare.json")
 
 
-def test_compare_as_by_hand(demo, own, tmp_path):
+def test_compare_as_by_hand(demo, own_photos, tmp_path):
     out = tmp_path / "out"
     done = run_command(
         demo, sys.executable, "eval/compare.py", "output/demo/0backbone.pth", "output/demo", *DEMO,
-        "--pairs", own / "pairs.txt", "--images", own / "own", "--out", out,
+        "--pairs", own_photos / "pairs.txt", "--images", own_photos / "own", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    found = result_of(out / "compare.json")
+    found = read_json(out / "compare.json")
     assert (found["a"], found["b"]) == ("output/demo/0backbone.pth", "output/demo/12backbone.pth")  # a folder's last
     (row,) = found["sets"]
-    held = load_photo_set(read_pairs(own / "pairs.txt", own / "own"), CPU)
-    (a, a_distances), (b, b_distances) = (judged(demo, step, held) for step in (0, 12))
+    photo_set = load_photo_set(read_pairs(own_photos / "pairs.txt", own_photos / "own"), CPU)
+    (a, a_distances), (b, b_distances) = (evaluate_checkpoint(demo, step, photo_set) for step in (0, 12))
     only_a = sum(x and not y for x, y in zip(a.correct, b.correct, strict=True))
     only_b = sum(y and not x for x, y in zip(a.correct, b.correct, strict=True))
     assert (row["name"], row["pairs"], row["only_a"], row["only_b"]) == ("pairs", 88, only_a, only_b)
-    assert only_a + only_b > 0  # or there were nothing to see
+    assert only_a + only_b > 0  # otherwise the test would check nothing
     assert (row["a"], row["b"]) == (np.mean(a.correct), np.mean(b.correct))
     assert row["b"] - row["a"] == pytest.approx((only_b - only_a) / 88)
 
     n, fewer = only_a + only_b, min(only_a, only_b)
     by_sum = 1.0 if only_a == only_b else 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
     assert row["p"] == pytest.approx(by_sum) == stats.binomtest(only_a, n).pvalue
-    gains = resampled_accuracies(b_distances, held.issame) - resampled_accuracies(a_distances, held.issame)
+    gains = resampled_accuracies(b_distances, photo_set.issame) - resampled_accuracies(a_distances, photo_set.issame)
     assert row["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
     assert gains.std() > 0
     better = "A is better" if only_a > only_b else "B is better"
@@ -541,9 +520,9 @@ def test_compare_as_by_hand(demo, own, tmp_path):
     assert (out / "compare.log").read_text().count("Accuracy-Flip") == 2
 
 
-def test_compare_the_other_way_round(command, demo, own, tmp_path):
-    (one,) = compared(demo, own, command, tmp_path, 0, 6)["sets"]
-    (other,) = compared(demo, own, command, tmp_path, 6, 0)["sets"]
+def test_compare_the_other_way_round(run_main, demo, own_photos, tmp_path):
+    (one,) = compare_checkpoints(demo, own_photos, run_main, tmp_path, 0, 6)["sets"]
+    (other,) = compare_checkpoints(demo, own_photos, run_main, tmp_path, 6, 0)["sets"]
     assert one["only_a"] + one["only_b"] > 0
     assert (one["a"], one["b"], one["only_a"], one["only_b"]) == (
         other["b"], other["a"], other["only_b"], other["only_a"],
@@ -553,11 +532,11 @@ def test_compare_the_other_way_round(command, demo, own, tmp_path):
     assert one["verdict"] == other["verdict"].translate(str.maketrans("AB", "BA"))
 
 
-def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
-    """Nothing is in dispute, and no picture of an earlier comparison in its place says otherwise."""
+def test_compare_a_checkpoint_with_itself(run_main, demo, own_photos, tmp_path):
+    """No pair is in dispute, and the picture of an earlier comparison is moved away."""
     (tmp_path / "12-12").mkdir()
     (tmp_path / "12-12" / "compare_pairs.png").write_bytes(b"old")
-    (row,) = compared(demo, own, command, tmp_path, 12, 12)["sets"]
+    (row,) = compare_checkpoints(demo, own_photos, run_main, tmp_path, 12, 12)["sets"]
     assert (row["only_a"], row["only_b"], row["p"], row["interval"]) == (0, 0, 1, [0, 0])
     assert row["a"] == row["b"] and row["verdict"] == "no difference shown"
     names = {"compare.txt", "compare.json", "compare.log", "old-1"}
@@ -565,24 +544,24 @@ def test_compare_a_checkpoint_with_itself(command, demo, own, tmp_path):
     assert (tmp_path / "12-12" / "old-1" / "compare_pairs.png").read_bytes() == b"old"
 
 
-def test_another_comparison_in_the_same_folder_is_kept(command, demo, tmp_path):
-    """The same one again takes its place."""
+def test_another_comparison_in_the_same_folder_is_kept(run_main, demo, tmp_path):
+    """The same comparison again replaces it."""
 
     def files(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.glob("compare[._]*") if path.suffix != ".log"}
 
     first = ["eval/compare.py", "output/demo/0", "output/demo/12", *DEMO, "--out", tmp_path]
     for _ in range(2):
-        assert "earlier comparison" not in command(*first).stdout
+        assert "earlier comparison" not in run_main(*first).stdout
     before = files(tmp_path)
     assert before.keys() == {"compare.txt", "compare.json", "compare_demo.png"}
-    done = command("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
+    done = run_main("eval/compare.py", "output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path)
     assert (
         done.returncode == 0 and f"The earlier comparison in {tmp_path} is now in {tmp_path / 'old-1'}" in done.stdout
     )
     assert files(tmp_path / "old-1") == before and files(tmp_path)["compare.json"] != before["compare.json"]
-    assert command(*first).returncode == 0 and files(tmp_path) == before
-    assert result_of(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
+    assert run_main(*first).returncode == 0 and files(tmp_path) == before
+    assert read_json(tmp_path / "old-2" / "compare.json")["a"].endswith("6backbone.pth")
 
 
 def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
@@ -598,13 +577,13 @@ def test_a_comparison_that_cannot_be_moved_is_kept(tmp_path, monkeypatch):
     assert (tmp_path / "compare.json").read_text() == "{}"
 
 
-def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
+def test_compare_on_several_sets_and_all_of_them(run_main, demo, tmp_path):
     data = write_data(tmp_path / "data", pairs=60)
     shutil.copy(demo / "data" / "faces_demo" / "demo.bin", data)
     sets = [f"rec={data}", "val_targets=tiny,demo", "--out", tmp_path / "out"]
-    done = command("eval/compare.py", "output/demo/0", "output/demo/12backbone.pth", *DEMO, *sets)
+    done = run_main("eval/compare.py", "output/demo/0", "output/demo/12backbone.pth", *DEMO, *sets)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    tiny, shown, both = result_of(tmp_path / "out" / "compare.json")["sets"]
+    tiny, shown, both = read_json(tmp_path / "out" / "compare.json")["sets"]
     assert [row["name"] for row in (tiny, shown, both)] == ["tiny", "demo", "all"]
     assert both["pairs"] == tiny["pairs"] + shown["pairs"] == 100
     for key in ("only_a", "only_b"):
@@ -615,8 +594,11 @@ def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
     assert both["p"] == (stats.binomtest(both["only_a"], disputed).pvalue if disputed else 1)
     gains = 0
     for seed, row in enumerate((tiny, shown)):  # of two sets drawn independently
-        held = load_bin_set(data / f"{row['name']}.bin", CPU)
-        b, a = (resampled_accuracies(judged(demo, step, held)[1], held.issame, seed=seed) for step in (12, 0))
+        photo_set = load_bin_set(data / f"{row['name']}.bin", CPU)
+        b, a = (
+            resampled_accuracies(evaluate_checkpoint(demo, step, photo_set)[1], photo_set.issame, seed=seed)
+            for step in (12, 0)
+        )
         assert np.std(b - a) > 0
         gains += row["pairs"] / 100 * (b - a)
     assert both["interval"] == pytest.approx(np.quantile(gains, [0.025, 0.975]))
@@ -626,7 +608,7 @@ def test_compare_on_several_sets_and_all_of_them(command, demo, tmp_path):
 
 
 def test_sets_are_resampled_independently():
-    """Of two sets alike the mean is surer than either: drawn by the same numbers, it would not be."""
+    """The interval of the mean of two equal sets is narrower than of one; with shared draws it would not be."""
     rng = np.random.default_rng(0)
     issame = np.arange(600) % 2 == 0
     scores = []
@@ -640,8 +622,8 @@ def test_sets_are_resampled_independently():
     assert 0.6 < (both.interval[1] - both.interval[0]) / (one.interval[1] - one.interval[0]) < 0.85
 
 
-def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_path):
-    """B's own config; both judge the same made pairs."""
+def test_compare_on_a_folder_and_with_another_network(run_main, demo, own_photos, tmp_path):
+    """B has its own config; both are scored on the same sampled pairs."""
     (tmp_path / "other.py").write_text(
         (demo / "config" / "config_demo.py").read_text() + 'config.net_name = "iresnet18"\nconfig.embedding_size = 64\n'
     )
@@ -654,13 +636,13 @@ def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_pa
         (demo / "config" / "config_demo.py").read_text()
         + "config.channel = 4\nconfig.n_layers = 4\nconfig.embedding_size = 32\n"
     )
-    options = [*small, "--folder", own / "own", "--n-pairs=40", "--out", tmp_path / "out"]
+    options = [*small, "--folder", own_photos / "own", "--n-pairs=40", "--out", tmp_path / "out"]
     there = ["output/demo/12", tmp_path / "iresnet", *options]
-    done = command("eval/compare.py", *there, "--config-b", tmp_path / "other.py")
+    done = run_main("eval/compare.py", *there, "--config-b", tmp_path / "other.py")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    found = result_of(tmp_path / "out" / "compare.json")
+    found = read_json(tmp_path / "out" / "compare.json")
     assert found["b"] == str(tmp_path / "iresnet" / "3backbone.pth") and found["sets"][0]["pairs"] == 40
-    failed = command("eval/compare.py", *there)  # B by A's config
+    failed = run_main("eval/compare.py", *there)  # B by A's config
     assert failed.returncode == 2
     assert re.fullmatch(r"error: .*3backbone\.pth: belongs to another network: .*\n", failed.stderr), failed.stderr
 
@@ -668,7 +650,7 @@ def test_compare_on_a_folder_and_with_another_network(command, demo, own, tmp_pa
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-def one_line(failed, message: str) -> None:
+def assert_error(failed, message: str) -> None:
     assert failed.returncode == 2, failed.stderr
     assert re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
 
@@ -699,23 +681,23 @@ def one_line(failed, message: str) -> None:
         (["val_target=demo"], "config val_target: no such field"),
     ],
 )
-def test_bad_input(command, own, tmp_path, script, options, message):
-    a, b = own / "own" / "p0" / "p0_0001.png", own / "own" / "p1" / "p1_0001.png"
+def test_bad_input(run_main, own_photos, tmp_path, script, options, message):
+    a, b = own_photos / "own" / "p0" / "p0_0001.png", own_photos / "own" / "p1" / "p1_0001.png"
     (tmp_path / "few.csv").write_text(f"{a},{b},0\n{a},{a},1\n")
     (tmp_path / "one.csv").write_text(f"{a},{b},1\n" * 12)
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "broken.csv").write_text(f"{a},{b},0\n{a},broken.png,1\n" * 6)
-    given = [option.replace("OWN", str(own)).replace("TMP", str(tmp_path)) for option in options]
+    given = [option.replace("OWN", str(own_photos)).replace("TMP", str(tmp_path)) for option in options]
     where = ["output/demo/6", "output/demo/12", "--out", tmp_path / "out"] if "compare" in script else []
     given += [] if where else [f"test_output={tmp_path / 'out'}"]
-    one_line(command(script, *where, *DEMO, *given), message)
+    assert_error(run_main(script, *where, *DEMO, *given), message)
 
 
-def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
+def test_a_set_that_is_a_pipe_is_not_left_out(run_main, demo, tmp_path):
     shutil.copy(demo / "data" / "faces_demo" / "demo.bin", tmp_path)
     os.mkfifo(tmp_path / "lfw.bin")
-    failed = command("eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=lfw,demo", f"test_output={tmp_path}")
-    one_line(failed, r"lfw\.bin: is not a regular file \(a pipe\); name a file, or copy its content into one")
+    failed = run_main("eval/eval.py", *DEMO, f"rec={tmp_path}", "val_targets=lfw,demo", f"test_output={tmp_path}")
+    assert_error(failed, r"lfw\.bin: is not a regular file \(a pipe\); name a file, or copy its content into one")
 
 
 @pytest.mark.parametrize(
@@ -728,8 +710,8 @@ def test_a_set_that_is_a_pipe_is_not_left_out(command, demo, tmp_path):
         ("output/demo/6header.pth", "output/demo", r"6header\.pth: belongs to another network"),
     ],
 )
-def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
-    one_line(command("eval/compare.py", a, b, *DEMO, "--out", tmp_path / "out"), message)
+def test_compare_without_a_checkpoint(run_main, tmp_path, a, b, message):
+    assert_error(run_main("eval/compare.py", a, b, *DEMO, "--out", tmp_path / "out"), message)
 
 
 @pytest.mark.parametrize(
@@ -742,9 +724,9 @@ def test_compare_what_is_no_checkpoint(command, tmp_path, a, b, message):
         (["embedding_size=64"], r"6backbone\.pth: tail\.6\.weight has shape \(32, .*, but the config needs \(64, "),
     ],
 )
-def test_compare_with_wrong_options(command, tmp_path, options, message):
+def test_compare_with_wrong_options(run_main, tmp_path, options, message):
     start = ["output/demo/6", "output/demo/12", *DEMO, "--out", tmp_path / "out"]
-    one_line(command("eval/compare.py", *start, *options), message)
+    assert_error(run_main("eval/compare.py", *start, *options), message)
 
 
 def test_compare_without_checkpoints_is_a_usage(demo):
@@ -752,9 +734,9 @@ def test_compare_without_checkpoints_is_a_usage(demo):
     assert failed.returncode == 2 and "the following arguments are required: A, B" in failed.stderr
 
 
-@pytest.mark.parametrize("image", [1, 37])  # in the share of the first process, and of the second
-def test_bad_input_of_two_processes_is_told_once(demo, tmp_path, image):
-    """By the process that meets it, for all of them: one line, exit code 2, and nothing of torchrun's."""
+@pytest.mark.parametrize("image", [1, 37])  # in the shard of rank 0, and of rank 1
+def test_bad_input_of_two_processes_is_one_error(demo, tmp_path, image):
+    """The rank that finds it ends all ranks: one line, exit code 2, and no report by torchrun."""
     encoded, issame = read_bin(demo / "data" / "faces_demo" / "demo.bin")
     encoded = [b"no image" if i == image else each for i, each in enumerate(encoded[:40])]
     (tmp_path / "bad.bin").write_bytes(pickle.dumps((encoded, issame[:20].tolist())))

@@ -1,4 +1,4 @@
-"""eval/IJB/runIJBEval.sh, run as a person runs it; and its main in this process, where no shell is needed."""
+"""The command eval/IJB/runIJBEval.sh, and its main in this process where no shell is needed."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from backbones import build_backbone
 from config import load_config
 from data.make_demo_ijb import Plan, make
 from eval.folders import unique_folder_name
-from eval.IJB import evaluate
 from eval.IJB.alignment import crop, similarity
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Switches
@@ -31,24 +30,22 @@ from eval.inference.openvino import is_installed
 from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error
 from tests.helpers.commands import DEMO, SMALL, run_command
 from tests.helpers.ijb_reference import published_features, published_search, published_templates
-from utils.errors import run_cli
-from utils.logs.run_log import log
 
 SCRIPT = "eval/IJB/runIJBEval.sh"
 PLAN = Plan(target="IJBC", people=5, probes=4, pairs=60)
 BATCH = 16
-HELD = 72  # of the fifth batch: the loader is two batches ahead, so two have been embedded when it is read
+PIPED_INDEX = 72  # of the fifth batch: the loader is two batches ahead, so two have been embedded when it is read
 ALONE = [*DEMO, "workers=0"]  # the images are read by the process itself, batch after batch
 LEFT = ["12_IJBC.npy", "6_IJBC.npy", "IJBC.pdf", "IJBC.png", "IJBC.txt", "results.json", "test.log"]
 
 
-class Said(NamedTuple):
-    """What a command says."""
+class Evaluation(NamedTuple):
+    """Result of a command, and how many images it embedded."""
 
     code: int
     out: str
     err: str
-    embedded: int  # images
+    embedded: int
 
 
 class Lists(NamedTuple):
@@ -68,7 +65,7 @@ class Lists(NamedTuple):
         return list(found), list(found.values())
 
 
-def lists_of(folder: Path) -> Lists:
+def read_lists(folder: Path) -> Lists:
     found, known, pairs = (
         [line.split() for line in (folder / "meta" / f"ijbc_{name}.txt").read_text().splitlines()]
         for name in ("name_5pts_score", "face_tid_mid", "template_pair_label")
@@ -85,7 +82,7 @@ def list_path(folder: Path, name: str) -> Path:
     return folder / "meta" / f"ijbc_{name}.txt"
 
 
-def results_of(folder: Path, target: str = "IJBC") -> dict:
+def read_results(folder: Path, target: str = "IJBC") -> dict:
     return json.loads((folder / "results.json").read_text())[target]
 
 
@@ -98,7 +95,7 @@ def ijb(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own(ijb, tmp_path) -> Path:
+def ijb_copy(ijb, tmp_path) -> Path:
     """A copy of the set."""
     return Path(shutil.copytree(ijb, tmp_path / "own"))
 
@@ -106,7 +103,7 @@ def own(ijb, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def faces(ijb) -> np.ndarray:
     """The crops of all images."""
-    lists = lists_of(ijb)
+    lists = read_lists(ijb)
     return np.array([
         crop(cv2.imread(str(ijb / "loose_crop" / name), cv2.IMREAD_COLOR_RGB), similarity(landmarks))
         for name, landmarks in zip(lists.names, lists.landmarks, strict=True)
@@ -118,9 +115,9 @@ def pixels(faces: np.ndarray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def nets(demo, faces, tmp_path_factory) -> Path:
+def checkpoints(demo, faces, tmp_path_factory) -> Path:
     """The demo's checkpoints, their batch norms set to these faces: as trained, all faces are one to the network."""
-    folder = tmp_path_factory.mktemp("nets")
+    folder = tmp_path_factory.mktemp("checkpoints")
     backbone = build_backbone(load_config(demo / "config" / "config_demo.py", SMALL))
     for norm in backbone.modules():
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
@@ -135,53 +132,45 @@ def nets(demo, faces, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scored(demo, ijb, nets, tmp_path_factory) -> tuple[Path, str]:
-    """The folder and the words of a run on both checkpoints of config.output, its embeddings kept."""
+def scored(demo, ijb, checkpoints, tmp_path_factory) -> tuple[Path, str]:
+    """Result folder and output of a run on both checkpoints of config.output with --keep-features."""
     results = tmp_path_factory.mktemp("results")
     job = ["--result-dir", results, "--job", "small net", "--keep-features", "--batch-size", BATCH]
-    done = run_command(demo, SCRIPT, *DEMO, f"output={nets}", "--target", "IJBC", "--image-path", ijb, *job)
+    done = run_command(demo, SCRIPT, *DEMO, f"output={checkpoints}", "--target", "IJBC", "--image-path", ijb, *job)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return results / "small net", done.stdout
 
 
 @pytest.fixture
-def again(scored, tmp_path) -> Path:
+def earlier(scored, tmp_path) -> Path:
     """A copy of what that run left, with its embeddings: a --result-dir whose --job is PocketNet."""
-    shutil.copytree(scored[0], tmp_path / "again" / "PocketNet")
-    return tmp_path / "again"
+    shutil.copytree(scored[0], tmp_path / "earlier" / "PocketNet")
+    return tmp_path / "earlier"
 
 
 @pytest.fixture
-def inside(demo, monkeypatch, capfd, empty_figures) -> Iterator[Callable[..., Said]]:
+def evaluate(run_main, monkeypatch) -> Callable[..., Evaluation]:
     """Runs the script's main in this process, in the project's folder."""
-    monkeypatch.chdir(demo)
-    monkeypatch.setattr("config.paths.PROJECT", Path.cwd())  # the demo project is the one that is run
-    for name in [name for name in os.environ if name.startswith("IJB_") or name == "NPROC"]:
+    for name in [name for name in os.environ if name.startswith("IJB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("IJB_JOB", "PocketNet")
-    monkeypatch.setattr(log, "propagate", log.propagate)
-    met: list[int] = []
+    batches: list[int] = []
 
     def counted(self: TorchRuntime, images: np.ndarray, call: Callable = TorchRuntime.__call__) -> object:
-        met.append(len(images))
+        batches.append(len(images))
         return call(self, images)
 
     monkeypatch.setattr(TorchRuntime, "__call__", counted)
 
-    def command(*arguments: object) -> Said:
-        met.clear()
-        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            run_cli(evaluate.main)
-        return Said(int(str(left.value.code)), *capfd.readouterr(), sum(met))
+    def run(*arguments: object) -> Evaluation:
+        batches.clear()
+        done = run_main("eval/IJB/evaluate.py", *arguments)
+        return Evaluation(done.returncode, done.stdout, done.stderr, sum(batches))
 
-    yield command
-    for handler in log.handlers:
-        handler.close()
-    log.handlers.clear()
+    return run
 
 
-# ------------------------------------------------------------------------------------------- what a run says and leaves
+# ---------------------------------------------------------------------------------------- the output and files of a run
 
 
 def test_files_and_table(scored):
@@ -192,7 +181,7 @@ def test_files_and_table(scored):
     assert cv2.imread(str(folder / "IJBC.png")).shape[0] > 300
     table = (folder / "IJBC.txt").read_text()
     assert table in out
-    results = results_of(folder)
+    results = read_results(folder)
     assert list(results) == ["6", "12"]
     lines = table.splitlines()
     assert lines[0].split() == ["IJBC:", "TPR", "in", "%", "at", "FPR", *(f"{fpr:.0e}" for fpr in FPRS), "AUC"]
@@ -202,9 +191,9 @@ def test_files_and_table(scored):
     assert f"In {folder}: IJBC.txt, IJBC.png, IJBC.pdf, *_IJBC.npy, results.json, test.log" in out
 
 
-def test_the_log_tells_the_sizes_and_what_limits(scored, ijb):
+def test_the_log_has_the_sizes_and_the_bottleneck(scored, ijb):
     folder, out = scored
-    n, templates, pairs = len(lists_of(ijb).names), PLAN.people * (1 + PLAN.probes), len(lists_of(ijb).pairs)
+    n, templates, pairs = len(read_lists(ijb).names), PLAN.people * (1 + PLAN.probes), len(read_lists(ijb).pairs)
     for text in (out, (folder / "test.log").read_text()):
         assert f"IJBC: {n} images, {templates} templates, {pairs} pairs, with lists for identification\n" in text
         limits = (
@@ -218,12 +207,12 @@ def test_the_log_tells_the_sizes_and_what_limits(scored, ijb):
 
 
 @pytest.fixture(scope="module")
-def by_hand(demo, ijb, nets, faces) -> tuple[Lists, np.ndarray, np.ndarray]:
+def by_hand(demo, ijb, checkpoints, faces) -> tuple[Lists, np.ndarray, np.ndarray]:
     """The lists, and the embeddings of images and mirror images by checkpoint 12: PyTorch alone."""
     backbone = build_backbone(load_config(demo / "config" / "config_demo.py", SMALL)).eval()
-    backbone.load_state_dict(torch.load(nets / "12backbone.pth", weights_only=True))
+    backbone.load_state_dict(torch.load(checkpoints / "12backbone.pth", weights_only=True))
     with torch.no_grad():
-        return lists_of(ijb), backbone(pixels(faces)).numpy(), backbone(pixels(faces).flip(3)).numpy()
+        return read_lists(ijb), backbone(pixels(faces)).numpy(), backbone(pixels(faces).flip(3)).numpy()
 
 
 def scores_by_hand(by_hand: tuple[Lists, np.ndarray, np.ndarray], switches: Switches) -> tuple[np.ndarray, np.ndarray]:
@@ -235,14 +224,14 @@ def scores_by_hand(by_hand: tuple[Lists, np.ndarray, np.ndarray], switches: Swit
     return np.sum(templates[first] * templates[second], axis=1), templates
 
 
-def test_the_numbers_are_those_of_the_steps_by_hand(scored, by_hand, nets):
+def test_the_numbers_are_those_of_the_steps_by_hand(scored, by_hand, checkpoints):
     folder, _ = scored
     expected, _ = scores_by_hand(by_hand, Switches())
     scores = np.load(folder / "12_IJBC.npy")
     assert scores.dtype == np.float32 and scores.std() > 0.1
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
     same = by_hand[0].pairs[:, 2]
-    result = results_of(folder)["12"]
+    result = read_results(folder)["12"]
     fpr, tpr, _ = roc_curve(same, expected)
     nearest = [max(t for f, t in zip(fpr, tpr, strict=True) if f == fpr[np.argmin(abs(fpr - at))]) for at in FPRS]
     assert list(result["tpr"]) == ["1e-06", "1e-05", "1e-04", "1e-03", "1e-02", "1e-01"]
@@ -254,7 +243,7 @@ def test_the_numbers_are_those_of_the_steps_by_hand(scored, by_hand, nets):
         "skipped_pairs": 0,
     }  # fmt: skip
     assert result["switches"] == {"flip": True, "norm": True, "detector": True}
-    assert result["checkpoint"] == str(nets / "12backbone.pth")
+    assert result["checkpoint"] == str(checkpoints / "12backbone.pth")
 
 
 def test_identification_is_that_of_the_steps_by_hand(scored, ijb, by_hand):
@@ -267,7 +256,7 @@ def test_identification_is_that_of_the_steps_by_hand(scored, ijb, by_hand):
     for name in ("gallery_G1", "gallery_G2"):
         gallery, people = lists.subjects(ijb, name)
         found.append(published_search([of[t] for t in gallery], people, [of[t] for t in probes], subjects))
-    result = results_of(folder)["12"]["identification"]
+    result = read_results(folder)["12"]["identification"]
     assert result["skipped_templates"] == 0
     assert len(result["galleries"]) == 2
     for ours, (rank1, rank5, tpir, mated, strangers) in zip(result["galleries"], found, strict=True):
@@ -287,7 +276,7 @@ def test_identification_is_that_of_the_steps_by_hand(scored, ijb, by_hand):
 
 
 def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path):
-    """Of IJB-B without lists for identification; what is said of another target stays."""
+    """On IJB-B without lists for identification; results of another target are kept."""
     make(tmp_path / "ijbb", Plan(target="IJBB", people=2, probes=2, pairs=20))
     for path in (tmp_path / "ijbb" / "meta").glob("*_1N_*"):
         path.unlink()
@@ -309,16 +298,16 @@ def test_environment_variables_from_another_folder_through_a_link(demo, tmp_path
     assert "without lists for identification" in done.stdout and "1:N" not in done.stdout
 
 
-def test_an_argument_counts_more_than_a_variable(inside, ijb, nets, again, monkeypatch):
+def test_an_argument_counts_more_than_a_variable(evaluate, ijb, checkpoints, earlier, monkeypatch):
     monkeypatch.setenv("IJB_TARGET", "IJBB")
     monkeypatch.setenv("IJB_IMAGE_PATH", "nowhere")
     monkeypatch.setenv("IJB_MODEL_PREFIX", "nowhere")
     monkeypatch.setenv("IJB_RESULT_DIR", "/dev/null")
     monkeypatch.setenv("IJB_JOB", "a/b")
     monkeypatch.setenv("IJB_CONFIG", "nowhere")
-    arguments = ["--target", "IJBC", "--image-path", ijb, "--model-prefix", nets / "6", "--result-dir", again]
-    log_capture = inside(*ALONE, *arguments, "--job", "PocketNet")
-    assert log_capture.code == 0 and log_capture.embedded == 0
+    arguments = ["--target", "IJBC", "--image-path", ijb, "--model-prefix", checkpoints / "6", "--result-dir", earlier]
+    done = evaluate(*ALONE, *arguments, "--job", "PocketNet")
+    assert done.code == 0 and done.embedded == 0
 
 
 @pytest.mark.parametrize(
@@ -329,20 +318,20 @@ def test_an_argument_counts_more_than_a_variable(inside, ijb, nets, again, monke
         ("/", ["6", "12"]),
     ],
 )
-def test_model_prefix(inside, ijb, nets, scored, again, prefix, names):
-    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", f"{nets}{prefix}")
-    assert log_capture.code == 0 and not log_capture.err and log_capture.embedded == 0
-    assert results_of(again / "PocketNet") == results_of(scored[0])  # of the others what stood there
-    assert re.findall(r"IJBC (\d+): \d+ images are already done", log_capture.out) == names
+def test_model_prefix(evaluate, ijb, checkpoints, scored, earlier, prefix, names):
+    done = evaluate(*ALONE, "--image-path", ijb, "--result-dir", earlier, "--model-prefix", f"{checkpoints}{prefix}")
+    assert done.code == 0 and not done.err and done.embedded == 0
+    assert read_results(earlier / "PocketNet") == read_results(scored[0])  # those of other checkpoints are unchanged
+    assert re.findall(r"IJBC (\d+): \d+ images are already done", done.out) == names
     for name in names:
-        assert not (again / "PocketNet" / f"features_{name}_IJBC").exists()  # not asked to keep them
+        assert not (earlier / "PocketNet" / f"features_{name}_IJBC").exists()  # --keep-features was not given
 
 
-def test_a_file_of_another_name(inside, ijb, nets, tmp_path):
-    shutil.copy(nets / "6backbone.pth", tmp_path / "best.pth")
+def test_a_file_of_another_name(evaluate, ijb, checkpoints, tmp_path):
+    shutil.copy(checkpoints / "6backbone.pth", tmp_path / "best.pth")
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", tmp_path / "best.pth"]
-    assert inside(*ALONE, *arguments).code == 0
-    assert list(results_of(tmp_path / "PocketNet")) == ["best"]
+    assert evaluate(*ALONE, *arguments).code == 0
+    assert list(read_results(tmp_path / "PocketNet")) == ["best"]
     assert (tmp_path / "PocketNet" / "best_IJBC.npy").is_file()
 
 
@@ -356,80 +345,81 @@ def test_a_file_of_another_name(inside, ijb, nets, tmp_path):
         (["--flip", "--norm-score", "--detector-score"], Switches()),
     ],
 )
-def test_switches_change_the_scores_as_they_should(inside, ijb, nets, again, by_hand, options, switches):
-    log_capture = inside(
-        *ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "12", "--keep-features",
+def test_switches_change_the_scores_as_they_should(evaluate, ijb, checkpoints, earlier, by_hand, options, switches):
+    done = evaluate(
+        *ALONE, "--image-path", ijb, "--result-dir", earlier, "--model-prefix", checkpoints / "12", "--keep-features",
         *options,
     )  # fmt: skip
-    assert log_capture.code == 0 and log_capture.embedded == 0
-    scores = np.load(again / "PocketNet" / "12_IJBC.npy")
+    assert done.code == 0 and done.embedded == 0
+    scores = np.load(earlier / "PocketNet" / "12_IJBC.npy")
     np.testing.assert_allclose(scores, scores_by_hand(by_hand, switches)[0], rtol=0, atol=1e-5)
     differs = np.abs(scores - scores_by_hand(by_hand, Switches())[0]).max() > 1e-4
     assert differs == (switches != Switches())
     off = [name for name, on in switches._asdict().items() if not on]
-    assert results_of(again / "PocketNet")["12"]["switches"] == switches._asdict()
+    assert read_results(earlier / "PocketNet")["12"]["switches"] == switches._asdict()
     # The other row of the table is of the first command, with all switches.
-    assert (f"\n12: without {', '.join(off)}\n" in log_capture.out) == bool(off)
-    assert (again / "PocketNet" / "features_12_IJBC").is_dir()
+    assert (f"\n12: without {', '.join(off)}\n" in done.out) == bool(off)
+    assert (earlier / "PocketNet" / "features_12_IJBC").is_dir()
 
 
-def test_openvino_gives_the_same(inside, ijb, nets, scored, tmp_path):
+def test_openvino_gives_the_same(evaluate, ijb, checkpoints, scored, tmp_path):
     is_installed() or pytest.skip("OpenVINO is not installed")
-    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", nets / "12"]
-    log_capture = inside(*ALONE, "eval_runtime=openvino", *arguments)
-    assert log_capture.code == 0 and log_capture.embedded == 0  # by PyTorch
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12"]
+    done = evaluate(*ALONE, "eval_runtime=openvino", *arguments)
+    assert done.code == 0 and done.embedded == 0  # by PyTorch
     ours, before = (np.load(folder / "12_IJBC.npy") for folder in (tmp_path / "PocketNet", scored[0]))
     np.testing.assert_allclose(ours, before, rtol=0, atol=1e-4)
 
 
-def test_two_processes_give_the_same(demo, ijb, nets, scored, tmp_path):
-    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", nets / "12"]
+def test_two_processes_give_the_same(demo, ijb, checkpoints, scored, tmp_path):
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12"]
     done = run_command(demo, SCRIPT, *DEMO, *arguments, "--job", "PocketNet", NPROC="2")
     assert done.returncode == 0, done.stderr
     ours, before = (np.load(folder / "12_IJBC.npy") for folder in (tmp_path / "PocketNet", scored[0]))
     np.testing.assert_allclose(ours, before, rtol=0, atol=1e-5)
-    assert results_of(tmp_path / "PocketNet")["12"]["missing_images"] == 0
-    assert done.stdout.count("img/s") == 1  # one process speaks
+    assert read_results(tmp_path / "PocketNet")["12"]["missing_images"] == 0
+    assert done.stdout.count("img/s") == 1  # only rank 0 prints
 
 
 # ------------------------------------------------------------------------------- several checkpoints, folders and disks
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
-def test_bad_checkpoints_are_left_out_and_named(demo, ijb, nets, scored, tmp_path, processes):
-    folder = add_bad_checkpoints(Path(shutil.copytree(nets, tmp_path / "nets")))
+def test_bad_checkpoints_are_left_out_and_named(demo, ijb, checkpoints, scored, tmp_path, processes):
+    folder = add_bad_checkpoints(Path(shutil.copytree(checkpoints, tmp_path / "checkpoints")))
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", folder, "--job", "mine"]
     done = run_command(demo, SCRIPT, *DEMO, *arguments, NPROC=processes)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.fullmatch(bad_checkpoints_error(5), done.stderr), done.stderr
-    assert "nan" not in done.stdout and list(results_of(tmp_path / "mine")) == ["6", "12"]
+    assert "nan" not in done.stdout and list(read_results(tmp_path / "mine")) == ["6", "12"]
     lines = (tmp_path / "mine" / "IJBC.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["6", "12"]
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == LEFT
 
 
-def test_results_of_other_checkpoints_stay_and_are_marked_when_their_file_changes(inside, ijb, nets, tmp_path):
-    folder, job = Path(shutil.copytree(nets, tmp_path / "nets")), tmp_path / "PocketNet"
+def test_results_of_other_checkpoints_are_kept_and_marked_when_their_file_changes(evaluate, ijb, checkpoints, tmp_path):
+    folder, job = Path(shutil.copytree(checkpoints, tmp_path / "checkpoints")), tmp_path / "PocketNet"
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--batch-size", BATCH]
     for step in (6, 12):
-        assert inside(*ALONE, *arguments, "--model-prefix", folder / str(step)).code == 0
+        assert evaluate(*ALONE, *arguments, "--model-prefix", folder / str(step)).code == 0
     assert [line.split()[0] for line in (job / "IJBC.txt").read_text().splitlines()[1:3]] == ["6", "12"]
-    shutil.copy(nets / "12backbone.pth", folder / "6backbone.pth")
-    log_capture = inside(*ALONE, *arguments, "--model-prefix", folder / "12")
-    assert log_capture.code == 0 and "file has changed since" in results_of(job)["6"]["outdated"]
+    shutil.copy(checkpoints / "12backbone.pth", folder / "6backbone.pth")
+    done = evaluate(*ALONE, *arguments, "--model-prefix", folder / "12")
+    assert done.code == 0 and "file has changed since" in read_results(job)["6"]["outdated"]
     assert (job / "IJBC.txt").read_text().splitlines()[1].split()[0] == "12"
-    assert "outdated" not in results_of(job)["12"]
+    assert "outdated" not in read_results(job)["12"]
 
 
-def test_two_networks_in_one_job_keep_their_results(inside, ijb, nets, tmp_path):
+def test_two_networks_in_one_job_keep_their_results(evaluate, ijb, checkpoints, tmp_path):
     """Scores and embeddings of equal steps too."""
-    one, other, job = *(Path(shutil.copytree(nets, tmp_path / name / "nets")) for name in "ab"), tmp_path / "PocketNet"
+    one, other = (Path(shutil.copytree(checkpoints, tmp_path / name / "nets")) for name in "ab")
+    job = tmp_path / "PocketNet"
     shutil.copy(other / "12backbone.pth", other / "6backbone.pth")
     arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--batch-size", BATCH, "--keep-features"]
     for folder in (one, other):
-        assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").code == 0
+        assert evaluate(*ALONE, *arguments, "--model-prefix", folder / "6").code == 0
     name = f"6 ({unique_folder_name(other)})"
-    assert list(results_of(job)) == ["6", name] and "outdated" not in str(results_of(job))
+    assert list(read_results(job)) == ["6", name] and "outdated" not in str(read_results(job))
     assert not np.array_equal(*(np.load(job / f"{step}_IJBC.npy") for step in ("6", name)))
     table = (job / "IJBC.txt").read_text()
     assert (
@@ -437,54 +427,54 @@ def test_two_networks_in_one_job_keep_their_results(inside, ijb, nets, tmp_path)
         in table
     )
     for folder in (one, other):  # each finds its embeddings again
-        assert inside(*ALONE, *arguments, "--model-prefix", folder / "6").embedded == 0
+        assert evaluate(*ALONE, *arguments, "--model-prefix", folder / "6").embedded == 0
 
 
-def test_the_job_is_called_after_the_checkpoints_folder(inside, ijb, nets, tmp_path, monkeypatch):
+def test_the_job_is_called_after_the_checkpoints_folder(evaluate, ijb, checkpoints, tmp_path, monkeypatch):
     monkeypatch.delenv("IJB_JOB")
-    folders = [Path(shutil.copytree(nets, tmp_path / name / "nets")) for name in ("a", "b")]
+    folders = [Path(shutil.copytree(checkpoints, tmp_path / name / "nets")) for name in ("a", "b")]
     for folder in folders:
         arguments = ["--image-path", ijb, "--result-dir", tmp_path / "results", "--model-prefix", folder / "6"]
-        assert inside(*ALONE, *arguments).code == 0
+        assert evaluate(*ALONE, *arguments).code == 0
     jobs = sorted((tmp_path / "results").iterdir())
-    assert len(jobs) == 2 and all(job.name.startswith("nets-") and list(results_of(job)) == ["6"] for job in jobs)
+    assert len(jobs) == 2 and all(job.name.startswith("nets-") and list(read_results(job)) == ["6"] for job in jobs)
 
 
-def test_links_are_replaced_and_a_broken_file_too(inside, ijb, nets, again, tmp_path):
+def test_links_are_replaced_and_a_broken_file_too(evaluate, ijb, checkpoints, earlier, tmp_path):
     names = ["6_IJBC.npy", "IJBC.pdf", "IJBC.png", "IJBC.txt"]
     for name in names:
         (tmp_path / name).write_text("precious")
-        (again / "PocketNet" / name).unlink()
-        (again / "PocketNet" / name).symlink_to(tmp_path / name)
-    (again / "PocketNet" / "results.json").write_text("[" * 200_000)
-    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert log_capture.code == 0 and list(results_of(again / "PocketNet")) == ["6"]
-    assert (again / "PocketNet" / "results.json.damaged").read_text() == "[" * 200_000
-    assert log_capture.out.count("damaged, or not a results file") == 1
+        (earlier / "PocketNet" / name).unlink()
+        (earlier / "PocketNet" / name).symlink_to(tmp_path / name)
+    (earlier / "PocketNet" / "results.json").write_text("[" * 200_000)
+    done = evaluate(*ALONE, "--image-path", ijb, "--result-dir", earlier, "--model-prefix", checkpoints / "6")
+    assert done.code == 0 and list(read_results(earlier / "PocketNet")) == ["6"]
+    assert (earlier / "PocketNet" / "results.json.damaged").read_text() == "[" * 200_000
+    assert done.out.count("damaged, or not a results file") == 1
     for name in names:
-        assert (tmp_path / name).read_text() == "precious" and not (again / "PocketNet" / name).is_symlink()
+        assert (tmp_path / name).read_text() == "precious" and not (earlier / "PocketNet" / name).is_symlink()
 
 
-def test_files_that_cannot_be_written_are_one_line_after_the_table(inside, ijb, nets, again):
-    """Folders in their places, for a full disk."""
+def test_files_that_cannot_be_written_are_one_line_after_the_table(evaluate, ijb, checkpoints, earlier):
+    """Folders at the paths of the files, in place of a full disk."""
     for name in ("IJBC.png", "6_IJBC.npy"):
-        (again / "PocketNet" / name).unlink()
-        (again / "PocketNet" / name).mkdir()
-    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert log_capture.code == 2 and re.search(r"\n +IJBC: TPR in % at FPR .*\n +6 ", log_capture.out)
-    assert re.fullmatch(
-        r"error: .*IJBC\.png could not be written \(Is a directory\) and stay as.*\n", log_capture.err
-    ), log_capture.err
-    (again / "PocketNet" / "IJBC.png").rmdir()
-    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "6")
-    assert log_capture.code == 2 and "6_IJBC.npy could not be written (Is a directory)" in log_capture.err
+        (earlier / "PocketNet" / name).unlink()
+        (earlier / "PocketNet" / name).mkdir()
+    done = evaluate(*ALONE, "--image-path", ijb, "--result-dir", earlier, "--model-prefix", checkpoints / "6")
+    assert done.code == 2 and re.search(r"\n +IJBC: TPR in % at FPR .*\n +6 ", done.out)
+    assert re.fullmatch(r"error: .*IJBC\.png could not be written \(Is a directory\) and stay as.*\n", done.err), (
+        done.err
+    )
+    (earlier / "PocketNet" / "IJBC.png").rmdir()
+    done = evaluate(*ALONE, "--image-path", ijb, "--result-dir", earlier, "--model-prefix", checkpoints / "6")
+    assert done.code == 2 and "6_IJBC.npy could not be written (Is a directory)" in done.err
 
 
 # -------------------------------------------------------------------------------------------------------- interruptions
 
 
-class Held:
-    """An image that is a pipe: who reads it waits until it is fed."""
+class PipedImage:
+    """An image that is a pipe: its reader waits until it is fed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -493,16 +483,16 @@ class Held:
         os.mkfifo(path)
 
     def wait(self, process: subprocess.Popen) -> int:
-        """Opens it once the process has done so, to write."""
+        """Opens it for writing once the process has opened it."""
         while process.poll() is None:
             try:
                 return os.open(self.path, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # nobody reads it yet
+            except OSError:  # it has no reader yet
                 time.sleep(0.01)
         pytest.fail(f"ended: {process.communicate()}")
 
     def feed(self, process: subprocess.Popen, done: Path) -> None:
-        """Lets the image through, and waits for the file that comes after it."""
+        """Writes the image to the pipe and waits for the file that the process writes afterwards."""
         with os.fdopen(self.wait(process), "wb") as stream:
             stream.write(self.content)
         while not done.is_file():
@@ -531,7 +521,7 @@ def start(demo: Path, *command: object) -> subprocess.Popen:
     )
 
 
-# The script itself, but that it takes a pipe for an image.
+# The script, except that it reads an image from a pipe.
 PIPES = """
 import eval.IJB.features as features
 from eval.IJB.evaluate import main
@@ -543,14 +533,15 @@ features.open_regular_file = lambda path: open(path, "rb")
 DRIVER = f"{PIPES}\nfeatures._FLUSH_INTERVAL = -1\nrun_cli(main)\n"
 
 
-def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
-    """Interrupted at its second checkpoint, the first is not embedded again."""
-    n, folder = len(lists_of(own).names), tmp_path / "PocketNet"
-    held = Held(own / "loose_crop" / lists_of(own).names[HELD])
-    arguments = [*DEMO, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets, "--batch-size", BATCH]
+def test_the_same_command_resumes_after_ctrl_c(demo, evaluate, ijb_copy, checkpoints, scored, tmp_path):
+    """After an interruption at the second checkpoint, the first is not embedded again."""
+    n, folder = len(read_lists(ijb_copy).names), tmp_path / "PocketNet"
+    piped = PipedImage(ijb_copy / "loose_crop" / read_lists(ijb_copy).names[PIPED_INDEX])
+    arguments = [*DEMO, "--image-path", ijb_copy, "--result-dir", tmp_path, "--model-prefix", checkpoints]
+    arguments += ["--batch-size", BATCH]
     process = start(demo, sys.executable, "-c", f"{PIPES}\nrun_cli(main)\n", *arguments)
-    held.feed(process, folder / "6_IJBC.npy")
-    writer = held.wait(process)
+    piped.feed(process, folder / "6_IJBC.npy")
+    writer = piped.wait(process)
     embeddings = np.load(folder / "features_12_IJBC" / "direct.npy", mmap_mode="r")
     while not embeddings[2 * BATCH - 1].any():  # the worker, which waits for the third batch, is ahead
         assert process.poll() is None
@@ -559,125 +550,127 @@ def test_ctrl_c_and_the_same_command_goes_on(demo, inside, own, nets, scored, tm
     _, err = process.communicate(timeout=60)
     os.close(writer)
     assert process.returncode == 130 and not err, err
-    done = int(np.load(folder / "features_12_IJBC" / "done.npy").sum())
-    assert done in (BATCH, 2 * BATCH)
-    held.fix()
-    log_capture = inside(*arguments, "workers=0")
-    assert log_capture.code == 0, log_capture.err
-    assert log_capture.embedded == n - done
-    assert f"IJBC 6: {n} images are already done, 0 to go" in log_capture.out
-    assert f"IJBC 12: {done} images are already done, {n - done} to go" in log_capture.out
+    embedded = int(np.load(folder / "features_12_IJBC" / "done.npy").sum())
+    assert embedded in (BATCH, 2 * BATCH)
+    piped.fix()
+    done = evaluate(*arguments, "workers=0")
+    assert done.code == 0, done.err
+    assert done.embedded == n - embedded
+    assert f"IJBC 6: {n} images are already done, 0 to go" in done.out
+    assert f"IJBC 12: {embedded} images are already done, {n - embedded} to go" in done.out
     assert sorted(path.name for path in folder.iterdir()) == LEFT
     for name in ("6_IJBC.npy", "12_IJBC.npy"):
         assert (folder / name).read_bytes() == (scored[0] / name).read_bytes()
-    assert results_of(folder) == results_of(scored[0])
+    assert read_results(folder) == read_results(scored[0])
 
 
-def test_killed_and_the_same_command_goes_on(demo, inside, own, nets, scored, tmp_path):
-    n = len(lists_of(own).names)
-    held = Held(own / "loose_crop" / lists_of(own).names[HELD])
+def test_the_same_command_resumes_after_a_kill(demo, evaluate, ijb_copy, checkpoints, scored, tmp_path):
+    n = len(read_lists(ijb_copy).names)
+    piped = PipedImage(ijb_copy / "loose_crop" / read_lists(ijb_copy).names[PIPED_INDEX])
     arguments = [
-        *ALONE, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12",
+        *ALONE, "--image-path", ijb_copy, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12",
         "--batch-size", BATCH,
     ]  # fmt: skip
     process = start(demo, sys.executable, "-c", DRIVER, *arguments)
-    writer = held.wait(process)
+    writer = piped.wait(process)
     process.kill()
     process.communicate(timeout=60)
     os.close(writer)
-    held.fix()
-    log_capture = inside(*arguments)
-    assert log_capture.code == 0 and log_capture.embedded == n - 32
+    piped.fix()
+    done = evaluate(*arguments)
+    assert done.code == 0 and done.embedded == n - 32
     assert (tmp_path / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "12_IJBC.npy").read_bytes()
 
 
-def test_an_unreadable_image_mended_the_same_command_goes_on(inside, own, nets, tmp_path):
-    lists = lists_of(own)
-    path = own / "loose_crop" / lists.names[40]
+def test_the_same_command_resumes_after_an_unreadable_image_is_fixed(evaluate, ijb_copy, checkpoints, tmp_path):
+    lists = read_lists(ijb_copy)
+    path = ijb_copy / "loose_crop" / lists.names[40]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     arguments = [
-        *ALONE, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12",
+        *ALONE, "--image-path", ijb_copy, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12",
         "--batch-size", BATCH,
     ]  # fmt: skip
-    assert inside(*arguments).code == 2
+    assert evaluate(*arguments).code == 2
     path.write_bytes(content)
-    log_capture = inside(*arguments)
-    assert log_capture.code == 0 and log_capture.embedded == len(lists.names) - 32
+    done = evaluate(*arguments)
+    assert done.code == 0 and done.embedded == len(lists.names) - 32
 
 
-def test_another_checkpoint_of_the_same_name_is_embedded_anew(inside, ijb, nets, scored, again, tmp_path):
-    shutil.copy(nets / "6backbone.pth", tmp_path / "12backbone.pth")
-    (again / "PocketNet" / "results.json").unlink()  # which would keep the two apart by their names
-    arguments = ["--image-path", ijb, "--result-dir", again, "--batch-size", BATCH]
-    log_capture = inside(*ALONE, *arguments, "--model-prefix", tmp_path / "12")
-    assert log_capture.code == 0 and log_capture.embedded == len(lists_of(ijb).names)
-    assert (again / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "6_IJBC.npy").read_bytes()
+def test_another_checkpoint_of_the_same_name_is_embedded_again(evaluate, ijb, checkpoints, scored, earlier, tmp_path):
+    shutil.copy(checkpoints / "6backbone.pth", tmp_path / "12backbone.pth")
+    (earlier / "PocketNet" / "results.json").unlink()  # which would keep the two apart by their names
+    arguments = ["--image-path", ijb, "--result-dir", earlier, "--batch-size", BATCH]
+    done = evaluate(*ALONE, *arguments, "--model-prefix", tmp_path / "12")
+    assert done.code == 0 and done.embedded == len(read_lists(ijb).names)
+    assert (earlier / "PocketNet" / "12_IJBC.npy").read_bytes() == (scored[0] / "6_IJBC.npy").read_bytes()
 
 
-def test_other_landmarks_or_another_folder_are_embedded_anew_and_other_templates_are_not(inside, own, nets, tmp_path):
-    n = len(lists_of(own).names)
-    arguments = [*ALONE, "--result-dir", tmp_path, "--model-prefix", nets / "12", "--keep-features"]
-    assert inside(*arguments, "--image-path", own).embedded == n
-    templates = list_path(own, "face_tid_mid")
+def test_images_are_embedded_again_for_other_landmarks_but_not_for_other_templates(
+    evaluate, ijb_copy, checkpoints, tmp_path
+):
+    n = len(read_lists(ijb_copy).names)
+    arguments = [*ALONE, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12", "--keep-features"]
+    assert evaluate(*arguments, "--image-path", ijb_copy).embedded == n
+    templates = list_path(ijb_copy, "face_tid_mid")
     templates.write_text(re.sub(r"\d+$", "1", templates.read_text(), flags=re.M))  # all of one medium
     before = np.load(tmp_path / "PocketNet" / "12_IJBC.npy")
-    assert inside(*arguments, "--image-path", own).embedded == 0
+    assert evaluate(*arguments, "--image-path", ijb_copy).embedded == 0
     assert np.abs(np.load(tmp_path / "PocketNet" / "12_IJBC.npy") - before).max() > 1e-4
-    landmarks = list_path(own, "name_5pts_score")
+    landmarks = list_path(ijb_copy, "name_5pts_score")
     landmarks.write_text(re.sub(r" (\d+\.)", r" 1\1", landmarks.read_text(), count=5))
-    assert inside(*arguments, "--image-path", own).embedded == n
-    own.rename(own.with_name("moved"))
-    assert inside(*arguments, "--image-path", own.with_name("moved")).embedded == n
+    assert evaluate(*arguments, "--image-path", ijb_copy).embedded == n
+    ijb_copy.rename(ijb_copy.with_name("moved"))
+    assert evaluate(*arguments, "--image-path", ijb_copy.with_name("moved")).embedded == n
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
-def assert_one_line(log_capture: Said, message: str) -> None:
-    assert log_capture.code == 2 and log_capture.embedded == 0
-    assert re.fullmatch(f"error: .*{message}.*\n", log_capture.err), log_capture.err
+def assert_error(done: Evaluation, message: str) -> None:
+    assert done.code == 2 and done.embedded == 0
+    assert re.fullmatch(f"error: .*{message}.*\n", done.err), done.err
 
 
-def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(inside, own, nets, scored, tmp_path):
-    lists = lists_of(own)
+def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(evaluate, ijb_copy, checkpoints, scored, tmp_path):
+    lists = read_lists(ijb_copy)
     arguments = [
-        *ALONE, "--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12",
+        *ALONE, "--image-path", ijb_copy, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12",
         "--batch-size", BATCH,
     ]  # fmt: skip
-    (first, *_), (person, *_) = lists.subjects(own, "gallery_G1")
-    probe = next(t for t, subject in zip(*lists.subjects(own, "probe_mixed"), strict=True) if subject != person)
+    (first, *_), (person, *_) = lists.subjects(ijb_copy, "gallery_G1")
+    probe = next(t for t, subject in zip(*lists.subjects(ijb_copy, "probe_mixed"), strict=True) if subject != person)
     gone = np.flatnonzero(np.isin(lists.templates, [first, probe])).tolist()
     broken = int(np.flatnonzero(~np.isin(lists.templates, [first, probe]))[-1])
     for row in gone:
-        (own / "loose_crop" / lists.names[row]).unlink()
-    image = own / "loose_crop" / lists.names[broken]
+        (ijb_copy / "loose_crop" / lists.names[row]).unlink()
+    image = ijb_copy / "loose_crop" / lists.names[broken]
     image.write_bytes(image.read_bytes()[:-20])
-    source, pairs = (list_path(own, name) for name in ("name_5pts_score", "template_pair_label"))
+    source, pairs = (list_path(ijb_copy, name) for name in ("name_5pts_score", "template_pair_label"))
     for where, row in ((pairs, 1), (pairs, len(lists.pairs))):
         lines = pairs.read_text().splitlines()
         pairs.write_text("\n".join([*lines[:row], f"{probe} 999999 0", *lines[row:], ""]))
-        assert_one_line(inside(*arguments), re.escape(f"{where} line {row + 1}: template 999999 has no image; --skip-"))
+        assert_error(evaluate(*arguments), re.escape(f"{where} line {row + 1}: template 999999 has no image; --skip-"))
         pairs.write_text("\n".join([*lines, f"{probe} 999999 0", ""]))
 
     lines = pairs.read_text().splitlines()
     pairs.write_text("\n".join([*lines[:-2], ""]))  # those alone that have their images
     more = rf" \(and {len(gone) - 1} more\)" if len(gone) > 1 else ""
-    missing = own / "loose_crop" / lists.names[gone[0]]
-    assert_one_line(inside(*arguments), f"{re.escape(f'{source} line {gone[0] + 1}: {missing} is missing')}{more};")
+    missing = ijb_copy / "loose_crop" / lists.names[gone[0]]
+    assert_error(evaluate(*arguments), f"{re.escape(f'{source} line {gone[0] + 1}: {missing} is missing')}{more};")
     pairs.write_text("\n".join([*lines, ""]))
 
-    with (own / "meta" / "ijbc_1N_probe_mixed.csv").open("a") as stream:
+    with (ijb_copy / "meta" / "ijbc_1N_probe_mixed.csv").open("a") as stream:
         stream.write("999999,260,none.jpg,1\n")
-    log_capture = inside(*arguments, "--skip-missing")
-    assert log_capture.code == 0, log_capture.err
+    done = evaluate(*arguments, "--skip-missing")
+    assert done.code == 0, done.err
     left_out = np.isin(lists.pairs[:, :2], [first, probe]).any(axis=1)
-    result = results_of(tmp_path / "PocketNet")["12"]
+    result = read_results(tmp_path / "PocketNet")["12"]
     assert (result["images"], result["missing_images"]) == (len(lists.names) - len(gone) - 1, len(gone) + 1)
     assert (result["pairs"], result["skipped_pairs"]) == (int(np.sum(~left_out)), int(np.sum(left_out)) + 2)
     assert result["different"] == int(np.sum(~left_out & (lists.pairs[:, 2] == 0)))
-    assert f"12: left out {len(gone) + 1} images and {np.sum(left_out) + 2} pairs\n" in log_capture.out
-    assert "(2 left out: a template has no image)" in log_capture.out
+    assert f"12: left out {len(gone) + 1} images and {np.sum(left_out) + 2} pairs\n" in done.out
+    assert "(2 left out: a template has no image)" in done.out
     scores = np.load(tmp_path / "PocketNet" / "12_IJBC.npy")
     assert np.isnan(scores).tolist() == left_out.tolist()
     touched = np.isin(lists.pairs[:, :2], [first, probe, lists.templates[broken]]).any(axis=1)
@@ -691,44 +684,40 @@ def test_what_is_missing_stops_the_run_or_is_left_out_and_counted(inside, own, n
     )
 
 
-def test_an_image_that_a_worker_cannot_read_is_told_by_its_line(demo, own, tmp_path):
-    lists = lists_of(own)
-    path, source = own / "loose_crop" / lists.names[3], list_path(own, "name_5pts_score")
+def test_an_image_that_a_worker_cannot_read_is_named_by_its_line(demo, ijb_copy, tmp_path):
+    lists = read_lists(ijb_copy)
+    path, source = ijb_copy / "loose_crop" / lists.names[3], list_path(ijb_copy, "name_5pts_score")
     path.write_bytes(path.read_bytes()[:-100])
     source.write_text("\n\n" + source.read_text())
-    failed = run_command(demo, SCRIPT, *DEMO, "--image-path", own, "--result-dir", tmp_path)
+    failed = run_command(demo, SCRIPT, *DEMO, "--image-path", ijb_copy, "--result-dir", tmp_path)
     assert failed.returncode == 2
     assert failed.stderr == (
         f"error: {source} line 6: {path} cannot be decoded; --skip-missing leaves such images out and counts them\n"
     )
 
 
-def test_a_malformed_line_is_told_by_its_number(inside, own, tmp_path):
+def test_a_malformed_line_is_named_by_its_number(evaluate, ijb_copy, tmp_path):
     for name, line, words in (
         ("name_5pts_score", 7, "should read 'file x1 y1"),
         ("face_tid_mid", 2, "should read 'file template medium'"),
         ("template_pair_label", 5, "should read 'template template label'"),
     ):
-        path = list_path(own, name)
+        path = list_path(ijb_copy, name)
         content = path.read_bytes()
         lines = content.splitlines(keepends=True)
         lines[line - 1] = b"\xff\0 nan\n"
         path.write_bytes(b"".join(lines))
-        log_capture = inside(*ALONE, "--image-path", own, "--result-dir", tmp_path)
-        assert_one_line(log_capture, re.escape(f"{path} line {line}: {words}"))
+        done = evaluate(*ALONE, "--image-path", ijb_copy, "--result-dir", tmp_path)
+        assert_error(done, re.escape(f"{path} line {line}: {words}"))
         path.write_bytes(content)
 
 
-def test_no_image_at_all(inside, own, nets, tmp_path):
-    for path in (own / "loose_crop").iterdir():
+def test_no_image_at_all(evaluate, ijb_copy, checkpoints, tmp_path):
+    for path in (ijb_copy / "loose_crop").iterdir():
         path.unlink()
-    arguments = ["--image-path", own, "--result-dir", tmp_path, "--model-prefix", nets / "12", "--skip-missing"]
-    log_capture = inside(*ALONE, *arguments)
-    assert (
-        log_capture.code == 2
-        and log_capture.err.startswith("error: all 0 pairs are of one kind")
-        and log_capture.err.count("\n") == 1
-    )
+    arguments = ["--image-path", ijb_copy, "--result-dir", tmp_path, "--model-prefix", checkpoints / "12"]
+    done = evaluate(*ALONE, *arguments, "--skip-missing")
+    assert done.code == 2 and done.err.startswith("error: all 0 pairs are of one kind") and done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -764,17 +753,17 @@ def test_no_image_at_all(inside, own, nets, tmp_path):
         (["--job", "x" * 300], "--job 'x+': File name too long; name another"),
     ],
 )
-def test_a_wrong_argument_is_one_line(inside, ijb, tmp_path, change, message):
-    log_capture = inside(*ALONE, "--image-path", ijb, "--result-dir", tmp_path / "results", *change)
-    assert_one_line(log_capture, message)
+def test_a_wrong_argument_is_one_line(evaluate, ijb, tmp_path, change, message):
+    done = evaluate(*ALONE, "--image-path", ijb, "--result-dir", tmp_path / "results", *change)
+    assert_error(done, message)
 
 
 @pytest.mark.parametrize("job", ["PocketNet-S 128_a.b", "Größe=1", "日本", ".hidden"])
-def test_a_job_may_have_any_plain_name(inside, ijb, nets, again, job):
-    (again / "PocketNet").rename(again / job)
-    arguments = ["--image-path", ijb, "--result-dir", again, "--model-prefix", nets / "12"]
-    log_capture = inside(*ALONE, *arguments, "--job", job)
-    assert log_capture.code == 0 and log_capture.embedded == 0
+def test_a_job_may_have_any_plain_name(evaluate, ijb, checkpoints, earlier, job):
+    (earlier / "PocketNet").rename(earlier / job)
+    arguments = ["--image-path", ijb, "--result-dir", earlier, "--model-prefix", checkpoints / "12"]
+    done = evaluate(*ALONE, *arguments, "--job", job)
+    assert done.code == 0 and done.embedded == 0
 
 
 def test_a_wrong_start_of_the_script_is_one_line(demo, tmp_path):

@@ -29,7 +29,7 @@ def photos(tmp_path):
         )
     (tmp_path / "photos" / "empty").mkdir()
     (tmp_path / "photos" / "Ann" / "notes.txt").touch()
-    (tmp_path / "photos" / "Ann" / "._a.jpg").touch()  # as other systems leave them beside a photo
+    (tmp_path / "photos" / "Ann" / "._a.jpg").touch()  # as macOS writes beside a photo
     return tmp_path / "photos"
 
 

@@ -1,4 +1,4 @@
-"""The six published config files, unchanged but for sizes that train in moments, through all three commands."""
+"""The six published config files, with overrides for small sizes, through all three commands."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.helpers.paths import SHARED
 from tests.helpers.published_configs import PUBLISHED, published_config
 from utils.distillation.teacher import teacher_network_config
 
-# What a person would type to try a published config on a small data set.
+# Overrides to run a published config on a small data set.
 SMALLER = [
     "channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "num_epoch=26", "max_steps=2", "workers=0",
     "rec=data/faces_demo", "num_classes=0", "num_image=0", "val_targets=demo",
@@ -42,7 +42,7 @@ def test_a_published_config_trains_distils_and_is_scored(demo, teacher, tmp_path
     assert trained.stdout.count("published config fields without effect") == 1
     assert re.search(r"Config: .*teacher_pth.*: set, but not used by this command; ./train_kd.sh", trained.stdout)
 
-    # "resnet" and the default are an IResNet-100, which takes minutes here; its name is read in test_config.
+    # "resnet" and the default are an IResNet-100, which takes minutes here; test_config reads its name.
     resnet = [f"teacher_pth={teacher}", "teacher_network=iresnet18", f"output={tmp_path / 'student'}"]
     distilled = run_command(demo, sys.executable, "train_kd.py", *own, *resnet)
     assert distilled.returncode == 0, distilled.stderr
@@ -56,7 +56,7 @@ def test_a_published_config_trains_distils_and_is_scored(demo, teacher, tmp_path
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"no golden vectors of the large networks in {SHARED.name}")
 def test_the_published_teacher_is_an_iresnet_100(tmp_path):
-    """What teacher_network="resnet" builds has the published teacher's keys and shapes."""
+    """teacher_network="resnet" builds a network with the published teacher's keys and shapes."""
     shapes = json.loads((SHARED / "golden" / "state_dict_shapes.json").read_text())["iresnet100_256"]
     for name in ("config_PocketNetM256.py", "config_PocketNetS256.py"):
         path = tmp_path / name
@@ -65,7 +65,7 @@ def test_the_published_teacher_is_an_iresnet_100(tmp_path):
         assert {key: list(value.shape) for key, value in teacher.state_dict().items()} == shapes
 
 
-def test_a_published_config_at_its_place_with_its_own_folders(demo):
+def test_a_published_config_py_with_its_own_folders(demo):
     """config/config.py with rec, output and test_output relative to the project, as published, and no arguments."""
     small = {"channel": 4, "n_layers": 4, "embedding_size": 32, "batch_size": 8, "num_epoch": 1}
     data = {"rec": "data/faces_demo", "num_classes": 6, "num_image": 48, "val_targets": ["demo"]}

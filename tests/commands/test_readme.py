@@ -24,7 +24,7 @@ FIELDS = set(DEFAULTS)
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The commands in the code blocks of a page and in its running text, in words."""
+    """Returns the commands in the code blocks and the text of a page, split into words."""
     text = page.read_text()
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).splitlines() + re.findall(

@@ -1,4 +1,4 @@
-"""data/reindex.py: the index of a record file, made by walking its records."""
+"""The command data/reindex.py, which rebuilds the index of a record file from its records."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def test_a_file_of_photos(tmp_path):
 
 
 def test_our_own_files(tmp_path):
-    """A header record, ids that do not count from it, records in several parts."""
+    """Files with a header record, with ids that are not keys, and with records in several parts."""
     folder = write_data(tmp_path / "data", identities=3, shots=4)
     assert reindexed(folder / "train.rec") == (folder / "train.idx").read_bytes()
     rec, idx = write_records(tmp_path, list(random_payloads(3, 400)))
@@ -61,8 +61,8 @@ def test_ids_that_are_no_keys_give_way_to_counting(ids, tmp_path):
     assert reindexed(rec) == idx.read_bytes()
 
 
-def test_a_header_record_stands_for_keys_without_gaps(tmp_path):
-    """Ids that differ but count from elsewhere: record 0 says where the images' keys end."""
+def test_a_header_record_means_keys_without_gaps(tmp_path):
+    """The ids are distinct but do not start at 1: record 0 holds the end of the image keys."""
     header = pack(RecordHeader(2, np.array([4.0, 4.0]), 7000, 0), b"")
     rec, idx = write_records(
         tmp_path, [header, *(pack(RecordHeader(0, 1.0, id_, 0), b"image") for id_ in (500, 501, 502))]
@@ -72,16 +72,16 @@ def test_a_header_record_stands_for_keys_without_gaps(tmp_path):
 
 def test_the_command(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2)
-    whole = (folder / "train.idx").read_bytes()
+    intact = (folder / "train.idx").read_bytes()
     (folder / "train.idx").unlink()
     done = run_command(ROOT, sys.executable, "data/reindex.py", folder, new_interpreter=True)
     assert (done.returncode, done.stderr) == (0, "") and "7 records of train.rec" in done.stdout
-    assert (folder / "train.idx").read_bytes() == whole
+    assert (folder / "train.idx").read_bytes() == intact
     done = run_command(ROOT, sys.executable, "-m", "data.reindex", folder / "train.rec")
     assert done.returncode == 2 and done.stderr == f"error: {folder}/train.idx: already exists; --force replaces it\n"
     (folder / "train.idx").write_bytes(b"another")
     assert run_command(ROOT, sys.executable, "-m", "data.reindex", folder, "--force").returncode == 0
-    assert (folder / "train.idx").read_bytes() == whole
+    assert (folder / "train.idx").read_bytes() == intact
     assert sorted(os.listdir(folder)) == ["property", "tiny.bin", "train.idx", "train.rec"]  # noqa: PTH208
 
 
@@ -90,21 +90,21 @@ def test_damage_is_named_and_an_old_index_stays(tmp_path):
     with IndexedRecordReader(folder / "train.rec", folder / "train.idx") as reader:
         at = int(reader.location(3).split()[-1])
     overwrite(folder / "train.rec", at, b"\0")
-    whole = (folder / "train.idx").read_bytes()
+    intact = (folder / "train.idx").read_bytes()
     done = run_command(ROOT, sys.executable, "data/reindex.py", folder, "--force")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert f"error: {folder}/train.rec: byte {at}: no record is there" in done.stderr
-    assert (folder / "train.idx").read_bytes() == whole
+    assert (folder / "train.idx").read_bytes() == intact
 
 
 def test_the_index_is_written_through_no_link(tmp_path):
-    """Neither one at its own name nor one at a name that its temporary file could be guessed to have."""
+    """Neither through a link at its name nor at a guessable name of its temporary file."""
     rec, idx = write_records(tmp_path, [b"one"])
-    whole = idx.read_bytes()
+    intact = idx.read_bytes()
     (tmp_path / "precious").write_text("precious")
     for name in ("a.made", f".a.made.{os.getpid()}.tmp"):
         (tmp_path / name).symlink_to(tmp_path / "precious")
-    assert reindexed(rec) == whole
+    assert reindexed(rec) == intact
     assert (tmp_path / "precious").read_text() == "precious" and not (tmp_path / "a.made").is_symlink()
 
 

@@ -1,4 +1,4 @@
-"""The search as a person runs it: NAS/search.sh, NAS/derive.py, then ./train.sh on what they found."""
+"""The commands of the search: NAS/search.sh, NAS/derive.py, then ./train.sh with the derived config."""
 
 import argparse
 import ast
@@ -30,7 +30,7 @@ STEP_LINE = r"Loss [\d.]+   AlphaLoss [\d.]+   Cost [\d.]+   Epoch: \d   Global 
 
 @pytest.fixture(scope="module")
 def searched(demo, tmp_path_factory):
-    """The folder of a small search, of two epochs of six steps, and what it said."""
+    """Output folder and standard output of a search of two epochs of six steps."""
     folder = tmp_path_factory.mktemp("search")
     folders = [f"output={folder}", f"log_dir={folder / 'logs'}"]
     done = run_command(demo, "NAS/search.sh", *TINY, *folders, new_interpreter=True)
@@ -103,7 +103,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(demo, tmp_path):
 
 
 def test_two_processes_have_the_same_alphas(demo, tmp_path):
-    """A process whose alphas are not the first one's ends the run."""
+    """The run would end if the alphas of a rank differed from those of rank 0."""
     few = ["num_epoch=1", "max_steps=2", f"output={tmp_path}", f"log_dir={tmp_path / 'logs'}", "compile=True"]
     done = run_command(demo, "NAS/search.sh", *TINY, *few, NPROC="2")
     assert done.returncode == 0, done.stderr
@@ -160,8 +160,8 @@ def test_genotypes_in_a_pipe_are_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ['a """quoted""" folder"', "back\\slash\\", "two\nlines"])
-def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
-    """Whatever the folder is called: the config is Python."""
+def test_a_derived_config_names_its_origin(folder, tmp_path):
+    """Also for folder names that need escapes in Python."""
     epoch = {"epoch": 3, "genotype": SOFTMAX_CASIA}
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "genotypes.jsonl").write_text(json.dumps(epoch) + "\n")
@@ -176,7 +176,7 @@ def test_a_derived_config_says_where_it_is_from(folder, tmp_path):
     )
 
 
-def test_the_demo_searches_anew_for_other_faces(tmp_path, monkeypatch):
+def test_the_demo_searches_again_for_other_faces(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_search, "FACES", str(tmp_path))
     searches = []
 

@@ -89,7 +89,7 @@ def test_what_no_new_start_mends_is_not_started_again(tiny_data, damaged_data, t
     assert "Resumes at step" not in run.output
 
 
-def test_bad_input_is_told_before_the_processes_meet_and_not_again(tiny_data, tmp_path):
+def test_bad_input_is_one_error_before_the_rendezvous(tiny_data, tmp_path):
     places = [f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
     done = run_command(ROOT, "NAS/search.sh", *places, "precision=fp16", NPROC="2", MAX_RESTARTS="5")
     assert done.returncode == 2
@@ -106,7 +106,7 @@ def together(data, folder, *changes) -> list[RunningCommand]:
     return [RunningCommand(*command, RANK=str(rank), LOCAL_RANK=str(rank), **meet) for rank in range(2)]
 
 
-def test_a_process_that_hangs_is_told_of(tiny_data, tmp_path):
+def test_a_process_that_hangs_is_reported(tiny_data, tmp_path):
     first, second = together(tiny_data, tmp_path, "num_epoch=90", "timeout=4")
     assert first.until("Global Step: 6 "), first.output
     second.process.send_signal(signal.SIGSTOP)
@@ -117,7 +117,7 @@ def test_a_process_that_hangs_is_told_of(tiny_data, tmp_path):
     assert "error: another process has not answered for 4 s (config timeout)" in first.output
 
 
-def test_a_process_whose_other_dies_says_so(tiny_data, tmp_path):
+def test_the_death_of_another_process_is_reported(tiny_data, tmp_path):
     first, second = together(tiny_data, tmp_path, "num_epoch=90")
     assert first.until("Global Step: 6 "), first.output
     second.process.kill()
@@ -125,7 +125,7 @@ def test_a_process_whose_other_dies_says_so(tiny_data, tmp_path):
     second.end()
 
 
-def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
+def test_a_loader_worker_that_dies_is_reported(tiny_data, tmp_path):
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
     assert run.until("Global Step: 6 "), run.output
     (worker,) = (pid for pid in child_pids(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -134,7 +134,7 @@ def test_a_loader_worker_that_dies_is_told_of(tiny_data, tmp_path):
     assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.output), run.output
 
 
-def test_a_loader_worker_that_hangs_is_told_of(tiny_data, tmp_path):
+def test_a_loader_worker_that_hangs_is_reported(tiny_data, tmp_path):
     run = RunningCommand(
         sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90", "timeout=3"
     )
@@ -204,7 +204,7 @@ def copy_data(tiny_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path / "data"))
 
 
-def test_a_data_file_cut_short_under_a_run_is_told(tiny_data, tmp_path):
+def test_a_data_file_truncated_during_a_run_is_an_error(tiny_data, tmp_path):
     data = copy_data(tiny_data, tmp_path)
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(data, tmp_path / "out"), "num_epoch=90")
     assert run.until("Global Step: 6 "), run.output
@@ -213,7 +213,7 @@ def test_a_data_file_cut_short_under_a_run_is_told(tiny_data, tmp_path):
     assert re.search(r"error: .*train.rec: shrank from \d+ to 1000 bytes while in use; copy it again", run.output)
 
 
-def test_a_data_file_written_anew_under_a_run_is_told(tiny_data, tmp_path):
+def test_a_data_file_rewritten_during_a_run_is_an_error(tiny_data, tmp_path):
     """In place, by a cp of other data of the same size."""
     data = copy_data(tiny_data, tmp_path)
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(data, tmp_path / "out"), "num_epoch=90")
@@ -292,7 +292,7 @@ for step in range(first, first + 1000):
 """
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_whole(tmp_path):
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_intact(tmp_path):
     """A process that does nothing but write 4 MB checkpoints, killed again and again."""
     rng = random.Random(1)
     step = hits = 0

@@ -79,7 +79,7 @@ def test_two_processes_of_the_search(tiny_data, tmp_path):
     assert run.end() == 0, run.output
 
 
-def test_the_files_through_which_processes_meet_are_this_users_alone(tiny_data, tmp_path):
+def test_rendezvous_files_are_accessible_to_this_user_only(tiny_data, tmp_path):
     """The launcher unpickles what one of them holds."""
     (tmp_path / "tmp").mkdir(mode=0o777)
     places = run_arguments(tiny_data, tmp_path / "out")

@@ -68,7 +68,7 @@ def test_a_failure_in_the_first_batches_is_raised_at_once(data, workers):
         next(SharedMemoryLoader(FaceDataset(data), EpochSampler(40, 4, seed=5), workers).iter_epoch(0))
 
 
-def test_batches_stay_as_they_are_until_the_one_after_next_is_asked_for(data):
+def test_batches_stay_unchanged_until_the_one_after_next_is_requested(data):
     dataset = FaceDataset(data)
     for workers in (0, 1, 2):
         before = None

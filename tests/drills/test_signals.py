@@ -92,7 +92,7 @@ def test_a_terminal_that_is_closed_costs_nothing(tiny_data, tmp_path, ways):
 
 
 @pytest.mark.parametrize(("ways", "number"), [("one process", signal.SIGUSR1), ("two processes", signal.SIGUSR2)])
-def test_a_request_for_a_checkpoint_leaves_one_and_the_run_goes_on(tiny_data, tmp_path, ways, number):
+def test_a_checkpoint_request_writes_one_and_the_run_continues(tiny_data, tmp_path, ways, number):
     run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "keep=99")
     assert run.until("Global Step: 6 "), run.output
     run.process.send_signal(number)

@@ -92,7 +92,8 @@ def supervise(connection: socket.socket) -> None:
     if ended not in select.select([ended, connection], [], [], TIMEOUT)[0]:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):  # the client was killed
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
@@ -109,7 +110,7 @@ def run_program(arguments: list[str], folder: str, environment: dict[str, str]) 
     kind = arguments[0] if arguments[0] in ("-c", "-m") else ""
     target, *rest = arguments[1:] if kind else arguments
     script_folder = folder if kind else str(Path(target).resolve().parent)
-    search_path = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
+    search_path = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:0] = search_path if environment.get("PYTHONSAFEPATH") else [script_folder, *search_path]
     sys.argv = [kind or target, *rest]
     try:

@@ -7,7 +7,7 @@ from eval.IJB.templates import Switches
 
 
 def published_features(direct, flipped, det_scores, switches: Switches) -> np.ndarray:
-    """The features of images by the published formula, one at a time in float64."""
+    """Computes the features of images by the published formula, one at a time in float64."""
     features = []
     for one, other, score in zip(direct.astype(float), flipped.astype(float), det_scores.astype(float), strict=True):
         feature = one + other if switches.flip else one
@@ -18,7 +18,7 @@ def published_features(direct, flipped, det_scores, switches: Switches) -> np.nd
 
 
 def published_templates(features, templates, media) -> np.ndarray:
-    """Grouped by template, then by medium: the mean of a medium, the sum of all, of unit length."""
+    """Pools features by template: the mean of each medium, the sum of the media, of unit length."""
     pooled = []
     for template in sorted(set(templates.tolist())):
         total = np.zeros(features.shape[1])
@@ -29,7 +29,7 @@ def published_templates(features, templates, media) -> np.ndarray:
 
 
 def published_search(gallery, people, probes, subjects) -> tuple[float, float, dict[float, float | None], int, int]:
-    """Rank 1 and 5, TPIR by FPIR, mated probes and strangers: probe by probe, threshold by threshold."""
+    """Returns rank 1 and 5, TPIR by FPIR, and the numbers of mated and unmated probes."""
     mated, strangers = [], []
     for probe, subject in zip(probes, subjects, strict=True):
         best: dict[int, float] = {}

@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def memory_bytes(field: str) -> int:
-    """Bytes of this process: VmHWM, the most it has had; VmSize, its addresses."""
+    """Returns bytes of this process: VmHWM is its peak memory, VmSize its address space."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) << 10
 
 
 def zip_checkpoint(pickled_weights: bytes, *records: bytes, inflated: int = 0) -> bytes:
-    """A checkpoint as torch lays it out, of this pickle and the bytes of these storages.
+    """Returns a checkpoint in torch's zip layout with this pickle and the bytes of these storages.
 
-    inflated: megabytes that a last record has, compressed to a thousandth.
+    inflated: megabytes of a last record, compressed to a thousandth of its size.
     """
     names = {"data.pkl": pickled_weights, "byteorder": b"little", "version": b"3\n"}
     buffer = io.BytesIO()

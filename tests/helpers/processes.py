@@ -17,13 +17,13 @@ SMALL_RUN = [
 
 
 def run_arguments(data, folder) -> list[str]:
-    """Returns the arguments of a training of moments that writes to the folder alone."""
+    """Returns the arguments of a short training that writes to the folder only."""
     paths = [f"rec={data}", f"output={folder}", f"log_dir={folder}/logs"]
     return ["--config", "config/config_demo.py", *SMALL_RUN, *paths]
 
 
 class RunningCommand:
-    """A command under way, in the project's folder."""
+    """A running command in the project's folder."""
 
     def __init__(self, *command: object, **environment: str) -> None:
         plain = {key: value for key, value in os.environ.items() if key not in ("NPROC", "NNODES", "PYTHONPATH")}
@@ -41,7 +41,7 @@ class RunningCommand:
         )
 
     def until(self, pattern: str) -> bool:
-        """Reads what it says as far as a line with the pattern; False where it ends without one."""
+        """Reads the output up to a line with the pattern. Returns False if the process ends without one."""
         assert self.process.stdout
         for line in self.process.stdout:
             self.output += line
@@ -50,14 +50,14 @@ class RunningCommand:
         return False
 
     def end(self) -> int:
-        """Its exit code, once it has ended."""
+        """Waits for the end and returns the exit code."""
         assert self.process.stdout
         self.output += self.process.stdout.read()
         return self.process.wait(timeout=100)
 
 
 def child_pids(pid: int) -> list[int]:
-    """The processes that a process has started, by threads of its."""
+    """Returns the ids of the children of a process."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += map(int, (task / "children").read_text().split())

@@ -1,10 +1,10 @@
-"""The published files of a run, read and compared."""
+"""Reads and compares the published files of a run."""
 
 import torch
 
 
 def read_weights_files(folder) -> dict[str, dict[str, torch.Tensor]]:
-    """The published files of a run, by name."""
+    """Returns the state dicts of a run's published files by file name."""
     published = [*folder.glob("*backbone.pth"), *folder.glob("*header.pth")]
     return {path.name: torch.load(path, weights_only=True) for path in published}
 

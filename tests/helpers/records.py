@@ -8,7 +8,7 @@ MAGIC = bytes.fromhex("0a23d7ce")
 
 
 def write_records(folder, records, name="a"):
-    """Write `records`, a dict by key or a list, and return the paths of rec and idx."""
+    """Writes `records`, a dict by key or a list, and returns the paths of rec and idx."""
     rec, idx = folder / f"{name}.rec", folder / f"{name}.idx"
     with IndexedRecordWriter(rec, idx) as writer:
         for key, record in records.items() if isinstance(records, dict) else enumerate(records):
@@ -23,7 +23,7 @@ def overwrite(path, offset, data):
 
 
 def random_payloads(seed, count):
-    """Yield payloads of every length modulo four with magic words, whole and broken, at random positions."""
+    """Yields payloads of every length modulo four with complete and truncated magic words at random positions."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         pieces = rng.integers(0, 12, rng.integers(0, 20))

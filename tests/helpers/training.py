@@ -51,7 +51,7 @@ def spawn_ranks(function, folder, *args, size=2):
     context.set_forkserver_preload(["torch._dynamo", "tests.helpers.training"])
     folder.mkdir(exist_ok=True)
     rendezvous_file = str(folder / f"meet-{uuid.uuid4().hex}")
-    environment = dict(os.environ)  # passed on, because the fork server has the one that it was started with
+    environment = dict(os.environ)  # passed on, because multiprocessing's fork server keeps the one of its start
     ranks = [environment | {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r)} for r in range(size)]
     workers = [
         context.Process(target=_join_group, args=(function, rendezvous_file, rank, folder, *args)) for rank in ranks

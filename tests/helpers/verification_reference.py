@@ -7,7 +7,7 @@ from eval.verification import FINE_THRESHOLDS, THRESHOLDS
 
 
 def published_verification(dist, same, n_folds):
-    """The published evaluation, read off its text: fold by fold, threshold by threshold, pair by pair."""
+    """Computes the published evaluation fold by fold, threshold by threshold, pair by pair."""
     accuracy, best, curves, val, far = [], [], [], [], []
     for train, test in KFold(n_folds, shuffle=False).split(dist):
         train_accuracy = [rates(t, dist[train], same[train])[2] for t in THRESHOLDS]
@@ -29,7 +29,7 @@ def published_verification(dist, same, n_folds):
 
 
 def rates(threshold, dist, same):
-    """True and false accept rates and accuracy, the rates NaN where there is nothing to accept."""
+    """Returns true accept rate, false accept rate and accuracy; a rate without pairs is NaN."""
     tp = fp = correct = 0
     for accepted, is_same in zip(np.less(dist.astype(np.float64), threshold), same, strict=True):
         tp += bool(accepted and is_same)

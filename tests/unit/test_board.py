@@ -17,7 +17,7 @@ WARNING = f"TensorBoard: {{}} is not writable ({FULL}); training continues, poin
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 256 KB, and a ballast on it that takes all that is left."""
+    """File system of 256 KB, filled by a ballast file."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
@@ -111,7 +111,7 @@ def test_a_disk_full_at_the_beginning(disk, log_capture):
     assert len(warnings(log_capture)) == 1
 
 
-def test_a_disk_full_till_the_end_is_told_once(disk, log_capture):
+def test_a_full_disk_is_warned_of_once(disk, log_capture):
     board = TensorBoardWriter(disk.logs, 0, True)
     add(board, *range(10))
     disk.fill()

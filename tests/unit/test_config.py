@@ -72,7 +72,7 @@ def test_the_promised_configs_are_shipped_and_load():
         assert load_config(path).to_dict().keys() == DEFAULTS.keys()
 
 
-def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch):
+def test_a_published_config_loads_unchanged_from_config_py(tmp_path, monkeypatch):
     monkeypatch.setattr("config.load.CONFIG_FOLDER", tmp_path)
     (tmp_path / "config.py").write_text(PUBLISHED_CONFIG)
     config = load_config()
@@ -85,7 +85,7 @@ def test_a_published_config_loads_unchanged_from_its_place(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_published_config_loads_unchanged(tmp_path, name):
-    """With every value that the published file sets, for training and for distillation."""
+    """All values that the published file sets are loaded, for training and for distillation."""
     path = tmp_path / name
     path.write_text(published_config(PUBLISHED[name]))
     for distillation in (False, True):
@@ -148,7 +148,7 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, log_capture):
         ("visualize", ["genotype=softmax_casia", "channel=8"], ["channel"]),
         ("derive", ["output=x", "channel=8", "rec=tests"], ["rec", "channel"]),
         ("derive --genotype", ["output=x"], ["output"]),
-        ("train", ["w=100", "teacher_pth="], []),  # as the defaults: nobody is misled
+        ("train", ["w=100", "teacher_pth="], []),  # equal to the defaults: no warning
     ],
 )
 def test_settings_that_a_command_does_not_use(tmp_path, command, overrides, unused):
@@ -169,7 +169,7 @@ def test_relative_paths_count_from_the_project_in_a_file_and_from_the_working_fo
     assert (config.rec, config.test_output, config.teacher_cache) == (str(ROOT / "data/faces_emore"), "", "")
 
 
-def test_a_folder_from_elsewhere_says_nothing_of_where_to_write_or_begin(tmp_path):
+def test_a_config_json_sets_no_output_folders_and_no_start(tmp_path):
     kept = {"output": "/elsewhere", "test_output": "/elsewhere", "resume": "0", "global_step": 7}
     (tmp_path / "config.json").write_text(json.dumps(kept))
     config = load_config(tmp_path)
@@ -217,7 +217,7 @@ def test_a_run_keeps_its_config_as_data(tmp_path, monkeypatch):
 
 
 def test_a_config_that_is_a_pipe_is_one_line(tmp_path):
-    """Nor is the config.json of a folder passed over, which would take another network's config."""
+    """A config.json that is a pipe is not ignored: the config of another network would be used."""
     for name, path in (("config.py", tmp_path / "config.py"), ("config.json", tmp_path)):
         os.mkfifo(tmp_path / name)
         assert f"{name}: is not a regular file (a pipe)" in refused(path=path)
@@ -469,7 +469,7 @@ def test_a_file_with_its_own_schedule_refuses_another(tmp_path):
         assert override.split("=")[0] in message and "3" in message and "lr_func" in message
 
 
-def test_the_data_folder_is_asked_for_by_those_who_need_it(tmp_path):
+def test_only_commands_that_read_data_require_its_folder(tmp_path):
     config = load_config(written(tmp_path, "config.rec = 'data/nowhere'"))
     with pytest.raises(ConfigError, match="rec: no folder 'data/nowhere'"):
         require_data(config)

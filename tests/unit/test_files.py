@@ -1,4 +1,4 @@
-"""Files written whole and through no link, and the weights that a folder or a name stands for."""
+"""Atomic writes that replace links, and the weights file that a folder or a name means."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 @pytest.fixture
 def linked(tmp_path) -> Path:
-    """A link to a file that nobody should write to."""
+    """A link to a file that must not be written to."""
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "precious")
     return tmp_path / "link"

@@ -1,4 +1,4 @@
-"""What a run says where its output goes to a file, and where its curves go."""
+"""The log of a run whose output is a file, and the folder of its curves."""
 
 import io
 import logging
@@ -25,7 +25,7 @@ RARE = ["num_epoch=2", "log_step=1000"]  # five steps an epoch
 
 
 class SlowTask(ArcFaceTask):
-    """A step of it takes `seconds` of a clock that nothing else moves."""
+    """Each step advances a fake clock by `seconds`."""
 
     now, seconds = 0.0, 25.0
 
@@ -69,7 +69,7 @@ def _train_with_one_slow_clock(world, folder, data):
 
 
 def test_processes_write_the_line_of_a_minute_at_the_same_step(tmp_path, tiny_data):
-    """Its losses are of all of them: each must take part, whatever its clock says."""
+    """The losses are means over all ranks: each must take part, whatever its clock shows."""
     spawn_ranks(_train_with_one_slow_clock, tmp_path, tiny_data)
     steps = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert steps[0] == steps[1] and steps[0][:2] == [3, 6] and {10, 20} <= set(steps[0])
@@ -88,7 +88,7 @@ def test_few_hours_are_minutes_as_well(tmp_path, log_capture, monkeypatch, left,
     assert re.search(rf"Global Step: 1000   Required: {written}$", log_capture.text, re.MULTILINE), log_capture.text
 
 
-def test_saved_is_said_when_the_files_stand(tmp_path, tiny_data, monkeypatch):
+def test_saved_is_logged_after_the_files_are_written(tmp_path, tiny_data, monkeypatch):
     there = []
 
     class Look(logging.Handler):
@@ -106,13 +106,13 @@ def test_saved_is_said_when_the_files_stand(tmp_path, tiny_data, monkeypatch):
     assert there == [[True, True]] * 3
 
 
-def test_a_run_without_a_checkpoint_says_that_it_starts_anew(tmp_path, tiny_data, log_capture, monkeypatch):
+def test_a_run_without_a_checkpoint_logs_that_it_starts_over(tmp_path, tiny_data, log_capture, monkeypatch):
     begins = "starts from the beginning"
     config = small_config(tmp_path, tiny_data, "max_steps=1")
     train_small(config)
     assert log_capture.text.count(begins) == 1
-    train_small(small_config(tmp_path, tiny_data, "max_steps=2"))  # which goes on
-    train_small(small_config(tmp_path, tiny_data, "max_steps=1", "resume=0"))  # as it was told to
+    train_small(small_config(tmp_path, tiny_data, "max_steps=2"))  # which resumes
+    train_small(small_config(tmp_path, tiny_data, "max_steps=1", "resume=0"))  # as --resume 0 demands
     assert log_capture.text.count(begins) == 1
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     train_small(small_config(tmp_path / "killed early", tiny_data, "max_steps=1", "resume=0"))
@@ -154,7 +154,7 @@ def test_runs_whose_outputs_end_alike_keep_their_curves(tmp_path, log_capture):
 # ------------------------------------------------------------------------------------------------- long pieces of work
 
 
-def test_long_work_says_every_minute_how_far_it_is(log_capture, monkeypatch):
+def test_long_work_logs_its_progress_every_minute(log_capture, monkeypatch):
     now = 0.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(sys, "stderr", io.StringIO())

@@ -61,9 +61,7 @@ class SharedMemoryLoader(Generic[SourceT]):
         self.workers = workers
         self._sigchld_handler: _DeferredSigchldHandler | None = None
         self.skipped = 0  # images skipped so far
-        self.pending_error: Exception | None = (
-            None  # of a batch not yet yielded; `iter_epoch` raises it in its turn
-        )
+        self.pending_error: Exception | None = None  # of a batch not yet yielded; `iter_epoch` raises it in its turn
         self._loader = DataLoader(
             self._buffers,
             batch_sampler=sampler,

@@ -113,7 +113,7 @@ def second_order_in_float64(stepped) -> list[torch.Tensor]:
     return architect(copy).gradient(doubled(train), doubled(val), 0.1, other)[0]
 
 
-def test_second_order_gradient_and_everything_back_in_place(golden, stepped):
+def test_second_order_gradient_and_restored_weights(golden, stepped):
     net, optimizer, train, val = stepped
     before = {key: value.clone() for key, value in net.state_dict().items()}
     gradients, _ = architect(net).gradient(train, val, 0.1, optimizer)
@@ -182,7 +182,7 @@ def test_published_gradient_adds_that_of_training(stepped, second_order):
 
 
 def test_a_derived_network_runs_its_operations_alone(stepped):
-    """As a supernet whose alphas are certain: the softmax of the kept edges is 1 at their operation."""
+    """Equals a supernet with one-hot alphas: the softmax of the kept edges is 1 at their operation."""
     net, *_ = stepped
     genotype = net.genotype()
     kinds = ((net.alpha_normal, genotype.normal), (net.alpha_reduce, genotype.reduce))

@@ -1,4 +1,4 @@
-"""Checkpoint files: what is written, that it is written whole or not at all, and what is refused."""
+"""Checkpoint files: their content, atomic writes, and the files that are refused."""
 
 import pickle
 import random
@@ -100,7 +100,7 @@ def test_weights_of_another_network_name_the_first_key_that_differs(tmp_path, ba
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
+def test_the_error_for_another_embedding_size_names_both_shapes(tmp_path, backbone):
     save_weights(tmp_path / "1backbone.pth", backbone)
     overrides = ["channel=4", "n_layers=4", "embedding_size=64"]
     other = build_backbone(load_config(ROOT / "config" / "config_demo.py", overrides))
@@ -113,21 +113,21 @@ def test_another_embedding_size_is_told_by_both_shapes(tmp_path, backbone):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch, of pickle protocols that the damage names
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_anywhere_is_told_in_one_line(tmp_path, zipped):
+def test_damage_anywhere_is_a_one_line_error(tmp_path, zipped):
     """Bytes changed at random: torch raises a dozen kinds of errors over them."""
     path, linear, rng = tmp_path / "1header.pth", nn.Linear(2, 2), random.Random(0)
     torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    whole, told = path.read_bytes(), 0
+    intact, rejected = path.read_bytes(), 0
     for _ in range(150):
-        damaged = bytearray(whole)
-        damaged[rng.randrange(len(whole))] = rng.choice([0, 40, 46, 93, 125, 255])
+        damaged = bytearray(intact)
+        damaged[rng.randrange(len(intact))] = rng.choice([0, 40, 46, 93, 125, 255])
         path.write_bytes(damaged)
         try:
             load_weights(linear, path)  # damage to a number or to padding goes unseen
         except CheckpointError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-            told += 1
-    assert told > 50
+            rejected += 1
+    assert rejected > 50
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "folder"])
@@ -160,7 +160,7 @@ def test_nothing_of_a_hostile_checkpoint_runs(tmp_path, backbone, write):
     with pytest.raises(CheckpointError, match="not a readable checkpoint") as error:
         load_weights(backbone, path)
     assert not canary.exists()
-    # torch's own text says how to load it all the same
+    # torch's own message explains how to load it unsafely
     assert not any(advice in str(error.value) for advice in ("weights_only", "can still be loaded", "\x1b"))
 
 

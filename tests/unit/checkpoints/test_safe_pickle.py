@@ -67,7 +67,7 @@ def many_names(same: bool) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """What the error says, and the file."""
+    """Yields the expected message and the file."""
     huge, resume_point = number(10**10), b"\x80\x02"
     tensor = read_data_pickle(saved({"a": torch.zeros(2, 3)}))
     old = saved({"a": torch.zeros(2, 3)}, zip_file=False)
@@ -99,7 +99,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
             zip_checkpoint(resume_point + b"c" + called + b"\n" + arguments + b"R."),
         )
     yield "TypeError", zip_checkpoint(resume_point + b"ctorch\nFloatStorage\n" + huge + b"\x85R.")
-    yield "TypeError", zip_checkpoint(resume_point + copies)  # of an OrderedDict, which takes no arguments here
+    yield "TypeError", zip_checkpoint(resume_point + copies)  # an OrderedDict with arguments, which are not allowed
     yield "is not 40000000000 bytes long", zip_checkpoint(replaced(tensor, stored, huge + b"t"), b"")
     yield "larger than the file", replaced(old, stored[:2] + b"N", huge + b"N")
     yield "more elements than the 1 stored", saved({"a": torch.zeros(1).expand(10**9)})

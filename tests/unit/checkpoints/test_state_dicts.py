@@ -1,4 +1,4 @@
-"""State dicts as people bring them: which are taken for the network's, and what is said of the others."""
+"""State dicts in foreign files: those that are loaded, and the errors for the others."""
 
 from collections import OrderedDict
 
@@ -57,7 +57,7 @@ def test_the_forms_in_which_networks_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state_dict", "model", "net"])
-def test_the_one_state_dict_inside_is_taken_and_said(tmp_path, log_capture, name):
+def test_the_only_state_dict_inside_is_used_and_logged(tmp_path, log_capture, name):
     weights = network().state_dict()
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1).state_dict()
     content = {name: {f"module.{k}": v for k, v in weights.items()}, "epoch": 7, "optimizer": optimizer, "scores": {}}
@@ -148,7 +148,7 @@ def test_other_numbers_where_the_network_counts_are_refused(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_finite_is_asked_of_every_number(dtype):
+def test_every_value_is_checked_to_be_finite(dtype):
     values = torch.linspace(-1, 1, 12, dtype=dtype).reshape(3, 4)
     assert is_finite(values) and is_finite(values.T) and is_finite(values[:0]) and is_finite(torch.arange(3))
     for place in range(12):
@@ -166,7 +166,7 @@ def test_the_first_that_is_not_finite_is_named_by_its_keys():
     assert first_nonfinite({"a": [torch.ones(2), None, "nan", 3, 0.5], "b": ()}) is None
 
 
-def test_shapes_and_kinds_are_asked_of_what_has_no_memory():
+def test_shapes_and_types_are_checked_without_memory():
     with torch.device("meta"):
         expected = ArcFace(16, 10**9).state_dict()
     with pytest.raises(

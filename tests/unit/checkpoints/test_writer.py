@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 
 class Disk:
-    """Takes files, but those of some names."""
+    """Writes files, except those with the given names."""
 
     def __init__(self, *refused):
         self.refused = set(refused)
@@ -32,7 +32,7 @@ def test_what_cannot_be_written_is_kept_and_blocks_nothing_but_its_own(log_captu
     with AsyncFileWriter() as writer:
         writer.submit(disk.file("5header", 5) | disk.file("5backbone", 5), disk.file("checkpoint", 5))
         writer.wait()
-        assert disk.files == {"checkpoint": 5}  # where the backbone stands the header stands too
+        assert disk.files == {"checkpoint": 5}  # where the backbone exists, its header does too
         assert log_capture.messages == [
             "5header: could not be written (No space left on device); training continues, the next save tries again"
         ]

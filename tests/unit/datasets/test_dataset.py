@@ -84,7 +84,7 @@ def face_record(label: float = 0.0) -> bytes:
 
 
 def test_an_index_that_lacks_records_of_the_file_is_refused(tmp_path):
-    """Whatever the header says, also in a file without one."""
+    """For each kind of header, and for a file without one."""
     folder = write_data(tmp_path / "data", identities=2, shots=5, pairs=2)
     lines = (folder / "train.idx").read_text().splitlines(keepends=True)
     for left_out in ({3}, {1, 7}, {10}, {5, 6, 7}):
@@ -120,7 +120,7 @@ def test_an_index_that_is_cut_short_is_refused(tmp_path):
     (folder / "train.idx").write_text("".join(lines[:6]))
     size = int(lines[6].split()[1])
     with (folder / "train.rec").open("r+b") as file:
-        file.truncate(size)  # both cut alike
+        file.truncate(size)  # both truncated
     with pytest.raises(UserError, match="announces 10 images, 5 of them are not in the index, which ends with key 5"):
         FaceDataset(folder)
 
@@ -137,7 +137,7 @@ def test_a_header_that_announces_no_number_of_images_is_refused(tmp_path, end):
 @pytest.mark.parametrize("end", [2**24 - 1, 2**24, 2**24 + 1, 2**24 + 2, 2**24 + 3, 2**25 + 5, 2**25 + 3, 20_000_001])
 @pytest.mark.parametrize("identities", [True, False])
 def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identities):
-    """The keys near the end alone, for 17 million records take long."""
+    """Only the keys near the end, because 17 million records take long."""
     ends = header_record(end, end + 3)
     rounded = float(np.frombuffer(ends, np.float32)[6])
     records = {0: ends} | {key: face_record() for key in range(end - 6, end)}
@@ -151,8 +151,8 @@ def test_the_end_of_so_many_images_that_a_float_rounds_it(tmp_path, end, identit
         assert find_image_end(reader, int(rounded)) == end
 
 
-def test_the_whole_of_17_million_keys_is_counted():
-    """An index of 2^24 + 3 images, the last two of which a float32 takes for one place."""
+def test_17_million_keys_are_counted():
+    """An index of 2^24 + 3 images, the last two of which have the same float32 number."""
     end = 2**24 + 4
     keys = np.arange(end + 2)
 
@@ -230,7 +230,7 @@ def test_more_classes_than_the_files_hold_are_refused(tiny_data, tmp_path):
     assert load_training_data(config_for(folder, num_classes=4), CPU)[1] == 4
 
 
-def test_a_shipped_config_on_other_people_says_what_to_type(tiny_data, tmp_path):
+def test_the_error_for_other_classes_names_the_fields_to_set(tiny_data, tmp_path):
     places = [f"rec={tiny_data}", f"output={tmp_path}", f"log_dir={tmp_path}"]
     done = run_command(ROOT, sys.executable, "train.py", "--config", "config/config_PocketNetS128.py", *places)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -264,7 +264,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
         (["train.idx"], rf"{WANTED}; put them there"),
     ],
 )
-def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_path, files, log_capture):
+def test_the_error_for_other_data_names_what_is_expected_and_the_fix(tmp_path, files, log_capture):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
@@ -276,12 +276,12 @@ def test_a_folder_of_something_else_says_what_is_expected_and_what_to_do(tmp_pat
     assert re.search(log_capture, str(caught.value)) and "\n" not in str(caught.value)
 
 
-def test_the_record_file_in_place_of_its_folder(tiny_data):
+def test_the_record_file_given_instead_of_its_folder(tiny_data):
     with pytest.raises(UserError, match=rf"train\.rec' is a file; name its folder: rec={tiny_data}"):
         require_data(Config(rec=str(tiny_data / "train.rec")))
 
 
-def test_records_without_an_index_say_how_to_make_it(tmp_path):
+def test_the_error_for_a_missing_index_names_the_fix(tmp_path):
     folder = write_data(tmp_path / "data", identities=2, shots=2, pairs=2)
     (folder / "train.idx").unlink()
     with pytest.raises(UserError) as caught:

@@ -206,7 +206,7 @@ def test_open_by_relative_path(tmp_path, monkeypatch):
 
 
 def _receive(reader):
-    """Begin a worker process. In a forked one the reader comes with the parent's map, in a spawned one pickled."""
+    """Initialises a worker process. A forked one has the parent's memory map, a spawned one a pickled reader."""
     global worker_reader
     worker_reader = reader
 
@@ -244,7 +244,7 @@ def test_pickle_holds_no_map(tmp_path):
     copy.close()
 
 
-# ---- the file as a whole
+# ---- the file
 
 
 def test_error_is_the_users():
@@ -490,7 +490,7 @@ def test_parts_that_add_up_to_too_much(tmp_path, monkeypatch):
 def test_damage_anywhere_in_a_header_is_found(tmp_path):
     """Each bit of magic and length of each part is turned: the payloads stay right, or there is an error.
 
-    The payloads need no padding: a length that takes in its own padding cannot be told from a payload that ends so.
+    The payloads need no padding: a length that includes its padding is the same as that of a payload that ends so.
     """
     payloads = [b"one!", b"1234" + MAGIC + b"5678", b"", MAGIC + b"1234" + MAGIC, b"last"]
     rec, idx = write_records(tmp_path, payloads)
@@ -588,8 +588,8 @@ def test_a_file_replaced_before_another_process_opens_it_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("added", [0, 3], ids=["of the same size", "of a larger size"])
 @pytest.mark.parametrize("read", ["read", "labels"])
-def test_a_file_that_is_written_to_in_place_while_in_use_is_an_error(read, added, tmp_path):
-    """As `cp other.rec a.rec` does."""
+def test_a_file_changed_while_in_use_is_an_error(read, added, tmp_path):
+    """Overwrites the file as `cp other.rec a.rec` does."""
     rec, idx = write_records(tmp_path, [pack(RecordHeader(0, 1.0, 0, 0), b"first")] * 3)
     other, _ = write_records(tmp_path, [pack(RecordHeader(0, 2.0, 0, 0), b"other")] * (3 + added), "other")
     os.utime(rec, (1, 1))  # long ago, for a clock that ticks slowly
@@ -616,7 +616,7 @@ def test_a_file_that_is_touched_while_in_use_is_read_on(tmp_path):
         error_of(lambda: reader.read(2), rec, "shrank from")
 
 
-def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_path):
+def test_a_file_replaced_by_a_copy_is_read_by_new_processes(tmp_path):
     rec, idx = write_records(tmp_path, [b"first"] * 3)
     with IndexedRecordReader(rec, idx) as reader:
         (tmp_path / "copy").write_bytes(rec.read_bytes())
@@ -626,7 +626,7 @@ def test_a_copy_that_takes_the_place_of_the_file_is_read_by_new_processes(tmp_pa
 
 @pytest.mark.parametrize("where", [0, 0.25, 0.5, 1])
 def test_other_content_is_found_wherever_it_is(where, tmp_path):
-    """Of a large file, records of which have moved, or that is another from some place on."""
+    """Changed bytes in a large file are noticed at any offset."""
     rng = np.random.default_rng(0)
     rec, idx = write_records(tmp_path, [rng.bytes(30_000) for _ in range(200)])
     size = rec.stat().st_size
@@ -640,7 +640,7 @@ def test_other_content_is_found_wherever_it_is(where, tmp_path):
         assert first
 
 
-def test_what_was_opened_is_read_to_the_end_though_another_file_takes_its_place(tmp_path):
+def test_an_open_file_is_read_to_the_end_after_it_is_replaced(tmp_path):
     rec, idx = write_records(tmp_path, [b"first"] * 3)
     other, _ = write_records(tmp_path, [b"other"] * 3, "other")
     with IndexedRecordReader(rec, idx) as reader:
@@ -659,5 +659,5 @@ def test_no_file_is_left_open(tmp_path):
     assert [reader.read(0) for reader in readers] == [b"one"] * 3
     assert len(os.listdir("/proc/self/fd")) > opened  # noqa: PTH208
     readers.pop().close()
-    readers.clear()  # nor by one that nobody closes
+    readers.clear()  # nor by one that is never closed
     assert len(os.listdir("/proc/self/fd")) == opened  # noqa: PTH208

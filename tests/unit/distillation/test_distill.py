@@ -205,7 +205,7 @@ def test_the_steps_are_those_of_the_files(tmp_path):
     assert teacher_file_per_epoch(config, [4, 8, 12]) == [tmp_path / "10backbone.pth"] * 3
 
 
-def test_the_log_says_which_file_serves_which_epoch(tmp_path, caplog, monkeypatch):
+def test_the_teacher_of_each_epoch_is_logged(tmp_path, caplog, monkeypatch):
     from utils.logs.run_log import log
 
     monkeypatch.setattr(log, "propagate", True)

@@ -1,4 +1,4 @@
-"""The teacher's embeddings on disk: right, whole, of the right teacher and data, whoever writes them."""
+"""The cache of teacher embeddings: correct values, teacher and data, with concurrent and interrupted writers."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "worker
 
 
 class CountingTeacher(NetworkTeacher):
-    """Counts the images it is asked about."""
+    """Counts the images it embeds."""
 
     asked = 0
 
@@ -57,7 +57,7 @@ def teacher_file(tmp_path):
 
 
 def a_run(config, teacher_file, cached: bool):
-    """The losses of each step, the teacher, and the lessons."""
+    """Returns the losses of each step, the teacher, and its targets."""
     loader, num_classes = load_training_data(config, CPU)
     teacher = CountingTeacher(build_backbone(config), CPU)
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_every_image_is_put_to_the_teacher_once_each_way(tmp_path, tiny_data, te
     _, asked, teacher, targets = a_run(config, teacher_file, cached=True)
     assert asked[0] == 0 and asked[1:] == [2 * n] * 3 and teacher.asked == 2 * n and n % 9
     assert targets.cache.filled() == 1
-    _, asked, teacher, _ = a_run(config, teacher_file, cached=True)  # the next run asks nothing
+    _, asked, teacher, _ = a_run(config, teacher_file, cached=True)  # the next run embeds nothing
     assert teacher.asked == 0
 
 
@@ -122,7 +122,7 @@ def test_filled_ahead_it_holds_the_teachers_embeddings_of_both_ways(tmp_path, ti
             assert known.all() and np.abs(embedding - teacher(images).numpy()).max() < 1e-3
 
 
-def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
+def test_an_interrupted_fill_resumes_and_a_torn_embedding_is_not_read(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher": "a"}, 10, 16)
     rows = np.random.default_rng(0).standard_normal((10, 16)).astype(np.float16)
     indices, flipped = np.arange(10), np.arange(10) % 2 == 0
@@ -138,7 +138,7 @@ def test_an_interrupted_fill_goes_on_and_a_torn_embedding_is_not_read(tmp_path):
     assert again.missing(slice(0, 10)).tolist() == [2, 6, 7, 8, 9] and again.missing(slice(3, 7)).tolist() == [6]
 
 
-def test_a_zero_embedding_is_told_from_none(tmp_path):
+def test_a_zero_embedding_differs_from_a_missing_one(tmp_path):
     cache = TeacherCache(tmp_path, "t", {}, 3, 4)
     assert not cache.read(np.arange(3), np.zeros(3, bool))[1].any()
     cache.write(np.arange(2), np.zeros(2, bool), np.zeros((2, 4), np.float16))
@@ -204,11 +204,11 @@ def test_another_teacher_or_other_data_have_a_cache_of_their_own(tmp_path, tiny_
     (copied / "train.rec").write_bytes(record)  # of the same size, one bit another
     assert path_of(copied) != first
     torch.manual_seed(8)
-    save_weights(teacher_file, build_backbone(config_of(tmp_path, tiny_data)))  # the same name, trained anew
+    save_weights(teacher_file, build_backbone(config_of(tmp_path, tiny_data)))  # the same name, other weights
     assert path_of(tiny_data) != first
 
 
-def test_the_description_says_what_is_kept_and_is_checked(tmp_path):
+def test_the_description_of_a_cache_is_checked(tmp_path):
     cache = TeacherCache(tmp_path, "7backbone", {"teacher_sha256": "ab"}, 3, 4)
     described = cache.path.with_name(cache.path.name + ".json")
     log_capture = json.loads(described.read_text())
@@ -258,10 +258,10 @@ def test_a_file_system_that_cannot_reserve_space_will_do(tmp_path, monkeypatch):
 def test_fingerprints_see_large_files_by_samples_and_the_weights_beside_an_onnx_file(tmp_path, tiny_data, monkeypatch):
     from utils import filesystem as files
 
-    whole = FaceDataset(tiny_data).fingerprint
+    fingerprint = FaceDataset(tiny_data).fingerprint
     monkeypatch.setattr(files, "_CHUNK", 64)  # 256 of them are less than the file
     monkeypatch.setattr(files, "_SAMPLES", 16)
-    assert FaceDataset(tiny_data).fingerprint != whole
+    assert FaceDataset(tiny_data).fingerprint != fingerprint
     (tmp_path / "t.onnx").write_bytes(b"graph")
     alone = teacher_fingerprint(tmp_path / "t.onnx")
     (tmp_path / "t.onnx.cache").mkdir()

@@ -68,13 +68,13 @@ def unicode(text):
 
 
 def python2_binary(encoded, flags):
-    """What `cPickle.dump((bins, issame), f, protocol=2)` of Python 2 writes."""
+    """Returns the bytes that `cPickle.dump((bins, issame), f, protocol=2)` of Python 2 writes."""
     images = b"]q\x01(" + b"".join(binstring(image) for image in encoded) + b"e"
     return b"\x80\x02" + images + b"]q\x02(" + b"".join(b"\x88" if flag else b"\x89" for flag in flags) + b"e\x86q\x03."
 
 
 def python2_text(encoded, flags):
-    """What protocol 0 of Python 2 writes: quoted strings with escapes, flags as I01 and I00."""
+    """Returns the bytes of protocol 0 of Python 2: quoted strings with escapes, flags as I01 and I00."""
     images = b"".join(b"S'" + codecs.escape_encode(image)[0] + b"'\np%d\na" % n for n, image in enumerate(encoded, 2))
     return b"((lp1\n" + images + b"(lp0\n" + b"".join(b"I0%d\na" % flag for flag in flags) + b"tp99\n."
 
@@ -243,7 +243,7 @@ def test_wrong_content(write, content, message, protocol):
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, faces):
+def test_a_slice_is_decoded_alone_and_its_errors_have_the_index_in_the_set(encoded, faces):
     images = [*encoded[:5], b"no image"]
     np.testing.assert_array_equal(decode_images(images, part=slice(2, 5)), faces[2:5])
     with pytest.raises(UserError, match=r"^here: image 5 of 6 cannot be decoded"):
@@ -252,7 +252,7 @@ def test_a_part_is_decoded_alone_and_its_errors_count_from_the_whole(encoded, fa
 
 def test_decoding_has_a_line_every_minute(tmp_path, encoded, log_capture, slow_clock):
     """For a set and for photos, on the main process alone."""
-    images = [encoded[0] + bytes(i) for i in range(100)]  # no two alike
+    images = [encoded[0] + bytes(i) for i in range(100)]  # all different
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps((images, [True, False] * 25)))
     (tmp_path / "photo.png").write_bytes(encoded[0])
     pairs = np.arange(100).reshape(-1, 2)
@@ -295,7 +295,7 @@ def test_no_pickle(write, content):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_cut_short_or_damaged(write, protocol):
-    """Any prefix is an error of one line, and any damaged byte is one or is read; nothing else comes out."""
+    """Each prefix is a one-line error; a file with a changed byte is read or is a one-line error."""
     content = pickle.dumps((arrays([b"abcd", b"efgh"]), [np.bool_(True)]), protocol)
     rng = np.random.default_rng(protocol)
     for length in rng.permutation(len(content))[:60]:

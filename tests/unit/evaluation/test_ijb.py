@@ -68,7 +68,7 @@ def test_crops_and_matrices_to_the_bit(golden):
 # ------------------------------------------------------------------------------------------------------------ alignment
 
 
-def test_a_shift_by_whole_pixels_copies_them_and_is_black_outside():
+def test_a_shift_by_an_integer_copies_pixels_and_is_black_outside():
     image = np.random.default_rng(2).integers(1, 256, (150, 140, 3), dtype=np.uint8)
     inside = crop(image, similarity(TEMPLATE + np.float32((20, 30))))
     assert np.array_equal(inside, image[30:142, 20:132])
@@ -214,7 +214,7 @@ def test_roc_of_two_pairs(scores, same, corners_only):
         ([0.1, -np.inf, 0.2], [True, False, True], "a score is not finite"),
     ],
 )
-def test_roc_of_nothing_to_tell(scores, same, message):
+def test_roc_needs_both_labels(scores, same, message):
     with pytest.raises(UserError, match=message):
         roc(scores, same)
 
@@ -270,7 +270,7 @@ def test_the_nearest_point_as_the_published_line():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("levels", [2, 5, 40, 10**6])
-def test_the_threshold_costs_what_it_says_and_none_lower_is_allowed(levels, dtype):
+def test_the_threshold_is_the_lowest_that_the_fpir_allows(levels, dtype):
     scores, same = some_scores(levels, dtype=dtype)
     curve, different = roc(scores, same, corners_only=False), int(np.sum(~same))
     for far in (0.5, 0.1, 0.03, 1 / different, 1.0):
@@ -313,7 +313,7 @@ def whole_numbers(rng: np.random.Generator, rows: int) -> np.ndarray:
 def test_identify_as_the_loop(seed):
     rng = np.random.default_rng(seed)
     gallery, probes = whole_numbers(rng, 40), whole_numbers(rng, 260)
-    people, subjects = rng.integers(0, 25, 40) * 7, rng.integers(0, 45, 260) * 7  # several templates a person
+    people, subjects = rng.integers(0, 25, 40) * 7, rng.integers(0, 45, 260) * 7  # several templates per subject
     probes[::3] = gallery[rng.integers(0, 40, 87)]
     subjects[::3] = people[rng.integers(0, 40, 87)]
     found = identify(gallery, people, probes, subjects)
@@ -324,7 +324,7 @@ def test_identify_as_the_loop(seed):
     assert (found.tpir[0.01] is None) == (found.strangers < 100) and found.tpir[0.1] is not None
 
 
-def test_a_persons_best_template_counts_and_a_tie_is_in_his_favour():
+def test_the_best_template_of_a_subject_counts_and_ties_favour_the_mate():
     gallery, people = np.eye(4, dtype=np.float32), np.array([5, 9, 5, 2])
     probes = np.array([[0, 0, 1, 0], [1, 1, 0, 0], [0, 0.5, 0, 1]], np.float32)
     found = identify(gallery, people, probes, np.array([5, 9, 9]))
@@ -339,7 +339,7 @@ def test_tpir_needs_enough_strangers(strangers, has):
     found = identify(gallery, people, probes, np.array([0] + [8] * strangers))
     assert found is not None
     assert [rate is not None for rate in found.tpir.values()] == has
-    assert all(rate in (None, 0) for rate in found.tpir.values())  # the strangers are more alike than the person
+    assert all(rate in (None, 0) for rate in found.tpir.values())  # impostors score higher than the mate
     assert found.rank1 == 1
 
 
@@ -498,7 +498,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("blank", [0, 3])
 @pytest.mark.parametrize(("name", "row", "line", "message"), MALFORMED)
-def test_a_malformed_line_is_told_by_file_and_line(folder, name, row, line, message, blank):
+def test_errors_in_a_list_name_file_and_line(folder, name, row, line, message, blank):
     lines = list(LISTS[name])
     lines[row] = line
     path = write(folder, name, lines, start=b"\n" * (blank - 1) + b" \t\n" if blank else b"")
@@ -528,7 +528,7 @@ def test_pairs_of_another_number_of_columns_throughout(folder, line):
     ],
 )
 @pytest.mark.parametrize("blanks", [(0, 0), (2, 0), (1, 4)])
-def test_lists_of_other_images_are_told_by_both_lines(folder, row, templates, line, words, blanks):
+def test_lists_of_other_images_name_both_lines(folder, row, templates, line, words, blanks):
     one, other = blanks
     write(folder, "name_5pts_score.txt", LISTS["name_5pts_score.txt"], start=b"\n" * one)
     path = write(folder, "face_tid_mid.txt", templates, start=b"\n" * other)
@@ -549,7 +549,7 @@ def test_an_empty_list(folder, name, content, recwarn):
         read_protocol(folder, "IJBC")
     expected = f"{path} line 1: should name" if name.endswith("csv") else f"{path}: is empty; a line should read '"
     assert str(caught.value).startswith(expected)
-    assert not recwarn.list  # the error is all that is said
+    assert not recwarn.list  # no warning beside the error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -593,7 +593,7 @@ def test_rubbish_is_an_error_and_never_a_traceback(folder, name):
         for at in rng.integers(0, len(good), 3):
             broken[at] = rng.integers(128, 256)
         rubbish.append(bytes(broken))
-    told = 0
+    rejected = 0
     for content in rubbish:
         path.write_bytes(content)
         try:
@@ -601,8 +601,9 @@ def test_rubbish_is_an_error_and_never_a_traceback(folder, name):
         except UserError as error:
             assert str(path) in str(error) or "ijbc_face_tid_mid.txt" in str(error)
             str(error).encode()
-            told += 1
-    assert told >= (len(rubbish) - 20 if name.endswith("csv") else len(rubbish))  # a CSV's file names may be anything
+            rejected += 1
+    # The file names in a CSV may be anything.
+    assert rejected >= (len(rubbish) - 20 if name.endswith("csv") else len(rubbish))
 
 
 @pytest.mark.parametrize("pairs", [["30 7 1", "9 12 1"], ["30 7 0"]])
@@ -733,7 +734,7 @@ def spoil_large(path: Path) -> None:
         (spoil_large, "is too large, 32768×2"),
     ],
 )
-def test_an_image_that_is_none_is_told_by_line_or_left_out(photos, spoil, problem):
+def test_an_unreadable_image_is_named_by_line_or_left_out(photos, spoil, problem):
     path = photos / "loose_crop" / "c.jpg"
     spoil(path)
     crops = Crops(photos / "loose_crop", images_of(photos), skip_missing=False)
@@ -746,7 +747,7 @@ def test_an_image_that_is_none_is_told_by_line_or_left_out(photos, spoil, proble
     assert pixels[0].any() and not pixels[1].any() and pixels[2].any()
 
 
-def test_all_missing_files_are_told_at_once_before_any_work(photos):
+def test_all_missing_files_are_counted_before_any_work(photos):
     for name in "bde":
         (photos / "loose_crop" / f"{name}.jpg").unlink()
     with pytest.raises(UserError, match=r"name_5pts_score\.txt line 4: .*/b\.jpg is missing \(and 2 more\);"):
@@ -802,7 +803,7 @@ def test_images_are_embedded_once_and_only_those_that_are_there_are_done(photos,
         np.testing.assert_array_equal(held.flipped, -expected)
     again = Means()
     embed_images(open_features(tmp_path), crops, again, workers, ALONE, "")
-    assert again.met == 1  # the missing one may have come meanwhile
+    assert again.met == 1  # the missing image may exist by now
     features.remove()
     assert not (tmp_path / "features").exists()
 
@@ -833,7 +834,7 @@ def test_what_was_embedded_before_an_error_is_kept(photos, tmp_path, error):
     assert runtime.met == 1 and features.done.all()
 
 
-def test_features_of_other_things_are_begun_anew(tmp_path):
+def test_features_of_other_inputs_are_recomputed(tmp_path):
     features = open_features(tmp_path)
     features.done[:] = 1
     assert open_features(tmp_path).done.all()
@@ -847,7 +848,7 @@ def test_features_of_other_things_are_begun_anew(tmp_path):
     assert not open_features(tmp_path, checkpoint="another").done.any()
 
 
-def test_features_half_made_anew_are_not_taken_for_the_old_ones(tmp_path, monkeypatch):
+def test_half_recomputed_features_are_not_taken_for_the_old_ones(tmp_path, monkeypatch):
     open_features(tmp_path).done[:] = 1
 
     def interrupted(*_: object) -> None:
@@ -897,7 +898,7 @@ def _linked(path: Path) -> None:
     "damage", [_cut, _emptied, _of_objects, _of_doubles, _longer, _of_another_shape, _piped, _linked, Path.unlink]
 )
 @pytest.mark.parametrize("name", ["direct", "mirrored", "done"])
-def test_kept_features_of_another_size_or_type_are_made_anew(tmp_path, log_capture, name, damage):
+def test_kept_features_of_another_size_or_type_are_recomputed(tmp_path, log_capture, name, damage):
     features = open_features(tmp_path)
     features.direct[:], features.flipped[:], features.done[:] = 2, 3, 1
     features.direct.flush()
@@ -937,7 +938,7 @@ def test_features_that_cannot_be_written(tmp_path):
 
 
 def test_processes_share_what_the_first_one_saw_to_do(photos, tmp_path, monkeypatch):
-    """The first has done its share before the second looks: that still takes its own, not half of what is left."""
+    """Rank 0 has finished its shard before rank 1 starts, which still takes its own shard, not half of the rest."""
     features = open_features(tmp_path)
     rows = np.arange(5)
     features.done[rows[:2]] = 1  # by the first process, meanwhile
@@ -984,7 +985,7 @@ def test_the_table():
     assert "published" not in format_table("IJBC", {"12": result}, load_config(ROOT / "config" / "config_demo.py"))
 
 
-def test_the_table_says_what_was_left_out_and_switched_off():
+def test_the_table_lists_what_was_left_out_and_switched_off():
     found = {"rank1": 0.5, "rank5": 1.0, "tpir": {"0.01": None, "0.1": 0.25}, "galleries": []}
     switches = {"flip": False, "norm": True, "detector": False}
     config = load_config(ROOT / "config" / "config_demo.py")

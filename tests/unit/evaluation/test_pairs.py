@@ -59,7 +59,7 @@ def of_people(pairs: PhotoPairs) -> list[tuple[str, str]]:
 
 
 def photo_folder(folder: Path, counts: dict[str, int]) -> Path:
-    """Empty photos, so many of each person."""
+    """Writes empty photos, the given number of each person."""
     for person, count in counts.items():
         (folder / person).mkdir(parents=True)
         for k in range(count):
@@ -147,7 +147,7 @@ def test_csv_of_absolute_paths_and_of_names_with_commas(photos, write):
         pytest.param(f"Ann 1 {'9' * 5000}\n", "line 1: no photo .*Ann_999", id="long number"),
         ("Ann/Ann_0001.jpg,Ann/Ann_0003.jpg,maybe\n", "line 1: should read path,path,same with 1 or 0"),
         ("a,b,same\nAnn/Ann_0001.jpg,Ann/Ann_0003.jpg,2\n", "line 2: should read path,path,same .*'Ann/Ann_0001"),
-        ("a,b,c\na,b,c\n", "line 2: should read path,path,same"),  # a header stands in the first line alone
+        ("a,b,c\na,b,c\n", "line 2: should read path,path,same"),  # a header may be the first line only
         ("a,b,same\na,b,same\n", "line 2: no photo"),
         ("Ann/Ann_0001.jpg,Ann/Ann_0003.jpg\n", "line 1: should read path,path,same"),
         ("a,b\n", "line 1: should read path,path,same"),
@@ -210,7 +210,7 @@ def test_made_pairs_are_seeded(tmp_path):
 
 
 @pytest.mark.parametrize("n_pairs", [20, 61, 200])
-def test_made_pairs_are_what_they_say(tmp_path, n_pairs):
+def test_sampled_pairs_have_the_right_labels(tmp_path, n_pairs):
     folder = photo_folder(tmp_path / "own", {f"p{i}": 3 + i for i in range(10)})
     pairs = make_pairs(folder, n_pairs, 0)
     assert len(pairs.issame) == n_pairs and pairs.issame.sum() == n_pairs // 2
@@ -246,8 +246,8 @@ def test_which_people_are_met_is_drawn(tmp_path):
     assert met[0] != met[1] and max(met[0]) > "p020"
 
 
-def test_every_pair_of_one_person_comes_up(tmp_path):
-    """The numbering of a person's pairs reaches each of them once."""
+def test_every_same_person_pair_can_be_sampled(tmp_path):
+    """The numbering of a person's pairs reaches each pair once."""
     pairs = make_pairs(photo_folder(tmp_path / "own", {"a": 9, "b": 9}), 1000, 0)
     same = {frozenset(pair[:2]) for pair in named(pairs) if pair[2]}
     assert len(same) == 2 * 36
@@ -258,7 +258,7 @@ def test_all_are_taken_where_there_are_few(tmp_path):
     pairs = make_pairs(folder, 6000, 0)
     assert int(pairs.issame.sum()) == 3 + 1 and int((~pairs.issame).sum()) == 6 + 3 + 2
     assert len({frozenset(pair) for pair in pairs.pairs.tolist()}) == 15
-    assert len(make_pairs(folder, 20, 0).issame) == 4 + 10  # of one kind all, of the other what was asked for
+    assert len(make_pairs(folder, 20, 0).issame) == 4 + 10  # all same-person pairs, the requested number of the others
     uneven = make_pairs(photo_folder(tmp_path / "uneven", {"many": 60, "one": 1}), 200, 0)
     assert (~uneven.issame).sum() == 60 and uneven.issame.sum() == 100
 
@@ -266,7 +266,7 @@ def test_all_are_taken_where_there_are_few(tmp_path):
 def test_what_is_no_photo_is_ignored(tmp_path):
     folder = photo_folder(tmp_path / "own", {"a": 2, "b": 2, "empty": 0})
     (folder / "a" / "notes.txt").touch()
-    (folder / "a" / "._a0.jpg").touch()  # as another system leaves beside a0.jpg
+    (folder / "a" / "._a0.jpg").touch()  # as macOS writes beside a0.jpg
     (folder / "a" / ".jpg").touch()
     (folder / "b" / "album.jpg").mkdir()
     (folder / "b" / "SHOUTED.JPEG").touch()
@@ -354,7 +354,7 @@ def test_scores_are_those_of_every_image_embedded(repeated):
     np.testing.assert_array_equal(ours.correct, plain.correct)
 
 
-def test_an_unreadable_image_is_named_by_its_place_in_the_file(tmp_path):
+def test_an_unreadable_image_is_named_by_its_line(tmp_path):
     rng = np.random.default_rng(0)
     good = [encode_image(draw_face(i, rng)) for i in range(3)]
     images = [good[i % 3] for i in range(40)]
@@ -377,18 +377,18 @@ def own_photos(tmp_path) -> PhotoPairs:
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
-def test_shares_together_are_the_whole(repeated, own_photos, size):
-    """Of more processes than images some hold none."""
+def test_shards_together_are_all_images(repeated, own_photos, size):
+    """With more processes than images some shards are empty."""
     for load in (lambda world: load_bin_set(repeated, world), lambda world: load_photo_set(own_photos, world)):
-        whole, shares = load(ALONE), [load(World(rank, size, ALONE.device)) for rank in range(size)]
-        np.testing.assert_array_equal(np.concatenate([share.images for share in shares]), whole.images)
-        for share in shares:
-            np.testing.assert_array_equal(share.pairs, whole.pairs)
-            np.testing.assert_array_equal(share.issame, whole.issame)
-        assert max(len(share.images) for share in shares) <= -(-len(whole.images) // size)
+        full, shards = load(ALONE), [load(World(rank, size, ALONE.device)) for rank in range(size)]
+        np.testing.assert_array_equal(np.concatenate([shard.images for shard in shards]), full.images)
+        for shard in shards:
+            np.testing.assert_array_equal(shard.pairs, full.pairs)
+            np.testing.assert_array_equal(shard.issame, full.issame)
+        assert max(len(shard.images) for shard in shards) <= -(-len(full.images) // size)
 
 
-def test_photos_of_another_size_are_resized_and_told(own_photos, caplog):
+def test_photos_of_another_size_are_resized_with_a_warning(own_photos, caplog):
     rng = np.random.default_rng(3)
     large = np.kron(draw_face(1, rng), np.ones((2, 3, 1), np.uint8))  # 224 × 336
     for place in (5, 2):

@@ -112,7 +112,7 @@ def test_the_announced_size(head, size):
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1", b"avif"])
-def test_heic_is_told_what_to_do(brand):
+def test_the_error_for_heic_names_the_fix(brand):
     with pytest.raises(UserError, match="HEIC is not supported: convert the photos to JPEG"):
         opened(b"\0\0\0\x18ftyp" + brand + bytes(40))
 
@@ -129,11 +129,11 @@ def test_photos_that_were_read_before_are_read_as_before():
 
 def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
     content = encode_image(picture(400, 600))
-    whole = opened(content)
+    full = opened(content)
     monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 400 * 600 - 1)
     half = opened(content)
     assert half.shape == (200, 300, 3)
-    assert np.abs(cv2.resize(whole, (300, 200), interpolation=cv2.INTER_AREA).astype(int) - half).max() < 8
+    assert np.abs(cv2.resize(full, (300, 200), interpolation=cv2.INTER_AREA).astype(int) - half).max() < 8
     with pytest.raises(UserError, match="is too large: 600×400"):
         opened(encode_image(picture(400, 600), ".png"))
 
@@ -151,7 +151,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 
 
 def test_many_photos_of_48_megapixels_fit_a_gigabyte(tmp_path):
-    """Whole and all at once they would take 1.7 GB."""
+    """All of them decoded at full size at once would take 1.7 GB."""
     (tmp_path / "large.jpg").write_bytes(encode_image(picture(6000, 8000)))
     command = [sys.executable, "-c", MEMORY, tmp_path / "large.jpg"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -332,7 +332,7 @@ def config(tmp_path) -> Config:
     return Config(rec=str(tmp_path))
 
 
-def test_sets_of_the_same_name_in_two_folders_are_told_apart(config):
+def test_sets_of_the_same_name_in_two_folders_have_different_names(config):
     config.val_targets = ["a/lfw", "b/lfw"]
     sets = load_verification_sets(config, None, ALONE)
     assert [(held.name, len(held.issame)) for held in sets] == [("a/lfw", 20), ("b/lfw", 24)]

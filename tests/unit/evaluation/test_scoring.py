@@ -1,4 +1,4 @@
-"""What is measured of embeddings, what is written of it, and the runtimes that make them, each against slow ways."""
+"""Metrics of embeddings, the result files, and the inference runtimes, each against a slow reference."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def made_up(n_same: int, n_different: int, seed: int = 0, noise: float = 1.0) ->
 
 
 def tied(n_same: int, n_different: int) -> tuple[np.ndarray, ...]:
-    """The same of few distinct distances."""
+    """Returns embeddings like those of `made_up` with few distinct distances."""
     direct, flipped, pairs, issame = made_up(n_same, n_different, seed=4, noise=0.5)
     return np.sign(direct), np.sign(flipped), pairs, issame
 
@@ -230,7 +230,7 @@ def test_auc_and_eer(scores, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_operating_points(scores, name):
-    """The best that any threshold reaches; and, applied to the pairs, the threshold costs what it says."""
+    """TAR is the highest at any threshold, and the threshold has the reported FAR and FRR on the pairs."""
     score, (_, _, _, issame) = scores[name], CASES[name]
     points = rates_by_threshold(-score.distances, issame)
     assert set(score.operating_points) == set(FARS) == {1e-2, 1e-3, 1e-4}
@@ -257,10 +257,10 @@ def test_cases_are_what_they_are_for(scores):
     assert 0.3 < scores["hard"].tar(1e-2) < 0.99
 
 
-@pytest.mark.parametrize(("different", "told"), [(99, 0), (100, 1), (999, 1), (1000, 2), (9999, 2), (10000, 3)])
-def test_how_many_pairs_a_false_accept_rate_takes(different, told):
+@pytest.mark.parametrize(("different", "count"), [(99, 0), (100, 1), (999, 1), (1000, 2), (9999, 2), (10000, 3)])
+def test_how_many_pairs_a_false_accept_rate_takes(different, count):
     operating = compute_score(*made_up(30, different)).operating_points
-    assert [far for far, point in operating.items() if point] == list(FARS[:told])
+    assert [far for far, point in operating.items() if point] == list(FARS[:count])
 
 
 def test_the_interval(scores):
@@ -272,7 +272,7 @@ def test_the_interval(scores):
 
 @pytest.mark.parametrize(("n", "noise"), [(400, 1.0), (2000, 0.7)])
 def test_the_interval_is_about_the_binomial_one(n, noise):
-    """On pairs that are independent, of embeddings that two dimensions hold."""
+    """For independent pairs of two-dimensional embeddings."""
     rng = np.random.default_rng(n)
     centres = rng.standard_normal((2 * n, 8))
     issame = np.arange(n) % 2 == 0
@@ -306,7 +306,7 @@ def test_a_score_as_numbers(scores):
 
 
 def test_a_scorer_keeps_the_highest_accuracy_of_each_set():
-    """Of networks that give the embeddings of one case and then of another."""
+    """The network returns the embeddings of one case, then of another."""
     direct, flipped, pairs, issame = CASES["few"]
     images = np.arange(300).astype(np.uint8)[:, None, None, None] * np.ones((1, 112, 112, 3), np.uint8)
     sets = [VerificationSet(name, images, pairs, issame) for name in ("one", "other")]
@@ -358,7 +358,7 @@ def report_of(folder: Path, results: Results, config: Config | None = None, weig
 
 
 def test_published_values_of_the_known_networks():
-    """As in the paper's table of compact models."""
+    """The values of the paper's table of compact models."""
     assert published_result(config_of("PocketNetS128"), "lfw") == 99.58
     assert published_result(config_of("PocketNetS128"), "cplfw") == 89.63
     assert published_result(config_of("PocketNetS256"), "agedb_30") == 96.35
@@ -418,7 +418,7 @@ def test_the_tables_have_the_numbers(results):
     )
 
 
-def test_what_is_left_out_is_said(scores):
+def test_left_out_rates_are_explained(scores):
     tables = {name: format_tables(to_entries({"1": {name: scores[name]}}), None) for name in ("hard", "easy")}
     assert "left out" not in tables["hard"]
     assert tables["easy"].endswith(
@@ -475,7 +475,7 @@ def test_results_are_written(results, tmp_path):
 
 @pytest.mark.usefixtures("empty_figures")
 def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
-    """In results.json and in the table of results.txt, in the order of steps, whatever was scored when."""
+    """results.json and the table of results.txt are in the order of steps, not of scoring."""
     report_of(tmp_path, {"40": results["40"], "100": results["40"]}).write()
     report_of(tmp_path, {"best": {"lfw": scores["few"]}}).write()
     report_of(tmp_path, {"0": results["0"]}).write()
@@ -502,7 +502,7 @@ def test_results_of_other_checkpoints_and_sets_stay(results, scores, tmp_path):
 )
 @pytest.mark.parametrize("name", ["results.json", "thresholds.json"])
 @pytest.mark.usefixtures("empty_figures")
-def test_what_is_of_other_files_or_pairs_is_not_passed_off_as_current(results, tmp_path, name, change, reason):
+def test_results_of_other_files_or_pairs_are_marked_outdated(results, tmp_path, name, change, reason):
     report_of(tmp_path, results).write()
     change(tmp_path)
     report_of(tmp_path, {"0": results["0"]}).write()
@@ -539,7 +539,7 @@ def test_entries_that_are_none_are_not_shown(scores, odd):
 
 
 def test_links_are_replaced_and_not_written_through(results, tmp_path):
-    """Of a stranger's folder, which may name any file by them."""
+    """A folder of another user may hold links to any file."""
     names = ["results.json", "results.txt", "roc.png", "thresholds.json"]
     for name in names:
         (tmp_path / f"precious {name}").write_text("precious")
@@ -573,7 +573,7 @@ def test_curves_a_panel_for_each_set(scores, n_sets, size):
 
 
 def test_curves_of_many_checkpoints(scores, tmp_path):
-    """No legend of forty lines: their colours are told in the title."""
+    """There is no legend of forty lines; the title explains the colours."""
     many = {str(step): {"lfw": scores["few"]} for step in range(100, 140)}
     figure = roc_figure(many)
     assert len(figure.axes[0].get_lines()) == 40 and figure.axes[0].get_legend() is None
@@ -589,7 +589,7 @@ def test_a_curve_of_a_single_different_pair(tmp_path):
 
 
 def test_thresholds_are_written(results, tmp_path):
-    """With every digit, and why not where there is none."""
+    """With all digits, and with the reason for each missing threshold."""
     report_of(tmp_path, results).write()
     found = json.loads((tmp_path / "thresholds.json").read_text())
     assert list(found) == ["0", "40"] and list(found["40"]) == ["lfw", "own"]
@@ -636,7 +636,7 @@ def test_thresholds_of_other_steps_and_sets_stay(results, scores, tmp_path):
 )
 @pytest.mark.usefixtures("empty_figures")
 def test_a_damaged_file_is_set_aside(results, tmp_path, log_capture, name, broken):
-    """With one warning; a second one does not replace the first."""
+    """With one warning; a second damaged file does not replace the first."""
     aside = [tmp_path / f"{name}.damaged", tmp_path / f"{name}.damaged-2"]
     for path, content in zip(aside, (broken, broken + b"]"), strict=True):
         log_capture.clear()
@@ -661,12 +661,12 @@ def folders_of(tmp_path: Path, *names: str) -> list[Path]:
 
 @pytest.mark.usefixtures("empty_figures")
 def test_two_networks_scored_into_one_folder_keep_their_results(scores, tmp_path):
-    """Of equal steps; each is judged by its own files, and the tables say which is which."""
+    """Equal steps are compared with their own files, and the tables name the folder of each."""
     out, first, second = folders_of(tmp_path, "out", "one/S128", "two/M128 (2)")
     config = config_of("PocketNetS128")
     easy, hard = {"0": {"lfw": scores["easy"]}}, {"0": {"lfw": scores["hard"]}, "40": {"lfw": scores["hard"]}}
     (second / "0backbone.pth").write_text("of the second")
-    for _ in range(2):  # again: each comes to the place that it has
+    for _ in range(2):  # the second time each replaces its own entry
         report_of(out, easy, config, first).write()
         report_of(out, hard, config, second).write()
     report_of(out, {"12": easy["0"]}, config, first).write()
@@ -700,7 +700,7 @@ SPREAD = ("easy", "easy", "hard", "hard")
 
 @pytest.mark.usefixtures("empty_figures")
 def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
-    """Where they stand with the results, as no run made the weights."""
+    """They are beside the results, because no run wrote the weights."""
     out, first, second = folders_of(tmp_path, "out", "one", "two")
     for folder, name in ((first, "easy"), (second, "hard")):
         report = report_of(out, {"5": {"lfw": scores[name]}}, weights=folder)
@@ -716,7 +716,7 @@ def test_the_thresholds_of_another_folder_of_weights_stay(scores, tmp_path):
 
 @pytest.mark.parametrize("most_different", [None, 100])
 @pytest.mark.usefixtures("empty_figures")
-def test_photos_called_as_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
+def test_photos_named_like_a_set_have_thresholds_of_their_own(scores, tmp_path, most_different):
     report_of(tmp_path, {"5": {"lfw": scores["easy"]}}).write()
     report = report_of(tmp_path, {"5": {"lfw": scores["hard"]}})
     report.photos = PhotoPairs("lfw", [], np.empty((0, 2)), np.empty(0), max_different=most_different)
@@ -856,7 +856,9 @@ def test_openvino_gives_what_pytorch_gives(name):
     model, images = network(name), photos(5)
     runtime = OpenVinoRuntime(model)
     direct, flipped = by_hand(model, images)
-    assert relative(direct[:1], direct[1:2]) > 1e-4 and relative(direct, flipped) > 1e-4  # images can be told apart
+    assert (
+        relative(direct[:1], direct[1:2]) > 1e-4 and relative(direct, flipped) > 1e-4
+    )  # embeddings of two images differ
     for n in (5, 1, 2, 3):
         ours = runtime(images[:n])
         assert [(part.shape, part.dtype) for part in ours] == [(direct[:n].shape, np.float32)] * 2
@@ -885,7 +887,7 @@ def test_a_runtime_leaves_the_network_as_it_was(kind, training):
 
 @needs_openvino
 def test_openvino_holds_a_copy():
-    """Of the network as it was: the next checkpoint is loaded into the same one."""
+    """The next checkpoint is loaded into the same network, which must not change the runtime."""
     model, images = network("PocketNet small"), photos(3)
     runtime = OpenVinoRuntime(model)
     before = runtime(images)

@@ -1,4 +1,4 @@
-"""The header split over processes: it computes what the whole one does, and its files are the whole one's."""
+"""The sharded header: the same loss, gradients and files as the full header."""
 
 from pathlib import Path
 
@@ -35,11 +35,11 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     inputs, kernel = (torch.randn(shape, generator=generator) for shape in [(N, D), (D, CLASSES)])
     labels = torch.randint(0, CLASSES, (N,), generator=generator)
-    labels[:3] = torch.tensor([0, 25, CLASSES - 1])  # the first and last of a rank, also of the whole
+    labels[:3] = torch.tensor([0, 25, CLASSES - 1])  # the first and last class of a rank and of all
     labels[-1] = labels[-2]  # a class twice
     centres = F.normalize(kernel[:, labels[:6]].T, dim=1)
     across = F.normalize(inputs[:6] - (inputs[:6] * centres).sum(1, keepdim=True) * centres, dim=1)
-    end = torch.tensor(M).cos()  # beyond -end the margin goes on in a straight line
+    end = torch.tensor(M).cos()  # below -end the margin is linear
     cosines = torch.tensor([1.0, -1.0, 0.99, -0.99, -end + 0.01, -end - 0.01])[:, None]
     inputs[:6] = 3 * (cosines * centres + (1 - cosines**2).sqrt() * across)
     return inputs, labels, kernel
@@ -88,7 +88,7 @@ def step(world: World, header: ShardedHeader) -> dict:
 
 
 def sampled(world: World, header: ShardedHeader, number: int) -> dict:
-    """The same with sampling, and the columns that were drawn, by their place in the whole kernel."""
+    """Returns the same with sampling, and the sampled columns as indices of the full kernel."""
     drawn = []
     draw = header.sample
     header.sample = lambda *args: drawn.append(draw(*args)) or drawn[-1]
@@ -102,7 +102,7 @@ def sampled(world: World, header: ShardedHeader, number: int) -> dict:
 
 
 def everything(world: World, folder: Path) -> None:
-    """Writes what a run of this many ranks finds, and its whole kernel."""
+    """Writes the results of this rank, and the full kernel."""
     header = ShardedHeader(D, CLASSES, MARGIN, S, world, seed=5)
     initial = full_state_dict(header)
     load_full_state_dict(header, problem()[2] if world.is_main else None)
@@ -115,9 +115,9 @@ def everything(world: World, folder: Path) -> None:
     found["few"] = sampled(world, few, 0)["drawn"]
 
     before = folder / "kernel.pt"
-    whole = (torch.load(before) if before.exists() else initial["kernel"]) if world.is_main else None
-    load_full_state_dict(header, whole)
-    held = scatter_columns(whole, torch.empty_like(header.kernel), CLASSES, world)
+    kernel = (torch.load(before) if before.exists() else initial["kernel"]) if world.is_main else None
+    load_full_state_dict(header, kernel)
+    held = scatter_columns(kernel, torch.empty_like(header.kernel), CLASSES, world)
     found["held"] = torch.equal(held, header.kernel)
     if world.is_main:
         torch.save(full_state_dict(header)["kernel"], before)
@@ -128,7 +128,7 @@ def everything(world: World, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """What each rank of each size found."""
+    """Results of each rank, by number of ranks."""
     folder = tmp_path_factory.mktemp("sharded")
     for size in SIZES:
         if size == 1:
@@ -143,8 +143,8 @@ def runs(tmp_path_factory):
 # ----------------------------------------------------------------------------------------------------- without sampling
 
 
-def whole(columns: torch.Tensor | None = None) -> dict:
-    """What the whole header makes of the problem, or one of these columns alone."""
+def full_header(columns: torch.Tensor | None = None) -> dict:
+    """Returns the results of the full header, or of a header with the given columns only."""
     inputs, labels, kernel = problem()
     columns = torch.arange(CLASSES) if columns is None else columns
     header, backbone = ArcFace(D, len(columns), S, M), linear(CPU)
@@ -166,15 +166,15 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_loss_and_gradients_are_those_of_the_whole_header_on_the_whole_batch(runs, size):
-    expected = whole()
+def test_loss_and_gradients_are_those_of_the_full_header_on_the_full_batch(runs, size):
+    expected = full_header()
     for found in runs[size]:
         assert_same(found["exact"], expected)
     assert runs[size][0]["exact"]["kernel"] is not None
     assert len({found["exact"]["loss"].item() for found in runs[size]}) == 1
 
 
-def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_whole_header():
+def test_each_hard_case_alone_has_the_loss_and_gradient_of_the_full_header():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedHeader(D, CLASSES, MARGIN, S, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)
@@ -205,7 +205,7 @@ def test_half_precision_around_it_changes_nothing():
     assert loss.dtype == torch.float32 and loss == header(inputs, labels)
 
 
-def test_it_trains_with_momentum_as_the_whole_header_does():
+def test_it_trains_with_momentum_as_the_full_header_does():
     inputs, labels, kernel = problem()
     ours, theirs = ShardedHeader(D, CLASSES, MARGIN, S, CPU), ArcFace(D, CLASSES, S, M)
     load_full_state_dict(ours, kernel)
@@ -240,7 +240,7 @@ def test_the_classes_of_the_batch_are_drawn_and_others_up_to_the_rate(runs, size
 def test_sampled_loss_and_gradients_are_those_of_the_drawn_columns_alone(runs, size):
     for number in range(3):
         columns = torch.cat(runs[size][0]["sampled"][number]["drawn"])
-        expected = whole(columns)
+        expected = full_header(columns)
         for found in runs[size]:
             assert_same(found["sampled"][number], expected)
         left_out = torch.ones(CLASSES, dtype=torch.bool).index_fill_(0, columns, False)

@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing, are counted over resumes, and end a run when too many follow each other."""
+"""Non-finite steps change nothing, are counted across resumes, and end a run after too many in a row."""
 
 import json
 
@@ -17,7 +17,7 @@ from utils.training.engine import train
 
 
 def failing(steps, of=lambda loss: loss * torch.nan, first=1):
-    """An ArcFace task whose loss is made something else in some of its steps; it keeps the networks before each."""
+    """Returns an ArcFace task type that applies `of` to the loss of some steps and records the state before each."""
 
     class Failing(ArcFaceTask):
         def __init__(self, *networks):
@@ -39,7 +39,7 @@ def failing(steps, of=lambda loss: loss * torch.nan, first=1):
 
 
 def changed(one, other) -> list[str]:
-    """Which values are not the same."""
+    """Returns the keys of the values that differ."""
     pairs = {key: (one[key], other[key]) for key in one if key != "momentum"}
     pairs |= {f"momentum {i}": pair for i, pair in enumerate(zip(one["momentum"], other["momentum"], strict=True))}
     return [key for key, (a, b) in pairs.items() if not torch.equal(a, b)]
@@ -60,7 +60,7 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision)
     assert "Loss nan" not in log_capture.text
 
 
-def test_the_count_goes_on_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, log_capture):
+def test_the_count_continues_after_a_resume_and_many_in_a_row_end_the_run(tmp_path, tiny_data, log_capture):
     fields = ["num_epoch=9", "max_bad_steps=6"]
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), task_type=failing([2]))
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), task_type=failing([5, 6], first=5))
@@ -90,7 +90,7 @@ HUGE_RATE = ["num_epoch=2", "lr=1e308", "lr_steps="]
 
 @pytest.mark.parametrize("steps", [1, 5])
 def test_weights_that_are_not_finite_are_not_published(tmp_path, tiny_data, steps):
-    """After one step its loss and gradient were finite, and only the weights that it made are not."""
+    """In the first step loss and gradient are finite, and only the updated weights are not."""
     with pytest.raises(UserError, match=rf"^{steps}header\.pth/kernel is not finite after step {steps}: .*lower lr"):
         train_small(small_config(tmp_path, tiny_data, *HUGE_RATE, f"max_steps={steps}"))
     assert [path.name for path in (tmp_path / "out").glob("*.pth")] == []
@@ -107,7 +107,7 @@ def test_a_state_that_is_not_finite_is_not_written_and_the_last_good_one_stays(t
 
 
 def _publishes(world, folder, data, head):
-    """Two processes whose weights one step makes infinite: both end, told once."""
+    """One step makes the weights infinite: both ranks end, rank 0 with the error."""
     config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"head={head}")
     loader, num_classes = load_training_data(config, world)
     header = make_header(config, num_classes, world) if head == "sharded" else None
@@ -125,7 +125,7 @@ def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_
 
 
 def _one_is_bad(world, folder, data):
-    """The loss of the second process is not finite in two steps, and in too many at the end."""
+    """Trains with a loss on rank 1 that is not finite in two steps, and in too many at the end."""
     config = small_config(folder, data, "batch_size=4", "num_epoch=9", "max_bad_steps=4", "log_step=5")
     task_type = failing([] if world.is_main else [2, 3, *range(6, 99)])
     loader, num_classes = load_training_data(config, world)
@@ -145,12 +145,12 @@ def test_a_step_that_is_bad_for_one_process_is_for_all(tmp_path, tiny_data):
 
 
 def overflow(loss):
-    """A finite loss whose gradient is not, at any scale."""
+    """Returns a finite loss whose gradient is not finite at any scale."""
     return loss + torch.sqrt(loss * 0)
 
 
 def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny_data, log_capture):
-    """From its first scale of 65536 the scaler tries 16 others, each half of the one before, as it is meant to."""
+    """From its first scale of 65536 the scaler tries 16 others, each half of the one before."""
     fields = ["num_epoch=9", "max_bad_steps=3", "precision=fp16", "log_step=5", "channel=1"]
     config = small_config(tmp_path, tiny_data, *fields)
     with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
@@ -158,7 +158,7 @@ def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny
     assert "left out" not in log_capture.text.split("Global Step: 15")[0]
 
 
-def test_a_gradient_that_is_not_finite_is_bad_in_whole_precision(tmp_path, tiny_data, log_capture):
+def test_a_non_finite_gradient_is_a_bad_step_in_fp32(tmp_path, tiny_data, log_capture):
     step, _ = train_small(small_config(tmp_path, tiny_data, "max_steps=5"), task_type=failing([2, 3], overflow))
     assert step == 5 and "not finite in 2 steps, the last is step 3" in log_capture.text
 

@@ -1,4 +1,4 @@
-"""The training loop: what it computes, writes, says and refuses."""
+"""The training loop: its updates, files, log lines and errors."""
 
 import math
 import pickle
@@ -205,7 +205,7 @@ def _train_together(world, folder, data):
     accuracies, xnorm = [], []
 
     def verify(step):
-        accuracies.append(scorer.accuracies(unwrap_ddp(task.backbone), step))  # which shares the running statistics
+        accuracies.append(scorer.accuracies(unwrap_ddp(task.backbone), step))  # which broadcasts the running statistics
         runtime = TorchRuntime(unwrap_ddp(task.backbone), world.device, config.eval_batch)
         xnorm.append(scorer.score(runtime, step)["tiny"].xnorm)
         return accuracies[-1]

@@ -1,4 +1,4 @@
-"""A run goes on as if it had never stopped: what checkpoint.pth holds, and from where a run begins."""
+"""Exact resume: the content of checkpoint.pth, and the step at which a run resumes."""
 
 import errno
 import os
@@ -30,24 +30,24 @@ from utils.training.engine import train
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_data, precision):
     overrides = ["num_epoch=3", "lr_steps=2", f"precision={precision}", "log_step=4", "s=16", "channel=1"]
-    _, whole = train_small(small_config(tmp_path / "whole", tiny_data, *overrides))
+    _, uncut = train_small(small_config(tmp_path / "uncut", tiny_data, *overrides))
     for stop in (2, 5, 7, 11):  # the middle of an epoch, the end of one, the middle of the next two
         train_small(small_config(tmp_path / "cut", tiny_data, *overrides, f"max_steps={stop}"))
     step, cut = train_small(small_config(tmp_path / "cut", tiny_data, *overrides))
     assert step == 15
     ours = read_weights_files(tmp_path / "cut" / "out")
     assert_same_weights(
-        read_weights_files(tmp_path / "whole" / "out"),
-        {name: ours[name] for name in read_weights_files(tmp_path / "whole" / "out")},
+        read_weights_files(tmp_path / "uncut" / "out"),
+        {name: ours[name] for name in read_weights_files(tmp_path / "uncut" / "out")},
     )
-    for mine, other in zip(cut.header.parameters(), whole.header.parameters(), strict=True):
+    for mine, other in zip(cut.header.parameters(), uncut.header.parameters(), strict=True):
         assert torch.equal(mine, other)
 
 
 def test_the_log_after_a_resume_has_the_losses_of_a_run_never_stopped(tmp_path, tiny_data, log_capture):
-    """The meters too go on: a line after the resume is the mean of steps before and after it."""
+    """Meters are restored: the first line after the resume is the mean of steps before and after it."""
     overrides = ["num_epoch=2", "log_step=10"]
-    train_small(small_config(tmp_path / "whole", tiny_data, *overrides))
+    train_small(small_config(tmp_path / "uncut", tiny_data, *overrides))
     (line,) = [record.message for record in log_capture.records if "Global Step: 10" in record.message]
     log_capture.clear()
     config = small_config(tmp_path / "cut", tiny_data, *overrides, "save_step=4")
@@ -112,7 +112,7 @@ def test_any_number_of_steps_takes_no_memory(tmp_path, tiny_data):
 
 
 def test_ends_of_a_million_epochs_fit_a_checkpoint(tmp_path):
-    """Ones of the same number of steps, then of another, as with another number of processes."""
+    """Epochs of equal length, then of another length, as with another number of processes."""
     progress = TrainProgress(0)
     for _ in range(3):
         progress = TrainProgress(progress.step + 5, progress.epoch_end_steps).after_epoch()
@@ -167,7 +167,7 @@ def test_epochs_end_where_the_steps_of_the_processes_there_are_end_them(tmp_path
 
 
 class Recording(ArcFaceTask):
-    """Remembers what it was given."""
+    """Records the indices and the learning rate of each batch."""
 
     def __init__(self, *networks):
         super().__init__(*networks)
@@ -199,11 +199,11 @@ def test_two_then_one_then_two_processes_see_every_image_once_at_the_right_rate(
             _, seen = torch.load(tmp_path / f"{last}-{rank}.pt")
             images += [index for indices, _ in seen for index in indices]
             assert [rate for _, rate in seen] == pytest.approx([0.1 * 4 * size / 512] * len(seen))
-    assert len(images) == len(set(images)) == 36  # 16, 12, and 8 of the 12 left, which are no whole step of two more
+    assert len(images) == len(set(images)) == 36  # 16, 12, and 8 of the 12 left, as 4 are less than a step of two
     assert torch.load(tmp_path / "0-0.pt")[0] == 6
 
 
-def test_a_change_of_processes_is_said(tmp_path, tiny_data, log_capture):
+def test_a_change_of_the_number_of_processes_is_logged(tmp_path, tiny_data, log_capture):
     spawn_ranks(_record, tmp_path, tiny_data, "max_steps=2", "num_epoch=1")
     train_small(small_config(tmp_path, tiny_data, "batch_size=4", "lr=0.1", "num_epoch=1"))
     assert "Changed: the number of processes was 2, is 1: 4 images a step" in log_capture.text
@@ -236,7 +236,7 @@ def test_published_files_alone_give_weights_epoch_and_rate(tmp_path, tiny_data, 
     assert [rate for _, rate in task.samples_seen] == pytest.approx([0.1 * 8 / 512 * 0.1] * 5)
 
 
-def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, log_capture):
+def test_a_step_within_an_epoch_resumes_within_it(tmp_path, tiny_data, log_capture):
     config = small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2")
     train_small(config)
     for path in (tmp_path / "out").glob("checkpoint*"):
@@ -250,7 +250,7 @@ def test_a_step_within_an_epoch_goes_on_within_it(tmp_path, tiny_data, log_captu
 
 
 def test_resume_1_goes_back_once(tmp_path, tiny_data, log_capture):
-    """To the step that is named, though checkpoint.pth is further; the same command again goes on with its own."""
+    """It resumes at the named step, though checkpoint.pth is later; the same command then resumes its own run."""
     train_small(small_config(tmp_path, tiny_data, "max_steps=7", "num_epoch=2"))
     back = ["num_epoch=2", "global_step=5", "resume=1"]
     step, task = train_small(small_config(tmp_path, tiny_data, *back, "max_steps=8"), task_type=Recording)
@@ -264,8 +264,8 @@ def test_resume_1_goes_back_once(tmp_path, tiny_data, log_capture):
     assert step == 10 and len(task.samples_seen) == 2 and "Resumes at step 8" in log_capture.text
 
 
-def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
-    """No checkpoint is written of weights that may be what went wrong, so that the advice to lower lr serves."""
+def test_a_diverged_run_resumes_from_before_it(tmp_path, tiny_data):
+    """No checkpoint has weights from the bad steps, so a lower lr can help as the error says."""
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "max_steps=6", "save_step=1")
     train_small(config)
     wild = ["num_epoch=9", "save_step=2", "max_bad_steps=5", "log_step=50", "lr=1e30", "clip_norm=0", "weight_decay=0"]
@@ -276,7 +276,7 @@ def test_a_run_that_diverges_goes_on_from_before_it(tmp_path, tiny_data):
 
 
 def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
-    """Started again on more processes, with fewer images left of the last epoch than they take in a step."""
+    """The resumed run has more images per step than the last epoch has left."""
     train_small(small_config(tmp_path, tiny_data, "batch_size=4", "max_steps=9", "num_epoch=1"))
     (tmp_path / "out" / "9backbone.pth").unlink()
     step, _ = train_small(small_config(tmp_path, tiny_data, "batch_size=8", "num_epoch=1"))
@@ -285,7 +285,7 @@ def test_the_last_files_are_written_though_no_step_is_left(tmp_path, tiny_data):
     assert (progress["ends"], progress["seen"]) == ([9], 0)
 
 
-def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, log_capture):
+def test_other_data_of_the_same_size_are_logged(tmp_path, tiny_data, log_capture):
     from tests.helpers.faces import write_data
 
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
@@ -293,7 +293,7 @@ def test_other_data_of_as_many_images_are_told(tmp_path, tiny_data, log_capture)
     assert "are not those that the run began with" in log_capture.text
 
 
-def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, log_capture):
+def test_resume_0_starts_over_and_keeps_the_old_checkpoint(tmp_path, tiny_data, log_capture):
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     _, task = train_small(small_config(tmp_path, tiny_data, "max_steps=3", "resume=0"), task_type=Recording)
     out = tmp_path / "out"
@@ -303,7 +303,7 @@ def test_resume_0_trains_anew_and_keeps_the_old_checkpoint(tmp_path, tiny_data, 
 
 
 def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_data):
-    """eval.py and multi-step distillation take every {step}backbone.pth in the folder for this run's."""
+    """eval.py and multi-step distillation read every {step}backbone.pth in the folder as a file of this run."""
     out = tmp_path / "out"
     out.mkdir()
     for steps in (4, 3, 2):
@@ -317,7 +317,7 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
     assert published == {"out": {"2backbone.pth"}, "old-1": {"4backbone.pth"}, "old-2": {"3backbone.pth"}}
     for folder, steps in ((out, "2"), (out / "old-1", "4"), (out / "old-2", "3")):
         assert (folder / "config.json").read_text() == (folder / "results.json").read_text() == steps
-    # Published files alone, as a person copies them into a folder, are not taken for a new run's either.
+    # Published files without checkpoint.pth, as a user may copy them, are set aside too.
     for path in out.glob("checkpoint*"):
         path.unlink()
     train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
@@ -326,8 +326,8 @@ def test_files_of_earlier_runs_are_set_aside_and_none_is_lost(tmp_path, tiny_dat
 
 
 @pytest.mark.parametrize(("run_id", "steps"), [("ours", 1), ("another", 3)])
-def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, tiny_data, monkeypatch, run_id, steps):
-    """Else every restart under --resume 0 would lose what the run has done."""
+def test_a_run_with_resume_0_resumes_when_torchrun_restarts_it(tmp_path, tiny_data, monkeypatch, run_id, steps):
+    """Otherwise every restart with --resume 0 would start over."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     train_small(small_config(tmp_path, tiny_data, "max_steps=2", "resume=0"))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
@@ -344,7 +344,7 @@ def test_a_run_that_trains_anew_goes_on_when_torchrun_starts_it_again(tmp_path, 
         (["resume=1", "global_step=1000000000"], "1000000000header.pth: no such checkpoint"),
     ],
 )
-def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
+def test_resume_without_files_is_refused(tmp_path, tiny_data, overrides, message):
     with pytest.raises(UserError, match=message):
         train_small(small_config(tmp_path, tiny_data, *overrides))
 
@@ -357,13 +357,13 @@ def test_nothing_to_go_on_from(tmp_path, tiny_data, overrides, message):
         (["genotype=softmax_cifar10"], r"checkpoint.pth \(backbone\): belongs to another network"),
     ],
 )
-def test_another_run_does_not_go_on(tmp_path, tiny_data, overrides, message):
+def test_another_run_is_not_resumed(tmp_path, tiny_data, overrides, message):
     train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
     with pytest.raises(UserError, match=message):
         train_small(small_config(tmp_path, tiny_data, "max_steps=4", *overrides))
 
 
-def test_another_kind_of_run_or_other_data_do_not_go_on(tmp_path, tiny_data):
+def test_another_kind_of_run_or_other_data_are_not_resumed(tmp_path, tiny_data):
     from tests.helpers.faces import write_data
     from utils.distillation.task import DistillTask
 
@@ -409,11 +409,11 @@ def test_a_disk_without_links_has_copies(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path)["position"]["step"] == 4
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, log_capture):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_read(tmp_path, log_capture):
     for step in (2, 4):
         write_checkpoint(tmp_path, 2, state(step))
-    whole = (tmp_path / "checkpoint.pth").read_bytes()
-    for damage in (whole[: len(whole) // 2], whole[:1500] + bytes([whole[1500] ^ 1]) + whole[1501:], b""):
+    intact = (tmp_path / "checkpoint.pth").read_bytes()
+    for damage in (intact[: len(intact) // 2], intact[:1500] + bytes([intact[1500] ^ 1]) + intact[1501:], b""):
         (tmp_path / "checkpoint.pth").write_bytes(damage)  # checkpoint.4.pth is another name of it
         log_capture.clear()
         assert read_checkpoint(tmp_path)["position"]["step"] == 2
@@ -434,7 +434,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tmp_path, log_
         (("task", "weights"), torch.nan),
     ],
 )
-def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path, tiny_data, log_capture, names, value):
+def test_a_non_finite_checkpoint_is_logged_and_the_one_before_is_read(tmp_path, tiny_data, log_capture, names, value):
     train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     found = read_checkpoint(tmp_path / "out") | {"task": {"weights": torch.ones(3)}}
     found["ranks"] = [found["ranks"][0], cpu_snapshot(found["ranks"][0])]
@@ -452,7 +452,7 @@ def test_a_state_that_is_not_finite_is_told_and_the_one_before_is_taken(tmp_path
         read_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, log_capture):
+def test_a_checkpoint_that_is_a_pipe_is_logged(tmp_path, log_capture):
     write_checkpoint(tmp_path, 2, state(3, size=20))
     (tmp_path / "checkpoint.pth").unlink()
     os.mkfifo(tmp_path / "checkpoint.pth")
@@ -466,22 +466,22 @@ def test_a_checkpoint_that_is_a_pipe_is_not_passed_over_in_silence(tmp_path, log
 
 
 def test_every_changed_byte_of_a_checkpoint_is_noticed_or_harmless(tmp_path):
-    """The weights that are read are those that were written, or none are."""
+    """Either the weights are read as written, or an error is raised."""
     sound = state(3, size=20)
     write_checkpoint(tmp_path, 1, sound)
     (tmp_path / "checkpoint.3.pth").unlink()
     path = tmp_path / "checkpoint.pth"
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     noticed = 0
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+    for at in range(len(intact)):
+        path.write_bytes(intact[:at] + bytes([intact[at] ^ 0x55]) + intact[at + 1 :])
         try:
             found = read_checkpoint(tmp_path)
         except UserError:
             noticed += 1
         else:
             assert torch.equal(found["weights"], sound["weights"]) and found["position"]["step"] == 3
-    assert noticed > 0.5 * len(whole)
+    assert noticed > 0.5 * len(intact)
 
 
 def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
@@ -491,7 +491,7 @@ def test_the_state_of_many_processes_is_read_again(tmp_path, tiny_data):
     assert len(read_checkpoint(tmp_path)["ranks"]) == 256
 
 
-def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monkeypatch):
+def test_a_run_stopped_at_its_last_step_writes_its_last_files(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setattr(GracefulShutdown, "agreed_requests", lambda self, log_line=False: Requests(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         train_small(small_config(tmp_path, tiny_data, "max_steps=2"))
@@ -501,7 +501,7 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
 
 
 @pytest.mark.parametrize(
-    ("text", "told_as"),
+    ("text", "message"),
     [
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", r"a loader worker ended \(Killed\)"),
         ("[gloo/transport/tcp/unbound_buffer.cc:1] Timed out waiting 9ms for recv", "has not answered for 1800 s"),
@@ -511,13 +511,13 @@ def test_a_run_asked_to_end_at_its_last_step_is_whole(tmp_path, tiny_data, monke
         ("System call (e.g. socket, malloc) or external library call failed", None),
     ],
 )
-def test_what_others_do_is_told_and_what_is_wrong_here_is_not_hidden(text, told_as):
+def test_failures_of_other_processes_are_translated_and_others_are_raised(text, message):
     config = Config(timeout=1800, resume="auto")
-    with pytest.raises(UserError if told_as else RuntimeError, match=told_as), translate_runtime_errors(config):
+    with pytest.raises(UserError if message else RuntimeError, match=message), translate_runtime_errors(config):
         raise RuntimeError(text)
 
 
-def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
+def test_the_resume_hint_leaves_out_resume_0():
     config = Config(timeout=1800, resume="0")
     with (
         pytest.raises(UserError, match="the same command, without --resume 0, resumes"),
@@ -526,7 +526,7 @@ def test_a_run_that_trains_anew_is_not_said_to_go_on_by_its_command():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
 
 
-def test_half_precision_goes_on_from_a_run_without_a_scaler(tmp_path, tiny_data):
+def test_fp16_resumes_a_run_without_a_scaler(tmp_path, tiny_data):
     train_small(small_config(tmp_path, tiny_data, "max_steps=1"))
     assert train_small(small_config(tmp_path, tiny_data, "max_steps=2", "precision=fp16"))[0] == 2
 
@@ -540,19 +540,19 @@ def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.75])
-def test_a_sharded_header_goes_on_to_the_bit(tmp_path, tiny_data, rate):
+def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data, rate):
     fields = ["head=sharded", f"sample_rate={rate}"]
-    spawn_ranks(train_sharded, tmp_path / "whole", tiny_data, *fields)
+    spawn_ranks(train_sharded, tmp_path / "uncut", tiny_data, *fields)
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields)
     ours = read_weights_files(tmp_path / "cut" / "out")
-    ours = {name: ours[name] for name in read_weights_files(tmp_path / "whole" / "out")}
-    assert_same_weights(read_weights_files(tmp_path / "whole" / "out"), ours)
+    ours = {name: ours[name] for name in read_weights_files(tmp_path / "uncut" / "out")}
+    assert_same_weights(read_weights_files(tmp_path / "uncut" / "out"), ours)
     kernel = ours["10header.pth"]
     assert list(kernel) == ["kernel"] and kernel["kernel"].shape == (16, 4)
 
 
-def test_a_sharded_run_goes_on_with_a_whole_header_and_on_other_processes(tmp_path, tiny_data):
+def test_a_sharded_run_resumes_with_a_replicated_header_and_on_other_processes(tmp_path, tiny_data):
     spawn_ranks(train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
     saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
     for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):

@@ -91,7 +91,7 @@ def test_weights_that_are_a_pipe_are_named(tmp_path, tiny_data):
         load_student(config, task.backbone, task.header, CPU)
 
 
-def test_a_run_that_goes_on_needs_the_weights_no_more(demo, tmp_path):
+def test_a_resumed_run_does_not_need_the_weights(demo, tmp_path):
     weights = tmp_path / "PocketNet.pth"
     weights.write_bytes((demo / "output" / "demo" / "12backbone.pth").read_bytes())
     assert resume_point(demo, tmp_path / "out", f"student_pth={weights}").returncode == 0
