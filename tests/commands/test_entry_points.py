@@ -145,7 +145,7 @@ def test_the_overrides_of_a_run_are_read_from_its_config_json(demo, tmp_path):
         done = run_command(demo, sys.executable, *command)
         assert done.returncode == 0 and "[demo][2]Accuracy-Flip" in done.stdout, done.stderr
     examined = run_command(demo, sys.executable, "-m", "utils.doctor", out, new_interpreter=True)
-    assert examined.returncode == 0 and "6 channels, 4 cells, embedding 48" in examined.stdout, examined.stdout
+    assert examined.returncode == 0 and "channel 6, n_layers 4" in examined.stdout, examined.stdout
     pair = [tmp_path / "run", demo / "output" / "demo"]  # two networks, each by its own config
     compared = run_command(demo, sys.executable, "eval/compare.py", *pair, "--out", tmp_path / "compared")
     assert compared.returncode == 0 and "McNemar" in compared.stdout, compared.stderr
