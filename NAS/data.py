@@ -55,13 +55,13 @@ class Cifar10:
             from torchvision.datasets import CIFAR10
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not match torch
             raise UserError(
-                f"config search_data: cifar10 needs torchvision that matches torch ({error!s:.80}); install "
-                "it, or use faces: search_data=faces"
+                f"config search_data: cifar10 needs torchvision that matches torch ({error!s:.80})",
+                fix="install it, or use faces: search_data=faces",
             ) from None
         try:
             cifar10 = CIFAR10(folder, train=True, download=False)
         except RuntimeError:
-            raise UserError(f"config rec: no CIFAR-10 in {folder!r}; put its cifar-10-batches-py there") from None
+            raise UserError(f"config rec: no CIFAR-10 in {folder!r}", fix="put its cifar-10-batches-py there") from None
         self.labels = np.array(cifar10.targets, np.int64)
         self.keys = np.arange(len(self.labels))
         # (N, 3, 32, 32) uint8, resized on reading: at 112×112 they would take 1.9 GB

@@ -90,7 +90,7 @@ def check_config(config: EasyDict) -> None:
     if config.batch_size == 1:
         raise UserError("config batch_size: 1, but the supernet's batch norm needs 2 images or more")
     if config.search_eval == 1:
-        raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
+        raise UserError("config search_eval: 1, but batch norm needs 2 images or more", fix="0 measures no accuracies")
 
 
 def half_loader(data: SearchData, indices: np.ndarray, config: EasyDict, world: World) -> Loader:

@@ -26,4 +26,4 @@ def parse_network_name(name: str) -> NetworkName:
         return NetworkName(int(match[1] or 100), "")
     if match := _POCKETNET.fullmatch(name):
         return NetworkName(0, (match[1] or "").lower())
-    raise UserError(f"{name!a:.80} is not a known network; known are {', '.join(NET_NAMES)}")
+    raise UserError(f"{name!a:.80} is not a known network", fix=f"known are {', '.join(NET_NAMES)}")

@@ -148,10 +148,11 @@ def require_data(config: EasyDict) -> None:
     folder = Path(config.rec)
     if not path_exists(folder.is_dir):
         if path_exists(folder.exists):
-            raise ConfigError(f"config rec: {config.rec!r} is a file; name its folder: rec={folder.parent}")
+            raise ConfigError(f"config rec: {config.rec!r} is a file", fix=f"name its folder: rec={folder.parent}")
         raise ConfigError(
-            f"config rec: no folder {shorten(config.rec)}; put train.rec, train.idx, property and the *.bin sets "
-            "there, or name another with rec=FOLDER (data/README.md)"
+            f"config rec: no folder {shorten(config.rec)}",
+            fix="put train.rec, train.idx, property and the *.bin sets "
+            "there, or name another with rec=FOLDER (data/README.md)",
         )
 
 
@@ -164,8 +165,8 @@ def ensure_output_folder(config: EasyDict, field: str) -> Path:
         return ensure_writable_folder(Path(config[field]))
     except OSError as error:
         raise ConfigError(
-            f"config {field}: cannot write in {shorten(config[field])} ({error.strerror}); name another with "
-            f"{field}=FOLDER"
+            f"config {field}: cannot write in {shorten(config[field])} ({error.strerror})",
+            fix=f"name another with {field}=FOLDER",
         ) from None
 
 
@@ -182,7 +183,7 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
             return saved
         if not exists_as_non_folder(path):
             raise ConfigError(
-                f"config: no file {shorten(str(path))}; there are {', '.join(map(str, shipped_configs()))}"
+                f"config: no file {shorten(str(path))}", fix=f"there are {', '.join(map(str, shipped_configs()))}"
             )
         return path
     if saved_in is not None and (saved := find_saved_config(expand_typed_path(str(saved_in)))):
@@ -191,8 +192,8 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
     if not default.is_file():
         names = ", ".join(file.name for file in shipped_configs())
         raise ConfigError(
-            f"config: config/config.py is missing; choose one of {names}, "
-            "for example: cp config/config_PocketNetS128.py config/config.py"
+            "config: config/config.py is missing",
+            fix=f"choose one of {names}, for example: cp config/config_PocketNetS128.py config/config.py",
         )
     return default
 
@@ -255,7 +256,8 @@ def _check_schedule(config: EasyDict, has_own_schedule: bool, overridden: set[st
         return
     for name in sorted(overridden & {"lr_steps", "warmup_epoch"}):
         raise ConfigError(
-            f"config {name}: {config[name]!r} is not used, because this config file defines lr_func; change it there"
+            f"config {name}: {config[name]!r} is not used, because this config file defines lr_func",
+            fix="change it there",
         )
     for epoch in range(config.num_epoch):
         try:

@@ -6,7 +6,7 @@ from easydict import EasyDict
 
 from backbones.names import SIZES, parse_network_name
 from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
-from utils.errors import shorten
+from utils.errors import UserError, shorten
 
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
 
@@ -48,13 +48,15 @@ def warn_unused_fields(config: EasyDict, command: str, name: str = "this command
         log.warning(f"Config: {', '.join(unknown)}: unknown fields, ignored (config/base.py lists the fields)")
     size = parse_network_name(config.net_name).size
     if size and (config.channel, config.n_layers) != SIZES[size]:
-        log.warning(
+        warning = UserError(
             f"Config: net_name {config.net_name} has {SIZES[size][0]} channels and {SIZES[size][1]} cells by its name, "
-            f"but channel={config.channel} and n_layers={config.n_layers} are used; net_name=PocketNet has any size"
+            f"but channel={config.channel} and n_layers={config.n_layers} are used",
+            fix="net_name=PocketNet has any size",
         )
+        log.warning(warning)
     if unused := unused_fields(config, command):
-        hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
-        log.warning(f"Config: {', '.join(unused)}: set, but not used by {name}{hint}")
+        fix = "./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
+        log.warning(UserError(f"Config: {', '.join(unused)}: set, but not used by {name}", fix))
 
 
 def unused_fields(config: EasyDict, command: str) -> list[str]:

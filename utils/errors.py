@@ -18,9 +18,16 @@ EXIT_CODE_FILE_ENV = "POCKETNET_EXIT_CODE"
 class UserError(ValueError):
     """Bad input, such as a config, a data file or a checkpoint.
 
-    The message is one line that names the input, the problem, and the fix if there is one.
-    Entry scripts print it without a traceback and exit with code 2.
+    Entry scripts print it in one line, without a traceback, and exit with code 2. One that is logged is a warning.
     """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        """problem: names the input and what is wrong with it. fix: what to do about it; empty if that is obvious."""
+        super().__init__(problem, fix)  # what pickle passes to the copy in another process
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}" if self.fix else self.problem
 
 
 class RetryableExit(SystemExit):
@@ -64,8 +71,8 @@ def out_of_memory(error: Exception) -> UserError | None:
         return None
     reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 160, quote=False)
     return UserError(
-        f"out of memory ({reason}); lower batch_size, workers, or the size of the network (channel, embedding_size, "
-        "num_classes)"
+        f"out of memory ({reason})",
+        fix="lower batch_size, workers, or the size of the network (channel, embedding_size, num_classes)",
     )
 
 

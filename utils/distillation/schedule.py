@@ -34,7 +34,8 @@ def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> 
     check_teacher_folder(config)
     if len(epoch_end_steps) > _MAX_EPOCHS:
         raise UserError(
-            f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
+            f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for",
+            fix="lower max_steps",
         )
     path = Path(config.teacher_pth)
     if is_onnx(config) or exists_as_non_folder(path):
@@ -43,13 +44,15 @@ def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> 
         return [path] * len(epoch_end_steps)
     trained = {step: file for step, file in list_backbones(path, "teacher_pth").items() if step}
     if not trained:
-        raise UserError(f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth); train it")
+        raise UserError(
+            f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth)", fix="train it"
+        )
     if config.multi_step:
         return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
-            f"config teacher_global_step: no trained {path / f'{config.teacher_global_step}backbone.pth'}; there are "
-            f"the steps {', '.join(map(str, trained))}"
+            f"config teacher_global_step: no trained {path / f'{config.teacher_global_step}backbone.pth'}",
+            fix=f"there are the steps {', '.join(map(str, trained))}",
         )
     return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
@@ -57,11 +60,13 @@ def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> 
 def check_teacher_folder(config: EasyDict) -> None:
     """Raises UserError if teacher_pth is empty or in config.output, the student's own folder."""
     if not config.teacher_pth:
-        raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
+        raise UserError(
+            "config teacher_pth: is empty", fix="name the folder of the teacher's checkpoints, or an ONNX file"
+        )
     path = Path(config.teacher_pth)
     folder = path.parent if exists_as_non_folder(path) else path
     if folder.resolve() == Path(config.output).resolve():
-        raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
+        raise UserError(f"config output: {config.output!r} is the teacher's folder", fix="name another for the student")
 
 
 def align_teacher_steps(epoch_end_steps: Sequence[int], steps: list[int]) -> list[int]:

@@ -72,8 +72,7 @@ def check_head(plan: RunPlan) -> Iterator[Check]:
     try:  # with embedding size 1, because this machine's memory may be too small for the real one
         ShardedArcFace(1, classes, config.s, config.m, rank_0, config.sample_rate)
     except UserError as error:
-        found = str(error).partition("; ")[0]
-        raise UserError(f"{found}; {format_processes(classes)} at most, or head=whole") from None
+        raise UserError(error.problem, fix=f"{format_processes(classes)} at most, or head=whole") from None
     shard = -(-classes // plan.processes)
     sampled = f", {config.sample_rate:.3g} of them a step" if config.sample_rate < 1 else ""
     found = f"sharded over {format_processes(plan.processes)}: at most {shard:,} of {classes:,} classes each{sampled}"
@@ -133,4 +132,4 @@ def _check_weights(plan: RunPlan, resume_point: ResumePoint) -> None:
         try:
             check_state_dict(module.state_dict(), read_weights(path), str(path))
         except UserError as error:
-            raise UserError(f"{error}; name another step with global_step=STEP; {START_OVER_HINT}") from None
+            raise UserError(str(error), fix=f"name another step with global_step=STEP; {START_OVER_HINT}") from None

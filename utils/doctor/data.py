@@ -12,7 +12,7 @@ from utils.datasets.shared_loader import Loader
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World
 from utils.doctor.plan import RunPlan
-from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks, format_bytes, format_processes, split_message
+from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks, error_check, format_bytes, format_processes
 from utils.errors import UserError
 from utils.filesystem import path_exists
 
@@ -34,20 +34,20 @@ def check_images(plan: RunPlan) -> Iterator[Check]:
     """Reads and decodes images at even distances in the file, for at most SECONDS."""
     if plan.dataset is None:
         return
-    errors: list[str] = []
+    errors: list[UserError] = []
     read, seconds, start = 0, 0.0, time.perf_counter()
     for index in np.unique(np.linspace(0, plan.n_images - 1, SAMPLE).astype(int)).tolist():
         try:
             plan.dataset[index]
         except UserError as error:
-            errors.append(str(error))
+            errors.append(error)
         read, seconds = read + 1, time.perf_counter() - start
         if seconds > SECONDS:
             break
     if errors:
-        found, fix = split_message("images", errors[0])
         state = WARN if plan.config.on_bad_image == "skip" else FAIL
-        yield Check("images", state, f"{len(errors)} of {read} cannot be read: {found}", fix)
+        first = error_check("images", state, errors[0])
+        yield first._replace(found=f"{len(errors)} of {read} cannot be read: {first.found}")
     else:
         yield Check("images", PASS, f"{read} read and decoded in {seconds:.2f} s, {read / seconds:,.0f} a second")
 

@@ -25,7 +25,9 @@ def check_memory(plan: RunPlan) -> Iterator[Check]:
         fixed, per_image = backbone_bytes(plan)
     except RuntimeError as error:  # CUDA is out of memory or not built for this GPU
         reason = str(error).splitlines()[0]
-        raise UserError(f"a step of three images fails on {plan.world.device}: {reason}; check the device") from None
+        raise UserError(
+            f"a step of three images fails on {plan.world.device}: {reason}", fix="check the device"
+        ) from None
 
     gpu = plan.world.device.type == "cuda"
 

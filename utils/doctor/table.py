@@ -39,38 +39,38 @@ def collect_checks(subject: str, checks: Iterable[Check], state_of_error: str = 
 
     state_of_error: state of a check made from a UserError or OSError; running out of memory is always FAIL.
     """
-    with _captured_warnings() as messages:
+    with _captured_warnings() as warnings:
         try:
             yield from checks
         except (UserError, OSError) as error:
-            yield Check(subject, state_of_error, *split_message(subject, str(error)))
+            yield error_check(subject, state_of_error, error)
         except (MemoryError, RuntimeError, TypeError, ValueError) as error:
             if (problem := out_of_memory(error)) is None:
                 raise
-            yield Check(subject, FAIL, *split_message(subject, str(problem)))
-    yield from (Check(subject, WARN, *split_message(subject, message)) for message in messages)
+            yield error_check(subject, FAIL, problem)
+    yield from (error_check(subject, WARN, warning) for warning in warnings)
 
 
 @contextmanager
-def _captured_warnings() -> Iterator[list[str]]:
-    """Collects the warnings of the project's log, which prints nothing inside the block."""
-    messages: list[str] = []
+def _captured_warnings() -> Iterator[list[object]]:
+    """Collects the warnings of the project's log, texts or UserErrors. The log prints nothing inside the block."""
+    warnings: list[object] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: warnings.append(record.msg)  # type: ignore[method-assign]
     handlers, propagate = log.handlers, log.propagate
     log.handlers, log.propagate = [handler], False
     try:
-        yield messages
+        yield warnings
     finally:
         log.handlers, log.propagate = handlers, propagate
 
 
-def split_message(subject: str, message: str) -> tuple[str, str]:
-    """Splits a message at its first "; " into problem and fix; without a fix, takes the default of the subject."""
-    found, _, fix = message.partition("; ")
+def error_check(subject: str, state: str, error: object) -> Check:
+    """Returns a check of what an error, or the text of a warning, says; without a fix it has the subject's default."""
+    found, fix = (error.problem, error.fix) if isinstance(error, UserError) else (str(error), "")
     if not fix and (match := re.match(r"config (\w+):", found)):
         fix = f"change {match[1]} in the config, or for one run with {match[1]}=…"
-    return found, fix or _DEFAULT_FIXES.get(subject, "check the file or folder that it names")
+    return Check(subject, state, found, fix or _DEFAULT_FIXES.get(subject, "check the file or folder that it names"))
 
 
 def compare_with_free(subject: str, need: float, free: float, found: str, fix: str) -> Check:

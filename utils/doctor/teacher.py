@@ -25,7 +25,7 @@ def check_teacher(build_backbone: Callable[[EasyDict], nn.Module], plan: RunPlan
     try:
         plan.teacher_files = teacher_file_per_epoch(config, plan.epoch_end_steps)
     except UserError as error:
-        raise UserError(f"{error} (plain training, ./train.sh, needs no teacher)") from None
+        raise UserError(error.problem, fix=f"{error.fix or 'name another'} (plain training, ./train.sh, needs no teacher)") from None
     if config.multi_step:
         checkpoints = len([step for step in list_backbones(config.teacher_pth) if step])
         if checkpoints != len(plan.epoch_end_steps):
