@@ -65,15 +65,28 @@ _NO_MEMORY = re.compile(
 )
 
 
-def out_of_memory(error: Exception) -> UserError | None:
+def out_of_memory(error: Exception) -> RetryableError | None:
     """Returns a one-line error for an exception that reports a lack of memory, None for any other exception."""
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
         return None
     reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 160, quote=False)
-    return UserError(
+    return RetryableError(
         f"out of memory ({reason})",
         fix="lower batch_size, workers, or the size of the network (channel, embedding_size, num_classes)",
     )
+
+
+@contextmanager
+def translate_out_of_memory() -> Iterator[None]:
+    """Translates exceptions that report a lack of memory into a RetryableError. Any other exception passes through."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if (problem := out_of_memory(error)) is None:
+            raise
+        raise problem from None
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
@@ -87,17 +100,13 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     try:
-        main()
+        with translate_out_of_memory():
+            main()
     except UserError as error:
         print_error(error)
         # Not with several machines: the others would wait for this one.
         if not isinstance(error, RetryableError) and os.environ.get("GROUP_WORLD_SIZE") == "1":
             exit_code_file.write_text("2")
-        sys.exit(2)
-    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if (problem := out_of_memory(error)) is None:
-            raise
-        print_error(problem)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,12 +10,12 @@ import torch.multiprocessing as mp
 from backbones import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
-from train import make_header
 from utils.datasets.training_data import load_training_data
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.arcface import ArcFace
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
+from utils.training.prepare import make_header
 from utils.training.resume import resolve_resume
 
 CPU = World(0, 1, torch.device("cpu"))

@@ -48,6 +48,10 @@ def teacher_file_per_epoch(config: EasyDict, epoch_end_steps: Sequence[int]) -> 
             f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth)", fix="train it"
         )
     if config.multi_step:
+        if len(trained) != len(epoch_end_steps):
+            found = f"{len(trained)} checkpoints of a teacher for {len(epoch_end_steps)} epochs"
+            fix = "copy the missing ones, if the teacher trained for as many epochs"
+            log.warning(UserError(f"{found}: each epoch uses the one as far trained", fix))
         return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
@@ -92,15 +96,22 @@ def log_teacher_schedule(files: list[Path]) -> None:
 def check_teacher_files(teacher: Teacher, files: list[Path], world: World) -> None:
     """Loads every file once, so that an unusable one is reported before the first step. Collective: call on all ranks.
 
-    Raises UserError.
+    Raises UserError, which names all unusable files.
     """
 
     def load_all() -> None:
-        unique_files = list(dict.fromkeys(files))
+        unique_files, errors = list(dict.fromkeys(files)), dict[str, UserError]()
         with ProgressReporter(len(unique_files), "Checking", "teachers", world.is_main) as progress:
             for path in unique_files:
-                teacher.load(path)
+                try:
+                    teacher.load(path)
+                except UserError as error:
+                    errors[path.name] = error
                 progress.update()
+        if errors:
+            first = next(iter(errors.values()))
+            counts = f"{len(errors)} of {len(unique_files)} teacher files are unusable: {', '.join(errors)}"
+            raise UserError(first.problem + f" ({counts})" * (len(errors) > 1), first.fix)
 
     run_on_all(world, load_all)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.helpers.training import small_config, small_task, spawn_ranks, train_small
-from train import make_header
 from utils.checkpoints.run_file import read_checkpoint
 from utils.checkpoints.weights import cpu_snapshot, load_weights
 from utils.datasets.training_data import load_training_data
@@ -14,6 +13,7 @@ from utils.distributed.collectives import all_gather_rows
 from utils.errors import UserError
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
+from utils.training.prepare import make_header
 
 
 def failing(steps, of=lambda loss: loss * torch.nan, first=1):
