@@ -48,7 +48,7 @@ def main() -> None:
         raise UserError(f"--name {args.name!r}: should be letters, digits and _")
     path = CONFIG_FOLDER / f"config_{args.name}.py"
     if path.exists() and not args.force:
-        raise UserError(f"--name {args.name}: {path} already exists; choose another name, or pass --force")
+        raise UserError(f"--name {args.name}: {path} already exists", fix="choose another name, or pass --force")
     if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
         raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
     config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
@@ -76,7 +76,7 @@ def read_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
     """
     path = folder / "genotypes.jsonl"
     if not path_exists(path.exists):
-        raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}; search first: NAS/search.sh")
+        raise UserError(f"config output: no genotypes.jsonl in {str(folder)!r}", fix="search first: NAS/search.sh")
     try:
         with open_regular_file(path) as file:
             lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]

@@ -41,9 +41,11 @@ from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.distributed.restart import restartable
 from utils.errors import UserError, run_cli
 from utils.logs.run_log import log
-from utils.training.checkpointing.resume import already_finished_message, resolve_resume
+from utils.training.checkpointing.resume import ResumePoint, already_finished_message, resolve_resume
 from utils.training.engine import train
+from utils.training.prepare import PreparedRun
 from utils.training.session import training_session
+from utils.training.task import Task
 
 DEFAULT_CONFIG = Path(__file__).with_name("config.py")
 
@@ -60,24 +62,13 @@ def main() -> None:
 
     with training_session(config, "search.log", "Search: ") as world:
         warn_unused_fields(config, "search")
-        data, num_classes = run_on_all(world, lambda: open_search_data(config))
-        halves = split_halves(data.label_values.astype(np.int64), config.seed)
-        net = Supernet(
-            config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, num_classes,
-            config.embedding_size, config.search_space,
-        )  # fmt: skip
-        for alpha in net.alphas():
-            alpha.requires_grad_(False)
-        loaders = [half_loader(data, half, config, world) for half in (halves.train, halves.val)]
-        main_samples: list[dict[str, HostBatch]] = []
-        run_on_main(world, lambda: main_samples.append(sample_halves(data, halves, config)))
-        samples = main_samples[0] if main_samples else {}
-        resume_point = resolve_resume(config, SearchTask, loaders[0], world)
+        run = prepare_search(config, world)
+        resume_point = resolve_resume(config, SearchTask, run.loader, world)
         if resume_point.progress.is_finished(config):
             log.info(already_finished_message(config))
             return
-        task = SearchTask(wrap_ddp(to_device(net, world), world), loaders[1], samples, config, world)
-        step = train(task, loaders[0], config, world, resume_point=resume_point, on_begin=lambda: save_config(config))
+        task = run.make_task(resume_point)
+        step = train(task, run.loader, config, world, resume_point=resume_point, on_begin=lambda: save_config(config))
         log.info(f"Done: {step} steps; make a config from it with python NAS/derive.py --config … --name NAME")
 
 
@@ -92,7 +83,28 @@ def check_config(config: Config) -> None:
     if config.batch_size == 1:
         raise UserError("config batch_size: 1, but the supernet's batch norm needs 2 images or more")
     if config.search_eval == 1:
-        raise UserError("config search_eval: 1, but batch norm needs 2 images or more; 0 measures no accuracies")
+        raise UserError("config search_eval: 1, but batch norm needs 2 images or more", fix="0 measures no accuracies")
+
+
+def prepare_search(config: Config, world: World) -> PreparedRun:
+    """Returns the run that searches on both halves of the data. Collective: call on all ranks. Raises UserError."""
+    data, num_classes = run_on_all(world, lambda: open_search_data(config))
+    halves = split_halves(data.label_values.astype(np.int64), config.seed)
+    loader, val_loader = (half_loader(data, half, config, world) for half in (halves.train, halves.val))
+
+    def make_task(resume_point: ResumePoint) -> Task:
+        net = Supernet(
+            config.channel, config.n_layers, config.n_nodes, config.stem_multiplier, num_classes,
+            config.embedding_size, config.search_space,
+        )  # fmt: skip
+        for alpha in net.alphas():
+            alpha.requires_grad_(False)
+        main_samples: list[dict[str, HostBatch]] = []
+        run_on_main(world, lambda: main_samples.append(sample_halves(data, halves, config)))
+        samples = main_samples[0] if main_samples else {}
+        return SearchTask(wrap_ddp(to_device(net, world), world), val_loader, samples, config, world)
+
+    return PreparedRun(loader, num_classes, make_task)
 
 
 def half_loader(data: ImageDataset, indices: np.ndarray, config: Config, world: World) -> SharedMemoryLoader:

@@ -153,7 +153,7 @@ def _check_edge(edge: object, where: str, n_states: int) -> tuple[str, int]:
         raise GenotypeError(f"{where}: should be ('operation', state), is {_short(edge)}")
     op, state = edge
     if not isinstance(op, str) or op not in OPERATIONS:
-        raise GenotypeError(f"{where}: unknown operation {_short(op)}; known: {', '.join(OPERATIONS)}")
+        raise GenotypeError(f"{where}: unknown operation {_short(op)}", fix=f"known: {', '.join(OPERATIONS)}")
     if type(state) is not int or not 0 <= state < n_states:
         raise GenotypeError(f"{where}: reads state {_short(state)}, but only states 0 to {n_states - 1} exist there")
     return op, state

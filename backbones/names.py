@@ -27,5 +27,5 @@ def resolve_network_name(name: str) -> str:
             break
     known = {re.sub("[-_]", "", key.lower()): key for key in BACKBONES}
     if spelling not in known:
-        raise UserError(f"{name!a:.80} is not a known network; known are {', '.join(BACKBONES)}")
+        raise UserError(f"{name!a:.80} is not a known network", fix=f"known are {', '.join(BACKBONES)}")
     return known[spelling]

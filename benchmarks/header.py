@@ -32,7 +32,6 @@ from utils.distributed.process_group import (
     to_device,
     wrap_ddp,
 )
-from utils.doctor.step_memory import header_tensor_bytes
 from utils.errors import UserError, run_cli
 from utils.losses.arcface import ArcFace, ArcFaceMargin
 from utils.losses.partial_fc import ShardedHeader
@@ -86,6 +85,25 @@ def peak_bytes(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def header_tensor_bytes(
+    head: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0
+) -> float:
+    """Returns the bytes of a process's header at the peak of a step with SGD, by the formula of docs/scaling.md.
+
+    head: whole or sharded. size: embedding size. batch: images per process.
+    """
+    if head == "whole":
+        kernel, logits = 4.0 * size * classes, 4.0 * batch * classes
+        ddp_buckets = kernel if processes > 1 else 0  # gradients that DDP sends
+        return 2 * kernel + max(4 * logits + kernel, 5 * kernel) + ddp_buckets
+    columns, images = -(-classes // processes), processes * batch
+    kernel, sampled, logits = (4.0 * columns * n for n in (size, size * sample_rate, images * sample_rate))
+    temporary = max(logits + 2 * sampled, 3 * sampled)
+    if sample_rate < 1:  # the gradient has all columns
+        temporary = max(temporary, kernel + 3 * sampled)
+    return 2 * kernel + temporary
 
 
 def formula_table() -> str:

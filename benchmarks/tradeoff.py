@@ -56,10 +56,12 @@ def evaluated_network(folder: Path, name: str) -> Network:
         accuracies = [sets[name]["accuracy"] for sets in results.values() if name in sets]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: is no result of eval/eval.py ({error}); run python eval/eval.py output={folder}"
+            f"{path}: is no result of eval/eval.py ({error})", fix=f"run python eval/eval.py output={folder}"
         ) from None
     if not accuracies:
-        raise UserError(f"{path}: has no result on {name}; run python eval/eval.py output={folder} val_targets={name}")
+        raise UserError(
+            f"{path}: has no result on {name}", fix=f"run python eval/eval.py output={folder} val_targets={name}"
+        )
     cost = count_operations(build_backbone(load_config(None, [], saved_in=folder)))
     return Network(folder.name, cost.parameters / 1e6, cost.multiply_adds / 1e6, 100 * max(accuracies), is_ours=True)
 
@@ -133,7 +135,7 @@ def main() -> None:
     try:
         save_figure(args.out, draw(networks, args.set), dpi=110)
     except OSError as error:
-        raise UserError(f"--out {args.out}: {error.strerror}; name another file") from None
+        raise UserError(f"--out {args.out}: {error.strerror}", fix="name another file") from None
     print(f"{len(networks)} networks on {TITLES[args.set]}: {args.out}")
 
 

@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
         """Raises ConfigError instead of printing the usage and exiting."""
         if message.startswith("unrecognized arguments:"):
             raise self._unknown_option(message.partition(": ")[2].split(" ")[0])
-        raise ConfigError(f"{shorten(message, 200, quote=False)}; --help lists the options")
+        raise ConfigError(shorten(message, 200, quote=False), fix="--help lists the options")
 
     def _unknown_option(self, option: str) -> ConfigError:
         """Returns the error for an unknown option, with the config field that it may mean."""
@@ -39,7 +39,7 @@ class CommandParser(argparse.ArgumentParser):
         fix = f"set the config field: {field}={shorten(value, quote=False)}" if field else "--help lists the options"
         if field == "resume":  # commands that can resume have this option
             fix = "this command does not resume a run"
-        return ConfigError(f"{shorten(name, quote=False)}: no such option; {fix}")
+        return ConfigError(f"{shorten(name, quote=False)}: no such option", fix=fix)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, switches: Iterable[str] = (), resume: bool = False) -> None:

@@ -52,10 +52,10 @@ _SYNONYMS = {
 
 
 class ConfigError(UserError):
-    """A config that cannot be used. The message names the field, the value and the fix."""
+    """A config that cannot be used. The problem names the field and its value."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # quoted errors and values may have several lines
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(" ".join(problem.splitlines()), fix)  # quoted errors and values may have several lines
 
 
 def similar_field(name: str) -> str | None:
@@ -78,7 +78,7 @@ def unknown_field(name: str, value: Any) -> ConfigError:
     """Returns the error for an unknown field, with the field that may be meant."""
     similar = similar_field(name)
     fix = f"did you mean {similar!r}?" if similar else "config/base.py lists the fields"
-    return ConfigError(f"config {shorten(name, quote=False)}: no such field (value {shorten(value)}); {fix}")
+    return ConfigError(f"config {shorten(name, quote=False)}: no such field (value {shorten(value)})", fix=fix)
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -204,7 +204,7 @@ def check_value(name: str, value: Any) -> None:
         try:
             resolve_network_name(value)
         except UserError as error:
-            raise ConfigError(f"config {name}: {error}") from None
+            raise ConfigError(f"config {name}: {error.problem}", error.fix) from None
 
 
 def check_combinations(config: Config) -> None:
@@ -215,7 +215,7 @@ def check_combinations(config: Config) -> None:
         try:
             parse_genotype(text)
         except UserError as error:
-            raise ConfigError(f"config genotypes[{shorten(name)}]: {error}") from None
+            raise ConfigError(f"config genotypes[{shorten(name)}]: {error.problem}", error.fix) from None
     check_genotype(config, "genotype")
 
 

@@ -13,10 +13,11 @@ def require_data(config: Config) -> None:
     folder = Path(config.rec)
     if not path_exists(folder.is_dir):
         if path_exists(folder.exists):
-            raise ConfigError(f"config rec: {config.rec!r} is a file; name its folder: rec={folder.parent}")
+            raise ConfigError(f"config rec: {config.rec!r} is a file", fix=f"name its folder: rec={folder.parent}")
         raise ConfigError(
-            f"config rec: no folder {shorten(config.rec)}; put train.rec, train.idx, property and the *.bin sets "
-            "there, or name another with rec=FOLDER (data/README.md)"
+            f"config rec: no folder {shorten(config.rec)}",
+            fix="put train.rec, train.idx, property and the *.bin sets there, or name another with rec=FOLDER "
+            "(data/README.md)",
         )
 
 
@@ -29,6 +30,6 @@ def ensure_output_folder(config: Config, field: str) -> Path:
         return ensure_writable_folder(Path(getattr(config, field)))
     except OSError as error:
         raise ConfigError(
-            f"config {field}: cannot write in {shorten(getattr(config, field))} ({error.strerror}); name another with "
-            f"{field}=FOLDER"
+            f"config {field}: cannot write in {shorten(getattr(config, field))} ({error.strerror})",
+            fix=f"name another with {field}=FOLDER",
         ) from None

@@ -98,7 +98,7 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
             return saved
         if not exists_as_non_folder(path):
             raise ConfigError(
-                f"config: no file {shorten(str(path))}; there are {', '.join(map(str, shipped_configs()))}"
+                f"config: no file {shorten(str(path))}", fix=f"there are {', '.join(map(str, shipped_configs()))}"
             )
         return path
     if saved_in is not None and (saved := find_saved_config(expand_typed_path(str(saved_in)))):
@@ -107,8 +107,8 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
     if not default.is_file():
         names = ", ".join(file.name for file in shipped_configs())
         raise ConfigError(
-            f"config: config/config.py is missing; choose one of {names}, "
-            "for example: cp config/config_PocketNetS128.py config/config.py"
+            "config: config/config.py is missing",
+            fix=f"choose one of {names}, for example: cp config/config_PocketNetS128.py config/config.py",
         )
     return default
 
@@ -182,8 +182,8 @@ def _check_schedule(config: Config, overridden: set[str]) -> None:
         return
     for name in sorted(overridden & {"lr_steps", "warmup_epoch"}):
         raise ConfigError(
-            f"config {name}: {getattr(config, name)!r} is not used, because this config file defines lr_func; "
-            "change it there"
+            f"config {name}: {getattr(config, name)!r} is not used, because this config file defines lr_func",
+            fix="change it there",
         )
     for epoch in range(config.num_epoch):
         try:

@@ -56,7 +56,7 @@ def read_config_file(path: Path) -> bytes:
     except OSError as error:
         raise ConfigError(f"config {path}: {error.strerror}") from None
     except UserError as error:
-        raise ConfigError(f"config {error}") from None
+        raise ConfigError(f"config {error.problem}", error.fix) from None
 
 
 def load_saved_config(path: Path) -> dict[str, Any]:
@@ -66,9 +66,11 @@ def load_saved_config(path: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config {path}: is not JSON ({error!s:.60}); name a config with --config FILE") from None
+        raise ConfigError(
+            f"config {path}: is not JSON ({error!s:.60})", fix="name a config with --config FILE"
+        ) from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"config {path}: should be a JSON object of fields; name a config with --config FILE")
+        raise ConfigError(f"config {path}: should be a JSON object of fields", fix="name a config with --config FILE")
     factors = fields.pop("lr_func", None)
     values = {name: value for name, value in fields.items() if name not in _NOT_SAVED}
     if factors is not None:

@@ -5,7 +5,7 @@ import logging
 from backbones.names import resolve_network_name
 from config.base import Config
 from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
-from utils.errors import shorten
+from utils.errors import UserError, shorten
 from utils.registry import BACKBONES
 
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
@@ -49,13 +49,14 @@ def warn_unused_fields(config: Config, command: str, name: str = "this command")
     size = BACKBONES[resolve_network_name(config.net_name)].size
     if size != (used := {name: getattr(config, name) for name in size}):
         by_name, by_fields = (" ".join(f"{key}={value}" for key, value in part.items()) for part in (size, used))
-        log.warning(
-            f"Config: net_name {config.net_name} stands for {by_name}, but {by_fields} are used; net_name=PocketNet "
-            "has any size"
+        warning = UserError(
+            f"Config: net_name {config.net_name} stands for {by_name}, but {by_fields} are used",
+            fix="net_name=PocketNet has any size",
         )
+        log.warning(warning)
     if unused := unused_fields(config, command):
-        hint = "; ./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
-        log.warning(f"Config: {', '.join(unused)}: set, but not used by {name}{hint}")
+        fix = "./train_kd.sh trains with a teacher" if command == "train" and set(unused) & {*DISTILLATION} else ""
+        log.warning(UserError(f"Config: {', '.join(unused)}: set, but not used by {name}", fix))
 
 
 def unused_fields(config: Config, command: str) -> list[str]:

@@ -34,7 +34,7 @@ def main() -> None:
     try:
         people = find_people(args.photos)
         if args.out.exists():
-            raise UserError(f"{args.out}: already exists; name another folder, or delete it")
+            raise UserError(f"{args.out}: already exists", fix="name another folder, or delete it")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=".packing-") as temporary:
             made = Path(temporary, "made")
@@ -88,7 +88,9 @@ def _read_photo(path: Path) -> bytes:
     size = read_image_size(photo)
     if size != (SIZE, SIZE):
         content = f"an image of {size[0]}×{size[1]} pixels" if size else "not a JPEG, PNG, BMP or WebP image"
-        raise UserError(f"{path}: {content}; training needs aligned faces of {SIZE}×{SIZE} pixels: align and crop it")
+        raise UserError(
+            f"{path}: {content}", fix=f"training needs aligned faces of {SIZE}×{SIZE} pixels: align and crop it"
+        )
     return photo
 
 

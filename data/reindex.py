@@ -37,9 +37,9 @@ def main() -> None:
     rec = args.rec / "train.rec" if args.rec.is_dir() else args.rec
     idx = rec.with_suffix(".idx")
     if rec.suffix == ".idx":
-        raise UserError(f"{rec}: is an index; name the .rec file, or its folder")
+        raise UserError(f"{rec}: is an index", fix="name the .rec file, or its folder")
     if os.path.lexists(idx) and not args.force:
-        raise UserError(f"{idx}: already exists; --force replaces it")
+        raise UserError(f"{idx}: already exists", fix="--force replaces it")
     keys, offsets, source = read_keys(rec)
     write_index(idx, keys, offsets)
     print(f"{idx}: {len(keys):,} records of {rec.name}, keys {source}")
@@ -65,7 +65,7 @@ def read_keys(rec: Path) -> tuple[np.ndarray, np.ndarray, str]:
                 has_record_0 |= not record.offset and flag > 0 and record.length == IMAGE_HEADER.size + 4 * flag
                 ids.append(id_)
     if not offsets:
-        raise UserError(f"{rec}: is empty; copy it again")
+        raise UserError(f"{rec}: is empty", fix="copy it again")
     counted = np.arange(len(offsets))
     if has_ids:
         keys = np.array(ids, np.uint64).astype(np.int64)

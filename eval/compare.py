@@ -64,7 +64,7 @@ def main() -> None:
     try:
         ensure_writable_folder(args.out)
     except OSError as error:
-        raise UserError(f"--out {args.out}: {error.strerror}; name another folder") from None
+        raise UserError(f"--out {args.out}: {error.strerror}", fix="name another folder") from None
 
     with init_distributed() as world:
         init_logging(args.out / "compare.log")
@@ -154,8 +154,8 @@ def archive_previous(folder: Path, content: str) -> Path | None:
         return archive_files(folder, files)
     except OSError as error:
         raise UserError(
-            f"--out {folder}: an earlier comparison there cannot be moved to a folder old-N ({error.strerror}); name "
-            "another folder"
+            f"--out {folder}: an earlier comparison there cannot be moved to a folder old-N ({error.strerror})",
+            fix="name another folder",
         ) from None
 
 

@@ -128,7 +128,7 @@ def select_steps(checkpoints: dict[str, Path], steps: str | None, output: str) -
     for step in wanted:
         if step not in checkpoints:
             raise CheckpointError(
-                f"--steps {step}: no such checkpoint in {output!r}; there are {', '.join(checkpoints)}"
+                f"--steps {step}: no such checkpoint in {output!r}", fix=f"there are {', '.join(checkpoints)}"
             )
     return {step: path for step, path in checkpoints.items() if step in wanted}
 

@@ -126,7 +126,8 @@ class Scorer:
             score = compute_score(direct, flipped, eval_set.pairs, eval_set.issame)
         except UserError as error:  # raised on all ranks, because they hold the same rows
             raise UserError(
-                f"{eval_set.name}: {error}: the weights are damaged or the training diverged; take another checkpoint"
+                f"{eval_set.name}: {error}: the weights are damaged or the training diverged",
+                fix="take another checkpoint",
             ) from None
         self.highest[eval_set.name] = max(score.accuracy, self.highest.get(eval_set.name, 0.0))
         log.info(f"[{eval_set.name}][{step}]XNorm: {score.xnorm:f}")

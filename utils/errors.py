@@ -13,9 +13,16 @@ from typing import NoReturn, TextIO
 class UserError(ValueError):
     """Bad input, such as a config, a data file or a checkpoint.
 
-    The message is one line that names the input, the problem, and the fix if there is one.
-    Entry scripts print it without a traceback and exit with code 2.
+    Entry scripts print it in one line, without a traceback, and exit with code 2. One that is logged is a warning.
     """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        """problem: names the input and what is wrong with it. fix: what to do about it; empty if that is obvious."""
+        super().__init__(problem, fix)  # what pickle passes to the copy in another process
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.fix}" if self.fix else self.problem
 
 
 def one_line(text: object) -> str:
@@ -49,15 +56,28 @@ _NO_MEMORY = re.compile(
 )
 
 
-def out_of_memory(error: Exception) -> UserError | None:
+def out_of_memory(error: Exception) -> RetryableError | None:
     """Returns a one-line error for an exception that reports a lack of memory, None for any other exception."""
     if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
         return None
     reason = shorten(str(error).partition("\n")[0] or type(error).__name__, 160, quote=False)
-    return UserError(
-        f"out of memory ({reason}); lower batch_size, workers, or the size of the network (channel, embedding_size, "
-        "num_classes)"
+    return RetryableError(
+        f"out of memory ({reason})",
+        fix="lower batch_size, workers, or the size of the network (channel, embedding_size, num_classes)",
     )
+
+
+@contextmanager
+def translate_out_of_memory() -> Iterator[None]:
+    """Translates exceptions that report a lack of memory into a RetryableError. Any other exception passes through."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if (problem := out_of_memory(error)) is None:
+            raise
+        raise problem from None
 
 
 def run_cli(main: Callable[[], None]) -> NoReturn:
@@ -68,14 +88,10 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     try:
-        main()
+        with translate_out_of_memory():
+            main()
     except UserError as error:
         print_error(error)
-        sys.exit(2)
-    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if (problem := out_of_memory(error)) is None:
-            raise
-        print_error(problem)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

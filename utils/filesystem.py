@@ -61,8 +61,8 @@ def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
             return os.fdopen(descriptor, "rb")
         os.close(descriptor)
     raise UserError(
-        f"{os.fspath(path)}: is not a regular file ({_KINDS.get(kind, 'of another kind')}); name a file, or copy its "
-        "content into one"
+        f"{os.fspath(path)}: is not a regular file ({_KINDS.get(kind, 'of another kind')})",
+        fix="name a file, or copy its content into one",
     )
 
 
@@ -76,14 +76,14 @@ def open_no_follow(path: Path, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP and path.is_symlink():
-            raise UserError(f"{path}: is a symbolic link, which is not written through; remove it") from None
+            raise UserError(f"{path}: is a symbolic link, which is not written through", fix="remove it") from None
         if error.errno not in (errno.ENXIO, errno.EISDIR):
             raise
         descriptor = -1
     if descriptor < 0 or not stat.S_ISREG(os.fstat(descriptor).st_mode):
         if descriptor >= 0:
             os.close(descriptor)
-        raise UserError(f"{path}: should be a regular file; remove it")
+        raise UserError(f"{path}: should be a regular file", fix="remove it")
     return descriptor
 
 
@@ -133,7 +133,7 @@ def write_files(writers: Mapping[Path, Callable[[Path], object]], advice: str) -
         first = next(iter(failed))
         names = one_line(", ".join(path.name for path in failed))
         raise UserError(
-            f"{first.parent}: {names} could not be written ({failed[first]}) and stay as they were; {advice}"
+            f"{first.parent}: {names} could not be written ({failed[first]}) and stay as they were", fix=advice
         )
 
 

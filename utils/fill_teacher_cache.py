@@ -31,7 +31,9 @@ def main() -> None:
     config = parse_command(description, switches=["multi_step"], distillation=True)
     require_data(config)
     if not config.teacher_cache:
-        raise UserError("config teacher_cache: is empty; name the folder for the embeddings: teacher_cache=FOLDER")
+        raise UserError(
+            "config teacher_cache: is empty", fix="name the folder for the embeddings: teacher_cache=FOLDER"
+        )
     folder = ensure_output_folder(config, "teacher_cache")
     with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)

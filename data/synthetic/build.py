@@ -58,7 +58,7 @@ def make_folder(out: Path, settings: Mapping[str, object], write: Callable[[Path
                 out.rename(Path(temporary, "old"))
             new.rename(out)
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror or error}; choose another --out") from error
+        raise UserError(f"{error.filename or out}: {error.strerror or error}", fix="choose another --out") from error
     return True
 
 
@@ -72,12 +72,12 @@ def _is_up_to_date(out: Path, settings: Mapping[str, object], force: bool) -> bo
         stored = None
     # The dataset of another program has other settings: not even --force replaces it.
     if not isinstance(stored, dict) or stored.keys() != settings.keys():
-        raise UserError(f"{out}: was not made by this program; choose another --out")
+        raise UserError(f"{out}: was not made by this program", fix="choose another --out")
     if force:
         return False
     if stored != settings:
         changed = ", ".join(f"{key} {stored[key]}, not {settings[key]}" for key in settings if stored[key] != settings[key])
-        raise UserError(f"{out}: was made with other settings ({changed}); --force makes it again")
+        raise UserError(f"{out}: was made with other settings ({changed})", fix="--force makes it again")
     return True
 
 

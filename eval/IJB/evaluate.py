@@ -186,7 +186,9 @@ def make_result_folder(result_dir: Path, job: str) -> Path:
     try:
         return ensure_writable_folder(Path(result_dir) / job)
     except OSError as error:
-        raise ConfigError(f"--result-dir {str(result_dir)!r} --job {job!r}: {error.strerror}; name another") from None
+        raise ConfigError(
+            f"--result-dir {str(result_dir)!r} --job {job!r}: {error.strerror}", fix="name another"
+        ) from None
 
 
 def describe_protocol(protocol: Protocol, target: str) -> str:
@@ -212,7 +214,8 @@ def score_checkpoint(
     if bad.any():
         raise CheckpointError(
             f"the embeddings of {int(bad.sum())} of {len(bad)} images are not finite: the weights are damaged or the "
-            "training diverged; take another checkpoint"
+            "training diverged",
+            fix="take another checkpoint",
         )
     embeddings = Embeddings(features.direct, features.flipped, images.det_scores)
     templates = pool_templates(embeddings, images.templates, images.media, switches, done)

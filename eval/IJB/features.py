@@ -77,7 +77,8 @@ class Crops:
         more = f" (and {count - 1} more)" if count > 1 else ""
         path = self.folder / self.images.names[index]
         return UserError(
-            f"{self.images.source} line {line_number(self.images.source, index)}: {path} {problem}{more}; {SKIP_HINT}"
+            f"{self.images.source} line {line_number(self.images.source, index)}: {path} {problem}{more}",
+            fix=SKIP_HINT,
         )
 
 
@@ -96,7 +97,7 @@ class Features:
                 np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _layout(n_images, size)
             )
         except OSError as error:
-            raise UserError(f"{folder}: {error.strerror}; name another --result-dir") from None
+            raise UserError(f"{folder}: {error.strerror}", fix="name another --result-dir") from None
 
     def _prepare(self, n_images: int, size: int, provenance: dict[str, Any]) -> None:
         """Makes new files of zeros unless those in the folder are complete and have the same provenance."""
@@ -119,7 +120,7 @@ class Features:
                 _write_zeros(self.folder / f"{name}.npy", dtype, shape)
             write_text_atomic(description, text)  # last: its presence means that the other files are complete
         except OSError as error:
-            raise UserError(f"{self.folder}: {error.strerror}; name another --result-dir") from None
+            raise UserError(f"{self.folder}: {error.strerror}", fix="name another --result-dir") from None
 
     def remove(self) -> None:
         """Deletes the files and the folder, the description first."""

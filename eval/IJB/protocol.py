@@ -71,8 +71,8 @@ def read_protocol(folder: Path, target: str, skip_missing: bool = False) -> Prot
     """
     if not path_exists((folder / "loose_crop").is_dir) or not path_exists((folder / "meta").is_dir):
         raise UserError(
-            f"--image-path {str(folder)!r}: no folders loose_crop and meta in it; name an IJB set as InsightFace "
-            "distributes it, or make one: python data/make_demo_ijb.py"
+            f"--image-path {str(folder)!r}: no folders loose_crop and meta in it",
+            fix="name an IJB set as InsightFace distributes it, or make one: python data/make_demo_ijb.py",
         )
     prefix = folder / "meta" / target.lower()
     images = read_images(Path(f"{prefix}_name_5pts_score.txt"), Path(f"{prefix}_face_tid_mid.txt"))
@@ -105,8 +105,8 @@ def read_images(landmark_list: Path, template_list: Path) -> Images:
         row = int(np.argmax(differing)) if differing.any() else min(len(detections), len(memberships))
         raise UserError(
             f"{template_list} line {line_number(template_list, row)}: {_name_at(memberships, row)}, but "
-            f"line {line_number(landmark_list, row)} of {landmark_list.name}: {_name_at(detections, row)}; both lists "
-            "should have the same images in the same order"
+            f"line {line_number(landmark_list, row)} of {landmark_list.name}: {_name_at(detections, row)}",
+            fix="both lists should have the same images in the same order",
         )
     landmarks = numbers[:, :10].reshape(-1, 5, 2)
     degenerate = np.ptp(landmarks, axis=1).max(axis=1) <= 0
@@ -143,7 +143,7 @@ def read_template_pairs(path: Path, ids: np.ndarray, skip_missing: bool = False)
     if not has_images.all() and not skip_missing:
         row = int(np.argmin(has_images))
         template = table[row, int(ids[indices[row, 0]] == table[row, 0])]
-        raise UserError(f"{path} line {line_number(path, row)}: template {template} has no image; {SKIP_HINT}")
+        raise UserError(f"{path} line {line_number(path, row)}: template {template} has no image", fix=SKIP_HINT)
     same = table[:, 2] == 1
     pairs = Pairs(indices[has_images, 0], indices[has_images, 1], same[has_images])
     if not pairs.same.any() or pairs.same.all():
@@ -172,7 +172,7 @@ def read_subjects(path: Path, ids: np.ndarray, skip_missing: bool = False) -> Su
             raise UserError(f"{location}: has no template and subject") from None
         if template not in index_of:
             if not skip_missing:
-                raise UserError(f"{location}: template {template} has no image; {SKIP_HINT}")
+                raise UserError(f"{location}: template {template} has no image", fix=SKIP_HINT)
             skipped.add(template)
         elif subject_of.setdefault(template, subject) != subject:
             raise UserError(f"{location}: template {template} is of subject {subject_of[template]} above")
@@ -225,7 +225,7 @@ def _load_table(path: Path, dtype: Any, line_format: str, is_valid: Callable[[li
         problem = _find_malformed(path, line_format, is_valid)
         raise UserError(problem or f"{path}: {error!s:.100}; a line should read '{line_format}'") from None
     if not len(rows):
-        raise UserError(f"{path}: is empty; a line should read '{line_format}'")
+        raise UserError(f"{path}: is empty", fix=f"a line should read '{line_format}'")
     return rows
 
 

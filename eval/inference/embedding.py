@@ -52,7 +52,7 @@ def make_runtime(backbone: nn.Module, config: Config, world: World, n_images: in
     on_cpu = world.device.type == "cpu"
     name = config.eval_runtime
     if name == "openvino" and not on_cpu:
-        raise UserError("config eval_runtime: openvino runs on CPUs; take auto or torch on a GPU")
+        raise UserError("config eval_runtime: openvino runs on CPUs", fix="take auto or torch on a GPU")
     if name == "openvino" and not is_installed():
         raise UserError("config eval_runtime: OpenVINO is not installed: pip install openvino, or take auto or torch")
     if name == "openvino" or (name == "auto" and on_cpu and n_images >= _MIN_IMAGES_FOR_OPENVINO and is_installed()):

@@ -64,8 +64,8 @@ def _parse_images(stored: object) -> list[bytes]:
             if item.dtype.kind == "O" or item.dtype.itemsize != 1 or max(item.shape, default=0) != len(item.data):
                 shape = "×".join(map(str, item.shape))
                 raise UserError(
-                    f"image {index} is an array of {item.dtype.name} {shape}, not the bytes of an image file; encode "
-                    "it as JPEG or PNG"
+                    f"image {index} is an array of {item.dtype.name} {shape}, not the bytes of an image file",
+                    fix="encode it as JPEG or PNG",
                 )
             item = item.data
         if not isinstance(item, bytes):
@@ -77,10 +77,10 @@ def _parse_images(stored: object) -> list[bytes]:
 def _parse_flags(stored: object) -> NDArray[np.bool_]:
     values = _as_sequence(stored)
     if values is None:
-        raise UserError("the flags are not a list; they should be true or false, one per pair")
+        raise UserError("the flags are not a list", fix="they should be true or false, one per pair")
     for index, value in enumerate(values):
         if type(value) not in (bool, int, float) or value not in (0, 1):
-            raise UserError(f"flag {index} is {_describe_flag(value)}; flags should be true or false")
+            raise UserError(f"flag {index} is {_describe_flag(value)}", fix="flags should be true or false")
     return np.array(values, dtype=bool)
 
 
@@ -109,7 +109,7 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool
         if not encoded:
             raise UserError("the set is empty")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error.problem}", error.fix) from error
     return encoded, issame
 
 

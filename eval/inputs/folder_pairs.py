@@ -33,8 +33,9 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     notes = _describe(folder, left_out)
     if len(people) < 2 or all(len(photos) < 2 for photos in people):
         raise UserError(
-            f"--folder {folder}: {len(people)} folders with photos; expected one folder per person, at least two "
-            f"people, and at least two photos of one of them{''.join(f' ({note})' for note in notes)}"
+            f"--folder {folder}: {len(people)} folders with photos",
+            fix="expected one folder per person, at least two "
+            f"people, and at least two photos of one of them{''.join(f' ({note})' for note in notes)}",
         )
     rng = np.random.default_rng(seed)
     people = [people[i] for i in rng.permutation(len(people))]

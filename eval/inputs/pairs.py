@@ -78,7 +78,7 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names may not be UTF-8
         is_pipe = not stat.S_ISREG(file.stat().st_mode)
     except OSError as error:
-        raise UserError(f"--pairs {file}: {error.strerror}; name a pairs file") from None
+        raise UserError(f"--pairs {file}: {error.strerror}", fix="name a pairs file") from None
     if images is not None and not path_exists(images.is_dir):
         raise UserError(f"--images {images}: no such folder")
     folder = images or (Path() if is_pipe else file.parent)
@@ -92,8 +92,10 @@ def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
                 pair = _parse_line(row, folder, images, first)
         except UserError as error:
             if not pairs and any("\udc80" <= char <= "\udcff" for char in text[:4096]):
-                raise UserError(f"--pairs {file}: is not text; it should be an LFW-style pairs file or a CSV") from None
-            raise UserError(f"{file} line {number}: {error}") from None
+                raise UserError(
+                    f"--pairs {file}: is not text", fix="it should be an LFW-style pairs file or a CSV"
+                ) from None
+            raise UserError(f"{file} line {number}: {error.problem}", error.fix) from None
         pairs += [pair] if pair else []
         first = False
     if not pairs:

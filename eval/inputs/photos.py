@@ -79,7 +79,9 @@ def open_photo(encoded: bytes) -> Iterator[NDArray[np.uint8]]:
         raise UserError(f"cannot be decoded: {CONVERT_HEIC}" if is_heic else "cannot be decoded")
     limit = _MAX_JPEG_PIXELS if encoded.startswith(b"\xff\xd8\xff") else MAX_PIXELS
     if width * height > limit:
-        raise UserError(f"is too large: {width}×{height} pixels, {limit / 1e6:.0f} megapixels at most; make it smaller")
+        raise UserError(
+            f"is too large: {width}×{height} pixels, {limit / 1e6:.0f} megapixels at most", fix="make it smaller"
+        )
     with _budget.hold(width * height):
         yield _decode(encoded, half=width * height > MAX_PIXELS)
 

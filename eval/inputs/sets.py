@@ -115,7 +115,8 @@ def load_config_sets(config: Config, world: World) -> list[VerificationSet]:
     if not present:
         raise UserError(
             f"config val_targets: none of {', '.join(f'{name}.bin' for name in missing) or '(nothing)'} is in "
-            f"{config.rec!r}; name others with val_targets=NAME,NAME (or train without verification: eval_step=0)"
+            f"{config.rec!r}",
+            fix="name others with val_targets=NAME,NAME (or train without verification: eval_step=0)",
         )
     for name in missing:
         log.warning(f"No {name}.bin in {config.rec}: left out")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.training import small_config, small_task
+from tests.helpers.training import CPU, small_config, small_task
 from utils.checkpoints.weights import save_weights
-from utils.doctor import command as doctor
-from utils.doctor.plan import RunPlan
+from utils.doctor.command import SUBJECTS, count_processes
+from utils.doctor.plan import TRAINING, Kind, RunPlan
 from utils.doctor.table import PASS, Check, collect_checks
 
 Usage = namedtuple("Usage", "total used free")  # the result of shutil.disk_usage
@@ -26,20 +26,22 @@ def make_config(folder, data, *fields):
     return small_config(folder, data, "val_targets=tiny", *fields)
 
 
-def run_checks(config, *subjects: str, kd: bool = False) -> list[Check]:
-    """Runs the checks of the subjects in order and returns those of the last. kd: for knowledge distillation."""
-    plan = doctor.plan_run(config, kd)
+def make_plan(config, kind: Kind = TRAINING) -> RunPlan:
+    """Returns the plan of the run with as many processes as the environment says, checked by this process alone."""
+    return RunPlan(config, kind, CPU, count_processes()[1])
+
+
+def run_checks(config, *subjects: str, kind: Kind = TRAINING) -> list[Check]:
+    """Runs the checks of the subjects in order and returns those of the last."""
+    return check_plan(make_plan(config, kind), *subjects)
+
+
+def check_plan(plan: RunPlan, *subjects: str) -> list[Check]:
+    """Runs the checks of the subjects in order and returns those of the last."""
     checks: list[Check] = []
     for subject in subjects:
-        checks = list(collect_checks(subject, doctor.SUBJECTS[subject](plan)))
+        checks = list(collect_checks(subject, SUBJECTS[subject](plan)))
     return checks
-
-
-def plan_with_data(config, kd: bool = False) -> RunPlan:
-    """Returns the doctor's plan after the checks of data and steps passed. kd: for knowledge distillation."""
-    plan = doctor.plan_run(config, kd)
-    assert all(check.state == PASS for subject in ("data", "steps") for check in doctor.SUBJECTS[subject](plan))
-    return plan
 
 
 def check_states(checks) -> list[str]:

@@ -56,6 +56,7 @@ ALLOWED = {
     **{room: ["config.base", *ROOMS[:place]] for place, room in enumerate(ROOMS)},
     "utils.distillation": ["config.base", *ROOMS[:-1], "backbones.names"],  # only the names of networks
     **{tool: [*ROOMS, "backbones", "config", "eval"] for tool in TOOLS},
+    "utils.doctor": [*ROOMS, "backbones", "config", "eval", "NAS"],  # it starts every kind of run
     "eval": ["backbones", "config", *ROOMS[: ROOMS.index("utils.training")]],
     "NAS": ["backbones", "config", "utils.flops", *ROOMS[: ROOMS.index("utils.distillation")]],
     "data": [

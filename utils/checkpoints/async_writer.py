@@ -60,7 +60,7 @@ class AsyncFileWriter:
             self._write()
         if self._pending:
             names = ", ".join(name for batch in self._pending for name in batch)
-            raise UserError(f"{names}: could not be written; free some disk space and start the run again")
+            raise UserError(f"{names}: could not be written", fix="free some disk space and start the run again")
 
     def _write(self) -> None:
         failed: dict[str, str] = {}

@@ -50,10 +50,10 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             return _read(path)
         except CheckpointError as error:
-            log.warning(str(error))
+            log.warning(error)
             last_error = error
     if last_error:
-        raise CheckpointError(f"{last_error}; there is no other checkpoint: {START_OVER_HINT}")
+        raise CheckpointError(str(last_error), fix=f"there is no other checkpoint: {START_OVER_HINT}")
     return None
 
 

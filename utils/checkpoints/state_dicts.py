@@ -30,7 +30,8 @@ def extract_state_dict(content: object, source: str) -> dict[str, Tensor]:
         if len(nested) > 1:
             names = ", ".join(map(_format_key, nested))
             raise CheckpointError(
-                f"{source}: holds {len(nested)} state dicts ({names:.80}); save the network's in a file of its own"
+                f"{source}: holds {len(nested)} state dicts ({names:.80})",
+                fix="save the network's in a file of its own",
             )
         if nested:
             log.info(f"{source}: uses the state dict under its key {_format_key(nested[0])}")
@@ -96,22 +97,27 @@ def check_state_dict(expected: dict[str, Tensor], weights: Any, source: str, fie
     unknown = [key for key in weights if key not in expected]
     if missing or unknown:
         has, lacks = _describe_first(unknown, weights), _describe_first(missing, expected)
-        raise CheckpointError(f"{source}: belongs to another network: it has {has} and lacks {lacks}; check {fields}")
+        raise CheckpointError(
+            f"{source}: belongs to another network: it has {has} and lacks {lacks}", fix=f"check {fields}"
+        )
     for key, value in weights.items():
         if value.shape != expected[key].shape:
             raise CheckpointError(
                 f"{source}: {_format_key(key)} has shape {_format_shape(value)}, but the config needs "
-                f"{_format_shape(expected[key])}; check {_fields_to_check(expected, weights, fields)}"
+                f"{_format_shape(expected[key])}",
+                fix=f"check {_fields_to_check(expected, weights, fields)}",
             )
     for key, value in weights.items():
         dtype = expected[key].dtype
         if (value.is_floating_point(), value.dtype is torch.bool) != (dtype.is_floating_point, dtype is torch.bool):
             raise CheckpointError(
-                f"{source}: {_format_key(key)} is {value.dtype} in the file, but {dtype} in the network; save the "
-                "network's state dict again"
+                f"{source}: {_format_key(key)} is {value.dtype} in the file, but {dtype} in the network",
+                fix="save the network's state dict again",
             )
         if not is_finite(value, dtype):
-            raise CheckpointError(f"{source}: {_format_key(key)} is not finite: its training failed; name another file")
+            raise CheckpointError(
+                f"{source}: {_format_key(key)} is not finite: its training failed", fix="name another file"
+            )
 
 
 def _fields_to_check(expected: dict[str, Tensor], weights: dict[str, Tensor], fields: str) -> str:

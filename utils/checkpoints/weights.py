@@ -82,12 +82,12 @@ def list_backbones(folder: str | Path, field: str = "output") -> dict[int, Path]
         other = paths.setdefault(int(match[1]), path)
         if other != path:
             raise CheckpointError(
-                f"config {field}: {other.name} and {path.name} in {str(folder)!r} are both of step {int(match[1])}; "
-                "rename or remove one"
+                f"config {field}: {other.name} and {path.name} in {str(folder)!r} are both of step {int(match[1])}",
+                fix="rename or remove one",
             )
     if not paths:
         raise CheckpointError(
-            f"config {field}: no {{global_step}}backbone.pth in {str(folder)!r}; train one or name another"
+            f"config {field}: no {{global_step}}backbone.pth in {str(folder)!r}", fix="train one or name another"
         )
     return dict(sorted(paths.items()))
 
@@ -111,7 +111,8 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
                 names = ", ".join(file.name for file in weights[:5]) + (", …" if len(weights) > 5 else "")
                 raise CheckpointError(
                     f"config {field}: no {{global_step}}backbone.pth in {prefix!r}, but {len(weights)} "
-                    f"other .pth files; name one of them: {names}"
+                    "other .pth files",
+                    fix=f"name one of them: {names}",
                 )
             return {backbone_name(weights[0]): weights[0]}
         for file in (path, path.with_name(path.name + "backbone.pth"), path.with_name(path.name + ".pth")):

@@ -23,13 +23,15 @@ class Cifar10(ImageDataset):
             from torchvision.datasets import CIFAR10
         except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision does not match torch
             raise UserError(
-                f"config data_source: cifar10 needs torchvision that matches torch ({error!s:.80}); install "
-                "it, or use faces: data_source=recordio"
+                f"config data_source: cifar10 needs torchvision that matches torch ({error!s:.80})",
+                fix="install it, or use faces: data_source=recordio",
             ) from None
         try:
             cifar10 = CIFAR10(folder, train=True, download=False)
         except RuntimeError:
-            raise UserError(f"config rec: no CIFAR-10 in {str(folder)!r}; put its cifar-10-batches-py there") from None
+            raise UserError(
+                f"config rec: no CIFAR-10 in {str(folder)!r}", fix="put its cifar-10-batches-py there"
+            ) from None
         self.name = str(folder)
         self.label_values = np.array(cifar10.targets, np.int64)
         self.keys = np.arange(len(self.label_values))

@@ -14,34 +14,36 @@ def check_training_files(folder: Path) -> None:
     """Raises UserError unless train.rec and train.idx exist; the message says what the folder holds and what to do."""
     rec, idx = folder / "train.rec", folder / "train.idx"
     if not path_exists(rec.exists):
-        raise UserError(f"{rec}: No such file: {_describe(folder)}")
+        found, fix = _describe(folder)
+        raise UserError(f"{rec}: No such file: {found}", fix)
     if not path_exists(idx.exists):
-        raise UserError(f"{idx}: No such file; make it from the records: python data/reindex.py {folder}")
+        raise UserError(f"{idx}: No such file", fix=f"make it from the records: python data/reindex.py {folder}")
 
 
-def _describe(folder: Path) -> str:
+def _describe(folder: Path) -> tuple[str, str]:
     """Returns what the folder holds instead of train.rec, and what to do about it."""
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
-        return f"{folder} cannot be listed ({error.strerror}); {NEEDED}"
+        return f"{folder} cannot be listed ({error.strerror})", NEEDED
     subfolders = [path for path in paths if path_exists(path.is_dir)]
     if nested := [path for path in subfolders if path_exists((path / "train.rec").is_file)]:
-        return f"but {nested[0]} has one; type rec={nested[0]}"
+        return f"but {nested[0]} has one", f"type rec={nested[0]}"
     if records := [path.name for path in paths if path.suffix == ".rec"]:
-        return f"but there is {records[0]!a:.60}; {NEEDED}: rename it and its .idx to train.rec and train.idx"
+        return f"but there is {records[0]!a:.60}", f"{NEEDED}: rename it and its .idx to train.rec and train.idx"
     if photo := next((path for path in paths if path.suffix.lower() in SUFFIXES), None) or _find_photo(subfolders):
         shown = str(photo.relative_to(folder))
         return (
-            f"there are photos ({shown!a:.60}); {NEEDED}: pack aligned 112×112 photos, one folder per person, with "
-            f"python data/pack.py {folder} OUT, and type rec=OUT"
+            f"there are photos ({shown!a:.60})",
+            f"{NEEDED}: pack aligned 112×112 photos, one folder per person, with "
+            f"python data/pack.py {folder} OUT, and type rec=OUT",
         )
     if sets := [path.name for path in paths if path.suffix == ".bin"]:
         return (
-            f"there are only verification sets ({', '.join(sets)!a:.60}), which eval/eval.py scores; {NEEDED}: put "
-            "them there too, or name their folder with rec=FOLDER"
+            f"there are only verification sets ({', '.join(sets)!a:.60}), which eval/eval.py scores",
+            f"{NEEDED}: put them there too, or name their folder with rec=FOLDER",
         )
-    return f"{NEEDED}; put them there, or name their folder with rec=FOLDER"
+    return NEEDED, "put them there, or name their folder with rec=FOLDER"
 
 
 def _find_photo(folders: list[Path]) -> Path | None:

@@ -67,10 +67,11 @@ class ImageDataset:
         if len(wrong):
             label = labels[wrong[0]]
             countable = label >= num_classes and labels.max() < MAX_CLASSES  # False where one of them is NaN
-            fix = f"; set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
+            fix = f"set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
             raise UserError(
                 f"{self.location(wrong[0])}: label {label:g} is not one of the {num_classes} classes "
-                f"(0 to {num_classes - 1}){fix}"
+                f"(0 to {num_classes - 1})",
+                fix,
             )
 
     def check_identities(self, num_classes: int) -> None:
@@ -83,13 +84,16 @@ class ImageDataset:
         if num_classes - len(empty) == 1:
             raise UserError(
                 f"{self.name}: all {len(self)} images have the label {image_counts.argmax()}, but training needs at "
-                "least two identities; check the labels"
+                "least two identities",
+                fix="check the labels",
             )
         if len(empty):
-            log.warning(
+            warning = UserError(
                 f"{self.name}: {len(empty)} of {num_classes} identities have no image, the first is label {empty[0]}: "
-                "the header learns nothing for them; unless this is intended, renumber the labels 0, 1, 2, …"
+                "the header learns nothing for them",
+                fix="unless this is intended, renumber the labels 0, 1, 2, …",
             )
+            log.warning(warning)
 
 
 def open_dataset(config: Config) -> ImageDataset:

@@ -62,7 +62,8 @@ class EpochSampler(BatchSampler):
         if not len(self):
             raise UserError(
                 f"config batch_size: {batch_size} images on {world_size} processes are more than the data set's "
-                f"{self.n_images}; lower batch_size"
+                f"{self.n_images}",
+                fix="lower batch_size",
             )
 
     def num_batches(self, samples_seen: int = 0) -> int:
@@ -78,4 +79,6 @@ class EpochSampler(BatchSampler):
 def check_batch_size(config: Config) -> None:
     """Raises UserError for a batch size of 1, with which batch norm cannot learn."""
     if config.batch_size == 1:
-        raise UserError("config batch_size: 1 image is too few for batch norm to learn from; type batch_size=2 or more")
+        raise UserError(
+            "config batch_size: 1 image is too few for batch norm to learn from", fix="type batch_size=2 or more"
+        )

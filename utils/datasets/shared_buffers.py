@@ -103,6 +103,6 @@ def _check_shared_memory(size: int) -> None:
     shm = Path("/dev/shm")
     if shm.is_dir() and shutil.disk_usage(shm).free < size:
         raise UserError(
-            f"config workers: their {size >> 20} MiB do not fit in the shared memory left in {shm}; "
-            "lower workers or batch_size, or give the container more (docker run --shm-size)"
+            f"config workers: their {size >> 20} MiB do not fit in the shared memory left in {shm}",
+            fix="lower workers or batch_size, or give the container more (docker run --shm-size)",
         )

@@ -189,8 +189,8 @@ def _as_user_error(error: Exception, workers: int) -> Exception:
     if not match:
         return error
     return UserError(
-        f"config workers: {workers} loader workers could not be started ({match[0]}); lower workers or batch_size, or "
-        "raise the limits of files and processes (ulimit -n, ulimit -u)"
+        f"config workers: {workers} loader workers could not be started ({match[0]})",
+        fix="lower workers or batch_size, or raise the limits of files and processes (ulimit -n, ulimit -u)",
     )
 
 

@@ -37,7 +37,7 @@ def _check_same_on_all_ranks(dataset: ImageDataset, world: World) -> None:
     local = np.array([[len(dataset), dataset.n_bytes]])
     if len(distinct := np.unique(all_gather_rows(local, world), axis=0)) > 1:
         sizes = " and ".join(f"{images} images in {size:,} bytes" for images, size in distinct)
-        raise UserError(f"config rec: the copies of {dataset.name} are not the same: {sizes}; copy one to all")
+        raise UserError(f"config rec: the copies of {dataset.name} are not the same: {sizes}", fix="copy one to all")
 
 
 def _checked_num_classes(config: Config) -> int:
@@ -49,8 +49,8 @@ def _checked_num_classes(config: Config) -> int:
     n_identities = max(n_identities, int(dataset.label_values.max()) + 1)
     if num_classes > n_identities:
         raise UserError(
-            f"config num_classes: {num_classes}, but {config.rec} holds {n_identities} identities; type num_classes=0 "
-            f"to take the files' count, or num_classes={n_identities}"
+            f"config num_classes: {num_classes}, but {config.rec} holds {n_identities} identities",
+            fix=f"type num_classes=0 to take the files' count, or num_classes={n_identities}",
         )
     log.info(f"Data: {len(dataset)} images of {n_identities} identities in {config.rec}")
     for warning in dataset.warnings():

@@ -52,7 +52,8 @@ class TeacherCache:
         except OSError as error:
             raise UserError(
                 f"config teacher_cache: cannot keep {n_images * (4 * size + 8) / 2**30:.2f} GiB in {folder} "
-                f"({error.strerror or error}); name another folder, or train without: teacher_cache="
+                f"({error.strerror or error})",
+                fix="name another folder, or train without: teacher_cache=",
             ) from None
 
     def _file(self, suffix: str) -> Path:
@@ -65,7 +66,7 @@ class TeacherCache:
         if not path.exists():
             write_text_atomic(path, text)
         elif path.read_text(errors="replace") != text:
-            raise UserError(f"{path}: is of another teacher or other data; delete it and the files beside it")
+            raise UserError(f"{path}: is of another teacher or other data", fix="delete it and the files beside it")
 
     def read(self, indices: np.ndarray, flipped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reads embeddings by dataset index, (B,) int64, and flip flag, (B,) bool.
@@ -164,7 +165,7 @@ def _open_memmap(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
     with os.fdopen(open_no_follow(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         actual = file.seek(0, os.SEEK_END)
         if actual > size:
-            raise UserError(f"{path}: {actual} bytes, should be {size}: it is damaged; delete it")
+            raise UserError(f"{path}: {actual} bytes, should be {size}: it is damaged", fix="delete it")
         if actual < size:
             preallocate(file.fileno(), size)
         return np.memmap(file, dtype, "r+", shape=shape)

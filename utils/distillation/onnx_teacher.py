@@ -34,25 +34,30 @@ class OnnxTeacher:
         try:
             open_regular_file(path).close()
         except FileNotFoundError:
-            raise UserError(f"{path}: no such teacher; set teacher_pth") from None
+            raise UserError(f"{path}: no such teacher", fix="set teacher_pth") from None
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; set teacher_pth") from None
+            raise UserError(f"{path}: {error.strerror}", fix="set teacher_pth") from None
         self.session = _open_session(path, self.world)
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or not _matches(inputs[0].shape, [None, 3, SIZE, SIZE]) or inputs[0].type not in _DTYPES:
             found = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
-            raise UserError(f"{path}: a teacher's one input is (B, 3, {SIZE}, {SIZE}), it has {found}; export it so")
+            raise UserError(
+                f"{path}: a teacher's one input is (B, 3, {SIZE}, {SIZE}), it has {found}", fix="export it so"
+            )
         try:
             embeddings = self._run(np.zeros((2, 3, SIZE, SIZE), np.float32))  # the declared output shape may be open
         except _onnx_errors() as error:
-            raise UserError(f"{path}: fails on two images ({_one_line(error)}); export it for any number") from None
+            raise UserError(
+                f"{path}: fails on two images ({_one_line(error)})", fix="export it for any number"
+            ) from None
         if embeddings.shape != (2, self.embedding_size):
             raise UserError(
                 f"{path}: the embeddings of two images are {embeddings.shape} there and (2, {self.embedding_size}) by "
-                "the config; check embedding_size"
+                "the config",
+                fix="check embedding_size",
             )
         if not np.isfinite(embeddings).all():
-            raise UserError(f"{path}: its embedding of a grey image is not finite; name another teacher")
+            raise UserError(f"{path}: its embedding of a grey image is not finite", fix="name another teacher")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Maps (B, 3, 112, 112) float32 in [-1, 1] to embeddings (B, embedding_size) float32 of length 1."""
@@ -90,7 +95,7 @@ def _open_session(path: Path, world: World) -> Any:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except _onnx_errors() as error:
-        raise UserError(f"{path}: not a readable ONNX network ({_one_line(error)}); export it again") from None
+        raise UserError(f"{path}: not a readable ONNX network ({_one_line(error)})", fix="export it again") from None
     if world.device.type == "cuda" and cuda not in session.get_providers():
         log.warning(f"{path}: runs on the CPU because this ONNX Runtime has no CUDA: pip install onnxruntime-gpu")
     return session

@@ -34,7 +34,8 @@ def teacher_file_per_epoch(config: Config, epoch_end_steps: Sequence[int]) -> li
     check_teacher_folder(config)
     if len(epoch_end_steps) > _MAX_EPOCHS:
         raise UserError(
-            f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for; lower max_steps"
+            f"config max_steps: {len(epoch_end_steps):,} epochs are too many to plan teachers for",
+            fix="lower max_steps",
         )
     path = Path(config.teacher_pth)
     if is_onnx(config) or exists_as_non_folder(path):
@@ -43,13 +44,19 @@ def teacher_file_per_epoch(config: Config, epoch_end_steps: Sequence[int]) -> li
         return [path] * len(epoch_end_steps)
     trained = {step: file for step, file in list_backbones(path, "teacher_pth").items() if step}
     if not trained:
-        raise UserError(f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth); train it")
+        raise UserError(
+            f"config teacher_pth: {path} holds only an untrained checkpoint (0backbone.pth)", fix="train it"
+        )
     if config.multi_step:
+        if len(trained) != len(epoch_end_steps):
+            found = f"{len(trained)} checkpoints of a teacher for {len(epoch_end_steps)} epochs"
+            fix = "copy the missing ones, if the teacher trained for as many epochs"
+            log.warning(UserError(f"{found}: each epoch uses the one as far trained", fix))
         return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
-            f"config teacher_global_step: no trained {path / f'{config.teacher_global_step}backbone.pth'}; there are "
-            f"the steps {', '.join(map(str, trained))}"
+            f"config teacher_global_step: no trained {path / f'{config.teacher_global_step}backbone.pth'}",
+            fix=f"there are the steps {', '.join(map(str, trained))}",
         )
     return [trained[config.teacher_global_step]] * len(epoch_end_steps)
 
@@ -57,11 +64,13 @@ def teacher_file_per_epoch(config: Config, epoch_end_steps: Sequence[int]) -> li
 def check_teacher_folder(config: Config) -> None:
     """Raises UserError if teacher_pth is empty or in config.output, the student's own folder."""
     if not config.teacher_pth:
-        raise UserError("config teacher_pth: is empty; name the folder of the teacher's checkpoints, or an ONNX file")
+        raise UserError(
+            "config teacher_pth: is empty", fix="name the folder of the teacher's checkpoints, or an ONNX file"
+        )
     path = Path(config.teacher_pth)
     folder = path.parent if exists_as_non_folder(path) else path
     if folder.resolve() == Path(config.output).resolve():
-        raise UserError(f"config output: {config.output!r} is the teacher's folder; name another for the student")
+        raise UserError(f"config output: {config.output!r} is the teacher's folder", fix="name another for the student")
 
 
 def align_teacher_steps(epoch_end_steps: Sequence[int], steps: list[int]) -> list[int]:
@@ -87,15 +96,22 @@ def log_teacher_schedule(files: list[Path]) -> None:
 def check_teacher_files(teacher: Teacher, files: list[Path], world: World) -> None:
     """Loads every file once, so that an unusable one is reported before the first step. Collective: call on all ranks.
 
-    Raises UserError.
+    Raises UserError, which names all unusable files.
     """
 
     def load_all() -> None:
-        unique_files = list(dict.fromkeys(files))
+        unique_files, errors = list(dict.fromkeys(files)), dict[str, UserError]()
         with ProgressReporter(len(unique_files), "Checking", "teachers", world.is_main) as progress:
             for path in unique_files:
-                teacher.load(path)
+                try:
+                    teacher.load(path)
+                except UserError as error:
+                    errors[path.name] = error
                 progress.update()
+        if errors:
+            first = next(iter(errors.values()))
+            counts = f"{len(errors)} of {len(unique_files)} teacher files are unusable: {', '.join(errors)}"
+            raise UserError(first.problem + f" ({counts})" * (len(errors) > 1), first.fix)
 
     run_on_all(world, load_all)
 

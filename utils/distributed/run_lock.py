@@ -44,7 +44,7 @@ def _lock(folder: Path) -> RawIOBase:
         # A network disk may keep the lock of a process that died for a while.
         kind = RetryableError if restart_count() else UserError
         raise kind(
-            f"config output: another run is using {folder} ({holder}); wait until it ends, or name another folder"
+            f"config output: another run is using {folder} ({holder})", fix="wait until it ends, or name another folder"
         ) from None
     except OSError:
         return file  # a file system without locks

@@ -32,16 +32,17 @@ def translate_runtime_errors(config: Config) -> Iterator[None]:
         if "DataLoader worker (pid" in text:  # not an error of the project raised in a worker
             reason = match[1] if (match := re.search(r"killed by signal: (\w+)", text)) else "no reason given"
             raise RetryableError(
-                f"a loader worker ended ({reason}); if memory ran out, lower workers or batch_size; "
-                f"{resume_hint(config)}"
+                f"a loader worker ended ({reason})",
+                fix=f"if memory ran out, lower workers or batch_size; {resume_hint(config)}",
             ) from None
         if not (isinstance(error, dist.DistError) or "gloo" in text):
             raise
         if _SILENT.search(text):
             raise RetryableError(
                 f"another process has not answered for {config.timeout} s (config timeout): it hangs or waits for its "
-                f"disk; {resume_hint(config)}"
+                "disk",
+                fix=resume_hint(config),
             ) from None
         if _GONE.search(text):
-            raise RetryableError(f"another process ended in the middle of a step; {resume_hint(config)}") from None
+            raise RetryableError("another process ended in the middle of a step", fix=resume_hint(config)) from None
         raise

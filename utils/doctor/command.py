@@ -1,114 +1,156 @@
-"""Checks in seconds what could end a training hours later: python -m utils.doctor [--kd] [--config FILE] …
+"""Checks in seconds what could end a training hours later: python -m utils.doctor [--kd | --search] [--config FILE] …
 
-It checks knowledge distillation (./train_kd.sh) with --kd or --multi-step, or if config.output has a checkpoint of it;
-otherwise plain training (./train.sh). It calls the code that training calls, so that both report the same problems.
-Like the start of a training it creates the output folders, and changes nothing else. Exit code 1 if a check fails.
+It checks knowledge distillation (./train_kd.sh) with --kd or --multi-step, and the architecture search (NAS/search.sh)
+with --search; otherwise the kind of run whose checkpoint is in config.output, or plain training (./train.sh).
+
+It starts the processes that the run would have on this machine. They open, build and resume everything by the code of
+the run and train for three steps, but write nothing except that, as at the start of a run, the output folders are
+created. Exit code 1 if a check fails, 2 for a config that cannot be used.
 """
 
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.multiprocessing as mp
 from tqdm import tqdm
 
-from backbones import build_backbone
-from config import (
-    CommandParser,
-    add_config_arguments,
-    collect_overrides,
-    ensure_output_folder,
-    load_config,
-    output_override,
-    require_data,
-    warn_unused_fields,
-)
+from config import CommandParser, add_config_arguments, collect_overrides, load_config, output_override
 from config.base import Config
-from eval.inputs.sets import load_config_sets
+from NAS.search import DEFAULT_CONFIG
 from utils.checkpoints.run_file import saved_task_type
-from utils.distillation.task import DistillTask
-from utils.distributed.process_group import World
-from utils.doctor.course import check_config, check_head, check_resume, check_steps
-from utils.doctor.data import check_data, check_images, check_sets, check_workers
-from utils.doctor.disk import check_disk, check_output
-from utils.doctor.machine import check_device, check_precision
-from utils.doctor.memory import check_memory
-from utils.doctor.plan import RunPlan
-from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks
-from utils.doctor.teacher import check_student_weights, check_teacher
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT, init_distributed
+from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.doctor.data import check_images, check_sets
+from utils.doctor.machine import check_config, check_device, check_disk, check_output, check_precision
+from utils.doctor.plan import DISTILLATION, SEARCH, TRAINING, Kind, RunPlan
+from utils.doctor.table import FAIL, PASS, WARN, Check, capture_warnings, collect_checks
+from utils.doctor.training import check_data, check_dry_run, check_steps, check_task
 from utils.errors import UserError
 
-# The order matters, because some checks need the results of earlier ones. The partials pass in functions of config,
-# backbones and eval, which the modules of the checks do not import.
 SUBJECTS: dict[str, Callable[[RunPlan], Iterator[Check]]] = {
-    "config": partial(check_config, warn_unused_fields),
+    "config": check_config,
     "device": check_device,
     "precision": check_precision,
-    "data": partial(check_data, require_data),
-    "images": check_images,
-    "sets": partial(check_sets, load_config_sets),
+    "output": check_output,
+    "data": check_data,
     "steps": check_steps,
-    "head": check_head,
-    "workers": check_workers,
-    "output": partial(check_output, ensure_output_folder),
-    "resume": check_resume,
-    "student": check_student_weights,
-    "teacher": partial(check_teacher, build_backbone),
+    "task": check_task,
+    "dry run": check_dry_run,
     "disk": check_disk,
-    "memory": check_memory,
+    "images": check_images,  # after the dry run, because these images would count as its memory
+    "sets": check_sets,
 }
+INDEPENDENT = {"output", "images", "sets"}  # checked by the main process alone; all others need those before them
+SAME_ON_ALL = {"config", "device", "precision"}  # a failure is the same on all processes: printed by one
 
 
 def main() -> None:
     """Runs the command. Raises SystemExit(1) if a check fails."""
-    config, distils = parse_arguments()
+    parse_arguments()  # a config that cannot be used ends the doctor here, with a single line
+    local, processes = count_processes()
+    if local > 1:  # as launch.sh does
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # In processes of their own, so that the doctor can report one that the system ends.
+            mp.spawn(_run_process, (local, processes, folder), local)
+        except mp.ProcessExitedException as error:
+            if error.signal_name:
+                found = f"process {error.error_index} was ended by {error.signal_name}, as when memory runs out"
+                _print(Check("dry run", FAIL, found, "lower batch_size, workers, or the number of processes (NPROC)"))
+            raise SystemExit(1) from None
+
+
+def _run_process(rank: int, local: int, processes: int, folder: str) -> None:
+    """Makes the checks as one of `local` processes and prints them. Raises SystemExit(1) if one fails.
+
+    processes: number on all machines. folder: an empty one, by which the processes find each other.
+    """
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": local, "LOCAL_WORLD_SIZE": local, "GROUP_WORLD_SIZE": 1}
+    os.environ |= LOOPBACK_ENVIRONMENT | {name: str(value) for name, value in ranks.items()}
+    os.environ[LAUNCHER_FOLDER_ENV] = folder
     counts = dict.fromkeys((PASS, WARN, FAIL), 0)
-    width = max(map(len, SUBJECTS))
-    for check in run_checks(plan_run(config, distils)):
-        counts[check.state] += 1
-        lines = [f"{check.state}  {check.subject:{width}}  {check.found}"]
-        lines += [f"{'':{width + 8}}fix: {check.fix}"] if check.fix else []
-        tqdm.write("\n".join(lines))  # keeps a progress bar on the screen intact
-    print(", ".join(f"{number} {state}" for state, number in counts.items()))
+    try:
+        for check in collect_checks("processes", _open_and_check(processes)):
+            if rank == 0 or (check.state == FAIL and check.subject not in SAME_ON_ALL):
+                counts[check.state] += 1
+                _print(check)
+    except SystemExit:
+        if rank == 0:
+            raise
+        return  # rank 0 reports the error and goes on
+    if rank == 0:
+        print(", ".join(f"{number} {state}" for state, number in counts.items()), flush=True)
     if counts[FAIL]:
         raise SystemExit(1)
 
 
-def parse_arguments() -> tuple[Config, bool]:
-    """Returns the config of the command line, and whether to check knowledge distillation."""
-    parser = CommandParser("Check what a training run with a config needs.")
-    add_config_arguments(parser, switches=["multi_step"], resume=True)
-    parser.add_argument("--kd", action="store_true", help="check knowledge distillation, as run by ./train_kd.sh")
-    args = parser.parse()
-    overrides = collect_overrides(args)
-    load = partial(load_config, args.config, overrides, saved_in=output_override(overrides))
-    distils = args.kd or bool(args.on) or saved_task_type(Path(load().output)) == DistillTask.__name__
-    return load(distillation=distils), distils
+def _open_and_check(processes: int) -> Iterator[Check]:
+    """Yields all checks of this rank. Raises UserError if the processes cannot work together."""
+    config, kind = parse_arguments()
+    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+        yield from run_checks(RunPlan(config, kind, world, processes))
 
 
 def run_checks(plan: RunPlan) -> Iterator[Check]:
-    """Yields the results of all checks in order; a failure skips only the checks that need its result."""
-    for subject, checks in SUBJECTS.items():
-        yield from collect_checks(subject, checks(plan))
+    """Yields the results of all checks in order; a failure skips only the checks that need its result. Collective."""
+    failed, skipped = "", list[str]()
+    for subject, check in SUBJECTS.items():
+        if subject in INDEPENDENT:
+            if plan.world.is_main:
+                yield from collect_checks(subject, check(plan))
+        elif failed:
+            skipped.append(subject)
+        else:
+            for result in collect_checks(subject, check(plan)):
+                failed = subject if result.state == FAIL else failed
+                yield result
+    if skipped:
+        yield Check(skipped[0], WARN, f"not checked: {', '.join(skipped)}", f"fix {failed} first")
 
 
-def plan_run(config: Config, distils: bool = False) -> RunPlan:
-    """Returns the run that ./train.sh, or ./train_kd.sh if it distils, would start here.
+def _print(check: Check) -> None:
+    """Prints a line of the table and, on another line, its fix."""
+    lines = [f"{check.state}  {check.subject:9}  {check.found}"]
+    lines += [f"{'':17}fix: {check.fix}"] if check.fix else []
+    tqdm.write("\n".join(lines))  # keeps a progress bar on the screen intact
+    sys.stdout.flush()
 
-    The number of processes comes from torchrun's environment, else from NPROC and NNODES, else from the number of GPUs.
-    Raises UserError if one of these variables is not a positive integer.
+
+def parse_arguments() -> tuple[Config, Kind]:
+    """Returns the config of the command line, and the kind of run to check."""
+    parser = CommandParser("Check what a training run with a config needs.")
+    add_config_arguments(parser, switches=["multi_step"], resume=True)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--kd", action="store_true", help="check knowledge distillation, as run by ./train_kd.sh")
+    kinds.add_argument("--search", action="store_true", help="check the architecture search, as run by NAS/search.sh")
+    args = parser.parse()
+    overrides = collect_overrides(args)
+    file = args.config or (DEFAULT_CONFIG if args.search else None)
+    load = partial(load_config, file, overrides, saved_in=output_override(overrides))
+    if args.search or args.kd or args.on:
+        kind = SEARCH if args.search else DISTILLATION
+    else:
+        with capture_warnings():  # the check of the resume has them too
+            saved = saved_task_type(Path(load().output))
+        kind = next((kind for kind in (DISTILLATION, SEARCH) if kind.task_type.__name__ == saved), TRAINING)
+    return load(distillation=kind is DISTILLATION), kind
+
+
+def count_processes() -> tuple[int, int]:
+    """Returns the number of processes of the run on this machine and on all machines.
+
+    They come from torchrun's environment, else from NPROC and NNODES, else from the number of GPUs. Raises UserError if
+    one of these variables is not a positive integer.
     """
-    gpus = torch.cuda.device_count()
-    local = _count("LOCAL_WORLD_SIZE", _count("NPROC", max(1, gpus)))
-    processes = _count("WORLD_SIZE", local * _count("NNODES", 1))
-    world = World(0, 1, torch.device("cuda", 0) if gpus else torch.device("cpu"))
-    epoch_end_steps = list(range(1, config.num_epoch + 1))  # one step per epoch, until the size of the data is known
-    backbone = build_backbone(config)
-    return RunPlan(
-        config, local, processes, world, backbone, config.num_image, config.num_classes, epoch_end_steps, distils
-    )
+    local = _count("LOCAL_WORLD_SIZE", _count("NPROC", max(1, torch.cuda.device_count())))
+    return local, _count("WORLD_SIZE", local * _count("NNODES", 1))
 
 
 def _count(name: str, default: int) -> int:

@@ -1,85 +1,63 @@
-"""Checks of the input: training images and labels, evaluation sets, and loader workers."""
+"""Checks of images: a sample of the training images, and all those of the evaluation sets."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
 from config.base import Config
-from utils.datasets.shared_loader import SharedMemoryLoader
-from utils.datasets.training_data import load_training_data
+from eval.inputs.sets import load_config_sets
+from utils.datasets.image_dataset import ImageDataset
 from utils.distributed.process_group import World
 from utils.doctor.plan import RunPlan
-from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks, format_bytes, format_processes, split_message
+from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks, error_check
 from utils.errors import UserError
 from utils.filesystem import path_exists
 
 SAMPLE, SECONDS = 300, 5.0  # number of training images that are read, and time limit
 
-ReadSets = Callable[[Config, World], Sequence[Any]]  # eval.inputs.sets.load_config_sets
-
-
-def check_data(require: Callable[[Config], None], plan: RunPlan) -> Iterator[Check]:
-    """Checks the files of the training images and every label. require: config.require_data."""
-    require(plan.config)
-    # With batch size 1 and no workers, because `check_steps` and `check_workers` check the values of the config.
-    loader, plan.num_classes = load_training_data(replace(plan.config, batch_size=1, workers=0), plan.world)
-    plan.dataset, plan.n_images = loader.dataset, len(loader.dataset)
-    yield Check("data", PASS, f"{plan.n_images:,} images of {plan.num_classes:,} identities in {plan.config.rec}")
-
 
 def check_images(plan: RunPlan) -> Iterator[Check]:
     """Reads and decodes images at even distances in the file, for at most SECONDS."""
-    if plan.dataset is None:
+    data = plan.run and plan.run.loader.dataset
+    if not isinstance(data, ImageDataset):  # missing, or CIFAR-10, which is in memory
         return
-    errors: list[str] = []
+    errors: list[UserError] = []
     read, seconds, start = 0, 0.0, time.perf_counter()
-    for index in np.unique(np.linspace(0, plan.n_images - 1, SAMPLE).astype(int)).tolist():
+    for index in np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(int)).tolist():
         try:
-            plan.dataset[index]
+            data[index]
         except UserError as error:
-            errors.append(str(error))
+            errors.append(error)
         read, seconds = read + 1, time.perf_counter() - start
         if seconds > SECONDS:
             break
     if errors:
-        found, fix = split_message("images", errors[0])
-        state = WARN if plan.config.on_bad_image == "skip" else FAIL
-        yield Check("images", state, f"{len(errors)} of {read} cannot be read: {found}", fix)
+        first = error_check("images", WARN if plan.config.on_bad_image == "skip" else FAIL, errors[0])
+        yield first._replace(found=f"{len(errors)} of {read} cannot be read: {first.found}")
     else:
         yield Check("images", PASS, f"{read} read and decoded in {seconds:.2f} s, {read / seconds:,.0f} a second")
 
 
-def check_sets(read: ReadSets, plan: RunPlan) -> Iterator[Check]:
-    """Reads every image of the evaluation sets. A problem is only a warning if the run does not evaluate.
-
-    read: eval.inputs.sets.load_config_sets.
-    """
+def check_sets(plan: RunPlan) -> Iterator[Check]:
+    """Reads every image of the evaluation sets. A problem is only a warning if the run does not evaluate."""
     config = plan.config
+    if plan.kind.command == "search":
+        return
     present = [name for name in config.val_targets if path_exists(Path(config.rec, f"{name}.bin").exists)]
     missing = [f"{name}.bin" for name in config.val_targets if name not in present]
     if present and missing:
         fix = f"put it there, or name only those that are there: val_targets={','.join(present)}"
         yield Check("sets", WARN, f"no {', '.join(missing)} in {config.rec}: left out", fix)
     for names in [[name] for name in present] or [config.val_targets]:  # one at a time, to save memory
-        yield from collect_checks("sets", _read_sets(read, plan, names), FAIL if config.eval_step else WARN)
+        yield from collect_checks("sets", _read_sets(config, names), FAIL if config.eval_step else WARN)
 
 
-def _read_sets(read: ReadSets, plan: RunPlan, names: list[str]) -> Iterator[Check]:
-    """Yields a check for each set that can be read, and adds up their size."""
-    for evaluation_set in read(replace(plan.config, val_targets=names), plan.world):
-        plan.set_bytes += evaluation_set.images.nbytes
+def _read_sets(config: Config, names: list[str]) -> Iterator[Check]:
+    """Yields a check for each set that can be read."""
+    for evaluation_set in load_config_sets(replace(config, val_targets=names), World(0, 1, torch.device("cpu"))):
         n_pairs, n_images = len(evaluation_set.issame), len(evaluation_set.images)
         yield Check("sets", PASS, f"{evaluation_set.name}: {n_pairs:,} pairs of {n_images:,} images")
-
-
-def check_workers(plan: RunPlan) -> Iterator[Check]:
-    """Allocates the shared memory of the loader workers of all processes on this machine."""
-    count = plan.config.workers
-    if count and plan.dataset is not None and plan.sampler is not None:
-        loaders = [SharedMemoryLoader(plan.dataset, plan.sampler, count) for _ in range(plan.local_processes)]
-        size = format_bytes(count * len(loaders) * plan.slot_bytes)
-        yield Check("workers", PASS, f"{count} for each of {format_processes(len(loaders))}, {size} of shared memory")

@@ -1,19 +1,40 @@
-"""Description of the run that the doctor checks."""
+"""Kinds of runs that the doctor checks, and what it finds out about one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from typing import NamedTuple
 
-from torch import nn
-
+from backbones import build_backbone
 from config.base import Config
-from utils.datasets.image_dataset import ImageDataset
-from utils.datasets.sampler import EpochSampler
-from utils.datasets.shared_buffers import SLOTS
-from utils.datasets.transforms import SIZE
-from utils.distillation.teacher import Teacher
+from NAS.search import check_config, prepare_search
+from NAS.task import SearchTask
+from utils.distillation.task import DistillTask, make_distillation_task
 from utils.distributed.process_group import World
-from utils.training.checkpointing.progress import TrainProgress
+from utils.training.arcface_task import ArcFaceTask, make_arcface_task
+from utils.training.checkpointing.resume import ResumePoint
+from utils.training.prepare import PreparedRun, check_training_config, prepare_training
+from utils.training.task import Task
+
+
+class Kind(NamedTuple):
+    """Kind of run: its command, and what that command calls."""
+
+    title: str
+    command: str  # as `warn_unused_fields` names it
+    script: str
+    task_type: type[Task]
+    check_config: Callable[[Config], None]  # raises UserError
+    prepare: Callable[[Config, World], PreparedRun]
+
+
+_prepare_arcface = partial(prepare_training, build_backbone, make_arcface_task)
+_prepare_distillation = partial(prepare_training, build_backbone, partial(make_distillation_task, build_backbone))
+TRAINING = Kind("plain training", "train", "./train.sh", ArcFaceTask, check_training_config, _prepare_arcface)
+DISTILLATION = Kind(
+    "distillation", "train_kd", "./train_kd.sh", DistillTask, check_training_config, _prepare_distillation
+)
+SEARCH = Kind("architecture search", "search", "NAS/search.sh", SearchTask, check_config, prepare_search)
 
 
 @dataclass
@@ -21,28 +42,12 @@ class RunPlan:
     """Run that is checked, and what the checks so far have found out about it."""
 
     config: Config
-    local_processes: int  # processes on this machine
+    kind: Kind
+    world: World  # the processes of this machine, which all make the checks
     processes: int  # processes on all machines
-    world: World  # of the doctor itself: one process
-    backbone: nn.Module
-    n_images: int  # 0: unknown
-    num_classes: int  # 0: unknown
-    epoch_end_steps: Sequence[int]  # global step at the end of each epoch
-    distils: bool  # whether it trains with a teacher (./train_kd.sh)
-    dataset: ImageDataset | None = None
-    sampler: EpochSampler | None = None
-    progress: TrainProgress = field(default_factory=TrainProgress)  # at the start of the run
+    run: PreparedRun | None = None
+    resume_point: ResumePoint = field(default_factory=ResumePoint)
+    total_steps: int = 0
+    epochs_left: int = 0
     replaced: int = 0  # checkpoints of this run that newer ones will replace
-    teacher: Teacher | None = None
-    teacher_files: list[Path] = field(default_factory=list)  # one per epoch
-    set_bytes: int = 0  # decoded images of the evaluation sets
-
-    @property
-    def header_bytes(self) -> int:
-        """Bytes of the header's float32 weights for all classes."""
-        return 4 * self.config.embedding_size * self.num_classes
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of the shared memory that one loader worker writes images to."""
-        return SLOTS * self.config.batch_size * SIZE * SIZE * 3
+    task: Task | None = None

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from utils.checkpoints.run_file import START_OVER_HINT
-from utils.errors import UserError, out_of_memory
+from utils.errors import UserError, translate_out_of_memory
 from utils.logs.run_log import log
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
-CLOSE = 0.85  # fraction of what is free above which a need becomes a warning, because needs are estimates
-# Fix by subject, for messages that name none themselves.
+# Fix by subject, for errors and warnings that name none themselves.
 _DEFAULT_FIXES = {
     "config": "remove them from the config",
     "data": "copy the files again, or create them again (data/README.md)",
@@ -20,7 +19,6 @@ _DEFAULT_FIXES = {
     "images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
     "resume": f"name another output, or {START_OVER_HINT}; check the disk if a file is damaged",
-    "student": "name other weights with student_pth and student_global_step",
     "teacher": "copy it again, or name another",
 }
 
@@ -37,56 +35,47 @@ class Check(NamedTuple):
 def collect_checks(subject: str, checks: Iterable[Check], state_of_error: str = FAIL) -> Iterator[Check]:
     """Yields the checks, then one for an error that ended them and one for each warning logged meanwhile.
 
-    state_of_error: state of a check made from a UserError or OSError; running out of memory is always FAIL.
+    state_of_error: state of a check made from a UserError, a lack of memory or an OSError.
     """
-    with _captured_warnings() as messages:
+    with capture_warnings() as warnings:
         try:
-            yield from checks
+            with translate_out_of_memory():
+                yield from checks
         except (UserError, OSError) as error:
-            yield Check(subject, state_of_error, *split_message(subject, str(error)))
-        except (MemoryError, RuntimeError, TypeError, ValueError) as error:
-            if (problem := out_of_memory(error)) is None:
-                raise
-            yield Check(subject, FAIL, *split_message(subject, str(problem)))
-    yield from (Check(subject, WARN, *split_message(subject, message)) for message in messages)
+            yield error_check(subject, state_of_error, error)
+    yield from (error_check(subject, WARN, warning) for warning in warnings)
 
 
 @contextmanager
-def _captured_warnings() -> Iterator[list[str]]:
-    """Collects the warnings of the project's log, which prints nothing inside the block."""
-    messages: list[str] = []
+def capture_warnings() -> Iterator[list[object]]:
+    """Collects the warnings of the project's log, texts or UserErrors. The log prints nothing inside the block."""
+    warnings: list[object] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: warnings.append(record.msg)  # type: ignore[method-assign]
     handlers, propagate = log.handlers, log.propagate
     log.handlers, log.propagate = [handler], False
     try:
-        yield messages
+        yield warnings
     finally:
         log.handlers, log.propagate = handlers, propagate
 
 
-def split_message(subject: str, message: str) -> tuple[str, str]:
-    """Splits a message at its first "; " into problem and fix; without a fix, takes the default of the subject."""
-    found, _, fix = message.partition("; ")
+def error_check(subject: str, state: str, error: object) -> Check:
+    """Returns a check of what an error, or the text of a warning, says; without a fix it has the subject's default."""
+    found, fix = (error.problem, error.fix) if isinstance(error, UserError) else (str(error), "")
     if not fix and (match := re.match(r"config (\w+):", found)):
         fix = f"change {match[1]} in the config, or for one run with {match[1]}=…"
-    return found, fix or _DEFAULT_FIXES.get(subject, "check the file or folder that it names")
-
-
-def compare_with_free(subject: str, need: float, free: float, found: str, fix: str) -> Check:
-    """Returns a check of whether the bytes needed fit into the bytes free; a close fit is a warning."""
-    state = FAIL if need > free else WARN if need > CLOSE * free else PASS
-    return Check(subject, state, found, "" if state == PASS else fix)
-
-
-def not_checked(subject: str) -> Check:
-    """Returns the warning of a check that was skipped because the data check failed."""
-    return Check(subject, WARN, "not checked, because it needs the data", "fix the data, then run the doctor again")
+    return Check(subject, state, found, fix or _DEFAULT_FIXES.get(subject, "check the file or folder that it names"))
 
 
 def format_processes(count: int) -> str:
     """Returns the count with its noun, such as "2 processes"."""
     return f"{count} process{'es' * (count > 1)}"
+
+
+def format_hours(seconds: float) -> str:
+    """Returns a time in hours, below 1 hour also in minutes."""
+    return f"{seconds / 3600:,.2f} hours" + (f" ({seconds / 60:.1f} minutes)" if seconds < 3600 else "")
 
 
 def format_bytes(size: float) -> str:

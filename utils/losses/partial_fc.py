@@ -58,7 +58,7 @@ class ShardedHeader(nn.Module):
         """
         super().__init__()
         if n_classes < world.size:
-            raise UserError(f"head: {n_classes} classes cannot be split over {world.size} processes; use fewer")
+            raise UserError(f"head: {n_classes} classes cannot be split over {world.size} processes", fix="use fewer")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate: should be above 0 and at most 1, is {sample_rate}")
         self.n_classes, self.margin, self.s = n_classes, margin, s
@@ -226,7 +226,7 @@ def load_full_state_dict(module: ShardedHeader, kernel: Tensor | None) -> None:
     def check() -> None:
         if kernel is None or kernel.shape != expected:
             shape = None if kernel is None else tuple(kernel.shape)
-            raise UserError(f"header: kernel is {shape}, should be {expected}; check embedding_size and the data")
+            raise UserError(f"header: kernel is {shape}, should be {expected}", fix="check embedding_size and the data")
 
     run_on_main(module.world, check)
     scatter_columns(kernel, module.kernel, module.n_classes, module.world)

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from utils.distributed.process_group import wrap_ddp
 from utils.losses.header import header_loss
-from utils.training.task import Batch, Task
+from utils.training.task import Batch, Task, TaskInputs
 
 
 class ArcFaceTask(Task):
@@ -12,3 +13,8 @@ class ArcFaceTask(Task):
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"Loss": scalar}."""
         return {"Loss": header_loss(self.header, self.backbone(batch.images), batch.labels)}
+
+
+def make_arcface_task(inputs: TaskInputs) -> Task:
+    """Returns the task of ArcFace training without a teacher. Collective."""
+    return ArcFaceTask(wrap_ddp(inputs.backbone, inputs.world), inputs.header)

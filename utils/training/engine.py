@@ -185,7 +185,7 @@ def _raise_data_failure(code: int, failed_loader: SharedMemoryLoader | None, con
     if failed_loader:
         failed_loader.raise_pending_error()
     if code == LOADER_FAILED:
-        raise RetryableError(f"the loader of another process failed; {resume_hint(config)}")
+        raise RetryableError("the loader of another process failed", fix=resume_hint(config))
     raise SystemExit(2)
 
 

@@ -22,8 +22,8 @@ def require_finite(name: str | None, step: int, output: str) -> None:
     """Raises UserError unless `name` is None. name: the first tensor to be written that is not finite."""
     if name:
         raise UserError(
-            f"{name} is not finite after step {step}: it is not written, the files in {output} stay as they are; "
-            "lower lr, or try precision=fp32"
+            f"{name} is not finite after step {step}: it is not written, the files in {output} stay as they are",
+            fix="lower lr, or try precision=fp32",
         )
 
 
@@ -125,5 +125,6 @@ class NonFiniteGuard:
         steps = list(self.consecutive)
         raise UserError(
             f"loss or gradient is not finite in {len(steps)} steps in a row, {steps[0]} to {steps[-1]} (learning rate "
-            f"{lr:g}); {report}; lower lr, or try precision=fp32"
+            f"{lr:g}); {report}",
+            fix="lower lr, or try precision=fp32",
         )

@@ -21,8 +21,9 @@ def check_student(config: Config) -> None:
     folder = path.parent if exists_as_non_folder(path) else path
     if config.student_pth and folder.resolve() == Path(config.output).resolve():
         raise UserError(
-            f"config student_pth: {config.student_pth!r} is in the output folder; to resume from a step there use "
-            "--resume 1 global_step=STEP, to start a new run from its weights name another output"
+            f"config student_pth: {config.student_pth!r} is in the output folder",
+            fix="to resume from a step there use "
+            "--resume 1 global_step=STEP, to start a new run from its weights name another output",
         )
 
 
@@ -66,7 +67,8 @@ def _load_header(header: nn.Module, path: Path, world: World) -> None:
         if saved.shape != (rows, classes):
             raise UserError(
                 f"{path}: its header is {tuple(saved.shape)}, that of this run (embedding_size, classes) = "
-                f"{(rows, classes)}; train with a new one: student_header=False, or check rec and num_classes"
+                f"{(rows, classes)}",
+                fix="train with a new one: student_header=False, or check rec and num_classes",
             )
         loaded.append(saved)
 

@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 
 from config import load_config
-from tests.helpers.commands import DEMO, run_command
+from tests.helpers.commands import DEMO, copy_run, run_command
 from tests.helpers.doctor_helpers import (
     Usage,
     check_states,
     make_config,
+    make_plan,
     one_process_on_a_cpu,  # noqa: F401  (for every test here)
     run_checks,
     single,
@@ -25,7 +28,8 @@ from tests.helpers.paths import ROOT
 from utils.datasets.face_dataset import FaceDataset
 from utils.doctor import command as doctor
 from utils.doctor import data as checks_of_data
-from utils.doctor.command import SUBJECTS
+from utils.doctor.command import SUBJECTS, count_processes
+from utils.doctor.plan import DISTILLATION
 from utils.doctor.table import FAIL, PASS, WARN, Check, collect_checks
 from utils.errors import UserError
 
@@ -36,33 +40,37 @@ def data(tmp_path) -> Path:
     return write_data(tmp_path / "data")
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
-def test_a_healthy_run_passes(demo):
-    done = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, "output=output/well", "num_epoch=2")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_healthy_run_passes_and_writes_nothing(demo, tmp_path):
+    folders = [f"output={tmp_path / 'out'}", f"log_dir={tmp_path / 'logs'}"]
+    done = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, *folders, "num_epoch=2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     lines = done.stdout.splitlines()
     assert "pass  data       48 images of 6 identities in data/faces_demo" in lines
     assert "pass  steps      12, 6 an epoch; 1 process with 8 images each" in lines
+    speed, memory = (line for line in lines if line.startswith("pass  dry run    "))
+    assert re.search(r" [\d,.]+ img/s by 1 process: [\d.]+ hours \([\d.]+ minutes\) for the run, without ", speed)
+    assert re.search(r" peak memory [\d.]+ [MG]iB in each process", memory)
     assert lines[-1].endswith(" pass, 0 warn, 0 fail") and "fix:" not in done.stdout
-    assert {line.split()[1] for line in lines[:-1]} == set(SUBJECTS) - {
-        "precision",
-        "head",
-        "student",
-        "teacher",
-    }  # not asked for
-    assert not list((demo / "output" / "well").iterdir())
+    assert {line[6:15].rstrip() for line in lines[:-1]} == set(SUBJECTS) - {"precision"}
+    assert list(contents(tmp_path)) == []
 
 
 def test_a_warning_is_no_failure_and_a_failure_is_exit_code_1(demo):
     warned = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, "num_epoch=2")
     assert warned.returncode == 0
-    assert "warn  resume     the run in output/demo is finished" in warned.stdout
+    assert "warn  steps      the run in output/demo is finished" in warned.stdout
     failed = run_command(demo, sys.executable, "utils/doctor", *DEMO, "output=output/ill", "--multi-step")
     assert failed.returncode == 1
-    assert "\nfail  teacher    config teacher_pth: is empty\n                 fix: name the folder" in failed.stdout
-    assert "\npass  memory " in failed.stdout and failed.stdout.endswith(", 1 fail\n")
+    assert "\nfail  task       config teacher_pth: is empty\n                 fix: name the folder" in failed.stdout
+    assert "\npass  sets " in failed.stdout and failed.stdout.endswith(", 1 fail\n")
 
 
 def test_the_kind_of_run_that_is_checked(demo, tmp_path):
@@ -78,21 +86,97 @@ def test_the_kind_of_run_that_is_checked(demo, tmp_path):
     code, kind, _ = ask_doctor(*DEMO, f"output={tmp_path}", "teacher_pth=nowhere", "teacher_network=unheard-of")
     assert (code, kind) == (0, "plain training")
     code, kind, stdout = ask_doctor(*DEMO, f"output={tmp_path}", "teacher_pth=nowhere", "--kd")
-    assert (code, kind) == (1, "distillation") and "fail  teacher" in stdout
+    assert (code, kind) == (1, "distillation") and "fail  task" in stdout
     refused = run_command(demo, *command, *DEMO, "teacher_network=unheard-of", "--kd")
     assert refused.returncode == 2 and "config teacher_network: 'unheard-of' is not a known network" in refused.stderr
     trained = run_command(demo, sys.executable, "train_kd.py", *DEMO, *teacher, "max_steps=2", f"log_dir={tmp_path}")
     assert trained.returncode == 0, trained.stderr
-    code, kind, stdout = ask_doctor(f"output={tmp_path}", "max_steps=3")  # by the config.json of the run
-    assert (code, kind) == (0, "distillation") and "resumes from step 2" in stdout
-    assert ask_doctor(f"output={demo / 'output' / 'demo'}", "num_epoch=3")[:2] == (0, "plain training")
+    before = contents(tmp_path)
+    code, kind, stdout = ask_doctor(f"output={tmp_path}", "max_steps=5")  # by the config.json of the run
+    assert (code, kind) == (0, "distillation") and "resumes from step 2" in stdout and "img/s" in stdout
+    assert contents(tmp_path) == before
+
+
+def test_a_resumed_run_loads_its_checkpoint_and_changes_nothing(demo, tmp_path):
+    out = tmp_path / "out"
+    copy_run(demo / "output" / "demo", out)
+    before = contents(tmp_path)
+    command = [sys.executable, "-m", "utils.doctor", "--config", out, "num_epoch=3", f"log_dir={out}"]
+    done = run_command(demo, *command)
+    assert done.returncode == 0, done.stdout
+    assert "resumes from step 12, in epoch 2" in done.stdout and " to go, without evaluation" in done.stdout
+    failed = run_command(demo, *command, "channel=8")
+    assert failed.returncode == 1 and f"fail  dry run    {out}/checkpoint.pth (backbone): stem.0" in failed.stdout
+    assert contents(tmp_path) == before
+
+
+def test_two_processes_train_together(demo, tmp_path):
+    folders = [f"output={tmp_path}", f"log_dir={tmp_path}"]
+    command = [sys.executable, "-m", "utils.doctor", *DEMO, *folders, "head=sharded"]
+    done = run_command(demo, *command, NPROC="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pass  steps      9, 3 an epoch; 2 processes with 8 images each" in done.stdout
+    assert " img/s by 2 processes: " in done.stdout and list(contents(tmp_path)) == []
+    failed = run_command(demo, *command, "batch_size=30", NPROC="2")
+    assert failed.returncode == 1 and failed.stdout.endswith(", 1 warn, 1 fail\n")
+    assert "30 images on 2 processes are more than the data set's 48\n                 fix: lower" in failed.stdout
+
+
+def test_the_search_is_checked(demo, tmp_path):
+    small = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=4", "workers=0", "n_nodes=2", "search_eval=4"]
+    where = ["rec=data/faces_demo", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    command = [sys.executable, "-m", "utils.doctor", "--search", *small, *where]
+    done = run_command(demo, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "checked for architecture search (NAS/search.sh)" in done.stdout and " img/s by 1 process" in done.stdout
+    assert list(contents(tmp_path)) == []
+    failed = run_command(demo, *command, "precision=fp16")
+    assert (
+        failed.returncode == 1 and "fail  config     config precision: the search runs in fp32 or bf16" in failed.stdout
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_a_lack_of_memory_is_a_failed_dry_run(demo, tmp_path):
+    sizes = ["channel=256", "batch_size=48", "workers=0", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    command = f'ulimit -v 6000000; exec "$PYTHON" -m utils.doctor {" ".join([*DEMO, *sizes])}'
+    done = run_command(demo, "bash", "-c", command, new_interpreter=True, OMP_NUM_THREADS="1")  # which has the limit
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "\npass  task " in done.stdout and "\npass  sets " in done.stdout
+    assert re.search(
+        "\nfail  dry run    out of memory .*\n                 fix: lower batch_size, workers,", done.stdout
+    )
+    assert "\nwarn  disk       not checked: disk\n" in done.stdout and list(contents(tmp_path)) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_the_system_ends_is_a_failed_dry_run(demo, tmp_path):
+    """Killed in the middle of the dry run, as the system does when memory runs out."""
+    sizes = ["channel=64", "batch_size=48", "workers=0", f"output={tmp_path}", f"log_dir={tmp_path}"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "utils.doctor", *DEMO, *sizes]
+    with subprocess.Popen(command, cwd=demo, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        while not running.stdout.readline().startswith("pass  task "):
+            assert running.poll() is None
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        (child,) = (pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(int(child), signal.SIGKILL)
+        rest = running.stdout.read()
+    assert running.returncode == 1 and list(contents(tmp_path)) == []
+    assert rest == (
+        "fail  dry run    process 0 was ended by SIGKILL, as when memory runs out\n"
+        "                 fix: lower batch_size, workers, or the number of processes (NPROC)\n"
+    )
 
 
 def test_sizes_that_fit_no_memory_are_a_line(demo, tmp_path):
-    for command in (["-m", "utils.doctor"], ["train.py"]):
-        done = run_command(demo, sys.executable, *command, *DEMO, f"output={tmp_path}", "channel=65536")
-        assert done.returncode == 2, done.stdout
-        assert re.fullmatch(r"error: out of memory .*; lower batch_size, .*\n", done.stderr), done.stderr
+    place = [f"output={tmp_path}", f"log_dir={tmp_path}", "channel=65536"]
+    done = run_command(demo, sys.executable, "train.py", *DEMO, *place)
+    assert done.returncode == 2, done.stdout
+    assert re.fullmatch(r"error: out of memory .*; lower batch_size, .*\n", done.stderr), done.stderr
+    checked = run_command(demo, sys.executable, "-m", "utils.doctor", *DEMO, *place)
+    assert checked.returncode == 1 and checked.stderr == ""
+    assert re.search("\nfail  task       out of memory .*\n                 fix: lower batch_size, ", checked.stdout)
 
 
 def test_a_wrong_config_is_exit_code_2(demo):
@@ -104,36 +188,25 @@ def test_a_wrong_config_is_exit_code_2(demo):
 def test_one_failure_hides_no_other(tmp_path, data):
     (data / "train.rec").unlink()
     (data / "tiny.bin").write_bytes(b"no pickle")
-    config = make_config(tmp_path, data, "eval_step=1", "teacher_pth=nowhere")
-    told = list(doctor.run_checks(doctor.plan_run(config, distils=True)))
-    assert {check.subject for check in told if check.state == FAIL} == {"data", "sets", "teacher"}
-    unknown = [check.subject for check in told if "needs the data" in check.found]
-    assert unknown == ["steps", "resume", "disk", "memory"]
+    (tmp_path / "file").write_text("")
+    config = make_config(tmp_path, data, "eval_step=1", f"log_dir={tmp_path / 'file'}")
+    told = list(doctor.run_checks(make_plan(config)))
+    assert {check.subject for check in told if check.state == FAIL} == {"output", "data", "sets"}
+    unknown = single([check for check in told if "not checked" in check.found])
+    assert unknown == Check("steps", WARN, "not checked: steps, task, dry run, disk", "fix data first")
     assert all(check.fix for check in told if check.state != PASS)
 
 
-def test_sizes_of_the_config_serve_where_the_data_are_missing(tmp_path):
-    config = make_config(tmp_path, tmp_path, "num_classes=7", "num_image=100")
-    config.rec = str(tmp_path / "none")  # as a config file may say
-    told = list(doctor.run_checks(doctor.plan_run(config)))
-    assert single_failure([check for check in told if check.subject == "data"]).found.startswith(
-        "config rec: no folder"
-    )
-    assert [check.found for check in told if check.subject == "steps"] == [
-        "36, 12 an epoch; 1 process with 8 images each"
-    ]
-    assert {check.state for check in told if check.subject in ("disk", "memory")} == {PASS}
-
-
 @pytest.mark.parametrize(
-    ("kd", "fields", "unused", "fix"),
+    ("kinds", "fields", "unused", "fix"),
     [
-        (False, ["w=3", "n_nodes=2"], "n_nodes, w: set, but not used by ./train.sh", "./train_kd.sh trains with"),
-        (True, ["w=3", "n_nodes=2"], "n_nodes: set, but not used by ./train_kd.sh", "remove them from the config"),
+        ([], ["w=3", "n_nodes=2"], "n_nodes, w: set, but not used by ./train.sh", "./train_kd.sh trains with"),
+        ([DISTILLATION], ["w=3", "n_nodes=2"], "n_nodes: set, but not used by ./train_kd.sh", "remove them from the"),
     ],
 )
-def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, unused, fix):
-    check = single_failure(run_checks(make_config(tmp_path, tiny_data, *fields), "config", kd=kd))
+def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kinds, fields, unused, fix):
+    plan = make_plan(make_config(tmp_path, tiny_data, *fields), *kinds)
+    check = single_failure(collect_checks("config", SUBJECTS["config"](plan)))
     assert check.state == WARN and check.found == f"Config: {unused}" and check.fix.startswith(fix)
 
 
@@ -141,9 +214,9 @@ def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kd, fields, 
 
 
 def test_the_schedule_is_said():
-    plan = doctor.plan_run(load_config(ROOT / "config" / "config_PocketNetS128.py"))
+    plan = make_plan(load_config(ROOT / "config" / "config_PocketNetS128.py"))
     network, schedule, _ = SUBJECTS["config"](plan)
-    assert network.found == "PocketNetS, 16 channels, 18 cells, embedding 128, fp32"
+    assert network.found == "PocketNetS, channel 16, n_layers 18, stem_multiplier 4, genotype softmax_casia, embedding 128, fp32"
     rates = "0.025 from 0, 0.0025 from 7, 0.00025 from 13, 2.5e-05 from 19, 2.5e-06 from 24"
     assert schedule.found == f"26 epochs; learning rate by epoch {rates}"
     plan.config.lr_func = lambda epoch: 1 - epoch / 26
@@ -223,25 +296,26 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
 
 def test_a_batch_that_is_larger_than_the_data(tmp_path, tiny_data, monkeypatch):
     config = make_config(tmp_path, tiny_data, "batch_size=16")
-    assert single(run_checks(config, "data", "steps")).found == "6, 2 an epoch; 1 process with 16 images each"
+    assert run_checks(config, "data", "steps")[0].found == "6, 2 an epoch; 1 process with 16 images each"
     monkeypatch.setenv("NPROC", "2")
-    assert single(run_checks(config, "data", "steps")).found == "3, 1 an epoch; 2 processes with 16 images each"
+    assert run_checks(config, "data", "steps")[0].found == "3, 1 an epoch; 2 processes with 16 images each"
     monkeypatch.setenv("NNODES", "2")
     check = single_failure(run_checks(config, "data", "steps"))
     assert check.state == FAIL and "16 images on 4 processes" in check.found and check.fix == "lower batch_size"
     config.batch_size = 1
-    assert "batch norm" in single_failure(run_checks(config, "data", "steps")).found
+    told = list(doctor.run_checks(make_plan(config)))
+    config_failed, others = (check for check in told if check.state != PASS)
+    assert config_failed.subject == "config" and "batch norm" in config_failed.found
+    assert others.found == "not checked: device, precision, data, steps, task, dry run, disk"
 
 
-def test_processes_are_counted_as_they_are_started(tmp_path, tiny_data, monkeypatch):
+def test_processes_are_counted_as_they_are_started(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    config = make_config(tmp_path, tiny_data)
 
     def counted(**environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        plan = doctor.plan_run(config)
-        return plan.local_processes, plan.processes
+        return count_processes()
 
     assert counted() == (4, 4)
     assert counted(NPROC="2", NNODES="3") == (2, 6)
@@ -254,34 +328,12 @@ def test_processes_are_counted_as_they_are_started(tmp_path, tiny_data, monkeypa
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no such folder for shared memory")
 def test_shared_memory_that_is_too_small(tmp_path, tiny_data, monkeypatch):
     config = make_config(tmp_path, tiny_data, "workers=2")
-    found = "2 for each of 1 process, 4.6 MiB of shared memory"
-    assert single(run_checks(config, "data", "steps", "workers")) == Check("workers", PASS, found)
-    monkeypatch.setenv("NPROC", "2")
-    size = 2 * 8 * 8 * 112 * 112 * 3  # of a process
-    for most, state in ((2 * size, PASS), (2 * size - 1, FAIL)):
-        left = iter([most, most - size])
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, left=left: Usage(1 << 40, 0, next(left)))
-        check = single(run_checks(config, "data", "steps", "workers"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    size = 2 * 2 * 8 * 8 * 112 * 112 * 3  # of two processes with two workers each
+    for left, state in ((size, PASS), (size - 1, FAIL)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, left=left: Usage(1 << 40, 0, left))
+        check = single(run_checks(config, "data"))
         assert check.state == state and ("--shm-size" in check.fix) == (state == FAIL)
-
-
-# ------------------------------------------------------------------------------------------------------ a sharded head
-
-
-def test_a_sharded_head_needs_a_class_for_every_process(tmp_path, tiny_data, monkeypatch):
-    config = make_config(tmp_path, tiny_data, "batch_size=4")  # 4 classes
-    monkeypatch.setenv("NPROC", "5")
-    assert run_checks(config, "data", "steps", "head") == []  # whole, it is not split
-    config.head = "sharded"
-    check = single_failure(run_checks(config, "data", "steps", "head"))
-    assert (check.state, check.fix) == (FAIL, "4 processes at most, or head=whole")
-    assert check.found == "head: 4 classes cannot be split over 5 processes"  # as the training says
-    assert single_failure(run_checks(config, "head")).state == WARN  # classes are not known
-    monkeypatch.setenv("NPROC", "3")
-    found = "sharded over 3 processes: at most 2 of 4 classes each"
-    assert single(run_checks(config, "data", "steps", "head")) == Check("head", PASS, found)
-    config.sample_rate = 0.5
-    assert single(run_checks(config, "data", "steps", "head")).found == f"{found}, 0.5 of them a step"
 
 
 # -------------------------------------------------------------------------------------------------------------- mends

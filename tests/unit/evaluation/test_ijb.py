@@ -821,7 +821,7 @@ def test_what_was_embedded_before_an_error_is_kept(photos, tmp_path, error):
     class Breaks(Means):
         def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if self.met == 4:
-                raise error
+                raise error("stopped")
             return super().__call__(images)
 
     crops = Crops(photos / "loose_crop", images_of(photos), skip_missing=False)

@@ -31,7 +31,8 @@ def find_image_keys(reader: IndexedRecordReader) -> tuple[np.ndarray, int]:
     if not (math.isfinite(announced_end) and announced_end.is_integer() and announced_end >= 1):
         raise RecordError(
             f"{reader.location(0)}: its label should be the end of the image keys, a whole number from 1, but is "
-            f"{announced_end:g}; copy the file again"
+            f"{announced_end:g}",
+            fix="copy the file again",
         )
     end = find_image_end(reader, int(announced_end))
     image_keys = keys[(keys >= 1) & (keys < end)]
@@ -68,6 +69,7 @@ def _count_missing(reader: IndexedRecordReader, image_keys: np.ndarray, end: int
     if missing and image_keys.max(initial=0) < end - 1 and not (reader.keys >= end).any():
         raise RecordError(
             f"{reader.idx}: record 0 of {reader.rec} announces {end - 1} images, {missing} of them are not in the "
-            f"index, which ends with key {reader.keys.max()}; {reindex_hint(reader.rec)}"
+            f"index, which ends with key {reader.keys.max()}",
+            fix=reindex_hint(reader.rec),
         )
     return missing

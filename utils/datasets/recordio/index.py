@@ -57,7 +57,7 @@ def _parse(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open_record_file(path) as file, as_record_error(path):
         text = file.read()
     if not text:
-        raise RecordError(f"{path}: the index is empty; copy it again")
+        raise RecordError(f"{path}: the index is empty", fix="copy it again")
     if b"\r" in text:
         text = text.replace(b"\r\n", b"\n")
     is_terminated = text.endswith(b"\n")
@@ -85,7 +85,7 @@ def _bad_line(path: Path, text: bytes) -> RecordError:
     shown = repr(line[:60])[1:]
     is_negative = re.fullmatch(rb"-?\d+\t-?\d+", line) and b"-" in line
     problem = "a number is negative" if is_negative else "not 'key<TAB>offset'"
-    return RecordError(f"{path}, line {number}: {shown}: {problem}; the file is damaged: copy it again")
+    return RecordError(f"{path}, line {number}: {shown}: {problem}", fix="the file is damaged: copy it again")
 
 
 def _check_offsets(idx: Path, rec: Path, size: int, keys: np.ndarray, offsets: np.ndarray) -> None:
@@ -96,7 +96,8 @@ def _check_offsets(idx: Path, rec: Path, size: int, keys: np.ndarray, offsets: n
         key, offset = keys[line], offsets[line]
         problem = "no record begins there" if offset & 3 else "that is at or past its end: it is cut short or another's"
         raise RecordError(
-            f"{idx}, line {line + 1}: record {key} at byte {offset} of {rec} ({size} bytes): {problem}; copy both again"
+            f"{idx}, line {line + 1}: record {key} at byte {offset} of {rec} ({size} bytes): {problem}",
+            fix="copy both again",
         )
 
 
@@ -110,7 +111,8 @@ def _check_repeats(idx: Path, rec: Path, keys: np.ndarray, offsets: np.ndarray) 
         first, second = order[repeated[0]], order[repeated[0] + 1]
         raise RecordError(
             f"{idx}, line {second + 1}: keys {keys[first]} and {keys[second]} have the same offset {offsets[first]}, "
-            f"{repeated.size} of {len(keys)} lines repeat an offset; {reindex_hint(rec)}"
+            f"{repeated.size} of {len(keys)} lines repeat an offset",
+            fix=reindex_hint(rec),
         )
 
 

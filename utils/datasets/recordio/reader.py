@@ -118,8 +118,8 @@ class IndexedRecordReader:
         if magic != MAGIC:
             problem = f"byte {offset} should begin its part {n_before + 1}" if n_before else "no record begins here"
             raise RecordError(
-                f"{self.location(key)}: {problem}: magic {magic:#010x} instead of {MAGIC:#010x}; the file is damaged "
-                f"or {self.idx} belongs to another one: copy both again"
+                f"{self.location(key)}: {problem}: magic {magic:#010x} instead of {MAGIC:#010x}",
+                fix=f"the file is damaged or {self.idx} belongs to another one: copy both again",
             )
         if cflag not in ((2, 3) if n_before else (0, 1)):
             problem = f"the final part is missing: at byte {offset}" if n_before else "a first part should be here:"
@@ -134,7 +134,7 @@ class IndexedRecordReader:
         return cflag, start, end, next_offset
 
     def _damaged(self, key: int, problem: str) -> RecordError:
-        return RecordError(f"{self.location(key)}: {problem}; {_RECOPY}")
+        return RecordError(f"{self.location(key)}: {problem}", fix=_RECOPY)
 
     def read_image(self, key: int) -> tuple[RecordHeader, bytes]:
         """Returns the header and the encoded image of image record `key`. Raises RecordError as `read` does."""
@@ -142,7 +142,7 @@ class IndexedRecordReader:
         try:
             return unpack(record)
         except RecordError as error:
-            raise RecordError(f"{self.location(key)}: {error}") from None
+            raise RecordError(f"{self.location(key)}: {error.problem}", error.fix) from None
 
     def labels(self, keys: ArrayLike) -> np.ndarray:
         """Returns the first label of each of the N image records `keys`: (N,) float32. Reads only their headers."""
@@ -171,7 +171,8 @@ class IndexedRecordReader:
             unknown = ends[indexed[np.searchsorted(indexed, ends)] != ends]
             if unknown.size:
                 raise RecordError(
-                    f"{self.idx}: the record at byte {unknown[0]} of {self.rec} is not in it; {reindex_hint(self.rec)}"
+                    f"{self.idx}: the record at byte {unknown[0]} of {self.rec} is not in it",
+                    fix=reindex_hint(self.rec),
                 )
 
     def _single_part_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -216,30 +217,33 @@ class IndexedRecordReader:
         if self._map is None or self._pid != os.getpid():
             self._map = self._open()
             self._pid = os.getpid()
-        self._check(self._descriptor, "was written to while in use; copy it again")
+        self._check(self._descriptor, "was written to while in use", fix="copy it again")
         return self._map
 
     def _open(self) -> mmap.mmap:
         if self._closed:
             raise RecordError(f"{self.rec}: the reader is closed")
         with open_record_file(self.rec) as file:
-            self._check(file.fileno(), "was replaced or written to while in use; start again")
+            self._check(file.fileno(), "was replaced or written to while in use", fix="start again")
             opened = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
             self._descriptor = os.dup(file.fileno())  # the map holds a descriptor too, but does not expose it
             weakref.finalize(opened, os.close, self._descriptor)
             return opened
 
-    def _check(self, file: int, problem: str) -> None:
-        """Raises RecordError with `problem` where the open file is not the one, or not the content, read at first."""
+    def _check(self, file: int, problem: str, fix: str) -> None:
+        """Raises RecordError unless the open file is the one, and has the content, that was read at first.
+
+        problem, fix: of the error where the file has not become shorter.
+        """
         identity = _file_identity(file)
         if identity == self._identity:
             return
         size = os.fstat(file).st_size
         if size < self._size:
-            raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use; copy it again")
+            raise RecordError(f"{self.rec}: shrank from {self._size} to {size} bytes while in use", fix="copy it again")
         with as_record_error(self.rec):
             if size > self._size or _digest_samples(file, size) != self._content:
-                raise RecordError(f"{self.rec}: {problem}")
+                raise RecordError(f"{self.rec}: {problem}", fix)
         self._identity = identity  # touched, or replaced by a copy of itself
 
 

@@ -66,7 +66,7 @@ def scan_file(rec: Path) -> Iterator[ScannedRecord]:
 def check_indexed_ends(file: int, rec: Path, idx: Path, first: int, last: int, size: int) -> None:
     """Raises RecordError where the file has records before the `first` or after the `last` offset of an index."""
     if first:
-        raise RecordError(f"{idx}: its first record is at byte {first} of {rec}, not at 0; {reindex_hint(rec)}")
+        raise RecordError(f"{idx}: its first record is at byte {first} of {rec}, not at 0", fix=reindex_hint(rec))
     try:
         end = scan_record(file, rec, last, size).end
         scan_record(file, rec, end, size)
@@ -74,9 +74,10 @@ def check_indexed_ends(file: int, rec: Path, idx: Path, first: int, last: int, s
         return
     raise RecordError(
         f"{idx}: its last record is at byte {last}, but {size - end} bytes of records follow it in {rec}: the index is "
-        f"cut short; {reindex_hint(rec)}"
+        "cut short",
+        fix=reindex_hint(rec),
     )
 
 
 def _no_record(rec: Path, offset: int, problem: str) -> RecordError:
-    return RecordError(f"{rec}: byte {offset}: {problem}; the file is cut short or damaged: copy it again")
+    return RecordError(f"{rec}: byte {offset}: {problem}", fix="the file is cut short or damaged: copy it again")

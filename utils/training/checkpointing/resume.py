@@ -99,14 +99,12 @@ def _select_checkpoint(
     state = read_checkpoint(folder)
     if config.resume == "1" and not config.global_step and state is None:
         raise UserError(
-            f"config resume: {folder} holds no {CHECKPOINT_FILE}; name a step of its published files with "
-            "global_step=STEP"
+            f"config resume: {folder} holds no {CHECKPOINT_FILE}",
+            fix="name a step of its published files with global_step=STEP",
         )
     if config.resume != "1" and config.global_step and state is None:
-        log.warning(
-            f"config global_step: {config.global_step} is not used; to resume from the files of that step, add "
-            "--resume 1"
-        )
+        fix = "to resume from the files of that step, add --resume 1"
+        log.warning(UserError(f"config global_step: {config.global_step} is not used", fix))
     if state is None:
         return None
     with as_checkpoint_error(folder / CHECKPOINT_FILE):
@@ -168,7 +166,8 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
             steps = {int(re.match(r"\d+", file.name)[0]) for file in exported_files(folder, suffixes)}  # type: ignore[index]
             known = ", ".join(map(str, sorted(steps))) or "there is none"
             raise UserError(
-                f"config global_step: {path}: no such checkpoint; name another step with global_step=STEP ({known})"
+                f"config global_step: {path}: no such checkpoint",
+                fix=f"name another step with global_step=STEP ({known})",
             )
 
 
@@ -182,21 +181,23 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             if saved_type in _COMMANDS
             else f"name another, or {START_OVER_HINT}"
         )
-        raise UserError(f"config output: {where} is of another kind of run ({saved_type:.40}); {fix}")
+        raise UserError(f"config output: {where} is of another kind of run ({saved_type:.40})", fix=fix)
     if state["images"] != loader.sampler.n_images:
         raise UserError(
             f"config rec: the run in {config.output} was on {state['images']!r:.20} images, but here are "
-            f"{loader.sampler.n_images}; name its data, or another output; {START_OVER_HINT}"
+            f"{loader.sampler.n_images}",
+            fix=f"name its data, or another output; {START_OVER_HINT}",
         )
     if state["config"]["seed"] != config.seed:
         raise UserError(
             f"config seed: {config.seed}, but the run in {config.output} shuffles its images with "
-            f"{state['config']['seed']!r:.20}; use that seed; {START_OVER_HINT}"
+            f"{state['config']['seed']!r:.20}",
+            fix=f"use that seed; {START_OVER_HINT}",
         )
     if (optimizer := state["config"].get("optimizer", "sgd")) != config.optimizer:
         raise UserError(
-            f"config optimizer: {config.optimizer}, but the run in {config.output} has {optimizer!r:.20}; use that; "
-            f"{START_OVER_HINT}"
+            f"config optimizer: {config.optimizer}, but the run in {config.output} has {optimizer!r:.20}",
+            fix=f"use that; {START_OVER_HINT}",
         )
 
 
