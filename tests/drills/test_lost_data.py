@@ -191,11 +191,11 @@ def test_a_worker_that_is_killed_leaves_a_checkpoint(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "value", "log_capture"),
+    ("limit", "value", "message"),
     [(resource.RLIMIT_NOFILE, 40, "Too many open files"), (resource.RLIMIT_AS, None, "an(not|'t) allocate memory")],
     ids=["file handles", "memory"],
 )
-def test_too_little_for_the_workers_is_one_line(data, limit, value, log_capture):
+def test_too_little_for_the_workers_is_one_line(data, limit, value, message):
     code = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -217,7 +217,7 @@ run_cli(main)
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert re.search(rf"^error: config workers: 20 loader workers .*{log_capture}.*; lower workers", done.stderr), (
+    assert re.search(rf"^error: config workers: 20 loader workers .*{message}.*; lower workers", done.stderr), (
         done.stderr
     )
     assert len(done.stderr.splitlines()) == 1, done.stderr
