@@ -250,7 +250,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
 
 
 @pytest.mark.parametrize(
-    ("files", "log_capture"),
+    ("files", "message"),
     [
         (
             ["Ann/1.jpg", "Bob/1.JPG"],
@@ -264,7 +264,7 @@ WANTED = r"training needs train\.rec, train\.idx and property \(data/README\.md\
         (["train.idx"], rf"{WANTED}; put them there"),
     ],
 )
-def test_the_error_for_other_data_names_what_is_expected_and_the_fix(tmp_path, files, log_capture):
+def test_the_error_for_other_data_names_what_is_expected_and_the_fix(tmp_path, files, message):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
@@ -273,7 +273,7 @@ def test_the_error_for_other_data_names_what_is_expected_and_the_fix(tmp_path, f
             FaceDataset(tmp_path)
         except UserError as error:
             raise UserError(str(error).replace(str(tmp_path), "FOLDER")) from None
-    assert re.search(log_capture, str(caught.value)) and "\n" not in str(caught.value)
+    assert re.search(message, str(caught.value)) and "\n" not in str(caught.value)
 
 
 def test_the_record_file_given_instead_of_its_folder(tiny_data):

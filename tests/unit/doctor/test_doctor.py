@@ -216,7 +216,8 @@ def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kinds, field
 def test_the_schedule_is_said():
     plan = make_plan(load_config(ROOT / "config" / "config_PocketNetS128.py"))
     network, schedule, _ = SUBJECTS["config"](plan)
-    assert network.found == "PocketNetS, channel 16, n_layers 18, stem_multiplier 4, genotype softmax_casia, embedding 128, fp32"
+    size = "channel 16, n_layers 18, stem_multiplier 4, genotype softmax_casia"
+    assert network.found == f"PocketNetS, {size}, embedding 128, fp32"
     rates = "0.025 from 0, 0.0025 from 7, 0.00025 from 13, 2.5e-05 from 19, 2.5e-06 from 24"
     assert schedule.found == f"26 epochs; learning rate by epoch {rates}"
     plan.config.lr_func = lambda epoch: 1 - epoch / 26
