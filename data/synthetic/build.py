@@ -76,7 +76,9 @@ def _is_up_to_date(out: Path, settings: Mapping[str, object], force: bool) -> bo
     if force:
         return False
     if stored != settings:
-        changed = ", ".join(f"{key} {stored[key]}, not {settings[key]}" for key in settings if stored[key] != settings[key])
+        changed = ", ".join(
+            f"{key} {stored[key]}, not {settings[key]}" for key in settings if stored[key] != settings[key]
+        )
         raise UserError(f"{out}: was made with other settings ({changed})", fix="--force makes it again")
     return True
 

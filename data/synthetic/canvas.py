@@ -39,7 +39,7 @@ def symmetric(xs: Coordinates, ys: Coordinates, zs: Coordinates) -> Points:
 
 
 def oval(x: float, y: float, z: float, a: float, b: float, tilt: float = 0, power: float = 1) -> Points:
-    """Returns an ellipse, (24, 3), around (x, y) at depth z, with half axes a and b. A power below 1 makes it squarer."""
+    """Returns an ellipse, (24, 3), around (x, y) at depth z with half axes a and b; power below 1: squarer."""
     t = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     u, v = (half * np.sign(f) * np.abs(f) ** power for half, f in ((a, np.cos(t)), (b, np.sin(t))))
     sin, cos = np.sin(tilt), np.cos(tilt)

@@ -1,4 +1,5 @@
-"""Draws photos of synthetic people before alignment: larger than the face, which is somewhere in them, turned and scaled.
+"""Draws photos of synthetic people before alignment: larger than the face, which is somewhere in them, turned and
+scaled.
 
 A `Detection` is one face in one photo with the output of a face detector. A medium is a list of detections: one for a
 still, several for the frames of a video. A template, all that is known of a person at once, is a list of media.

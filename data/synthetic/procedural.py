@@ -94,7 +94,9 @@ def _eye(canvas: Canvas, p: Person, s: Shot, side: int) -> None:
     upper = path((-1, -0.55, 0.05, 0.6, 1), (1, -0.72 * top, -top, -0.7 * top, 0))
     lower = path((-1, -0.4, 0.2, 0.7, 1), (1, 0.8 * low, low, 0.7 * low, 0))
     rim = 1.6 * height + 2
-    canvas.fill(between(upper, path((-1.25, -0.9, 0, 0.9, 1.25), (0, -rim, -1.3 * rim, -rim, -1))), scale_rgb(p.skin, 0.9))
+    canvas.fill(
+        between(upper, path((-1.25, -0.9, 0, 0.9, 1.25), (0, -rim, -1.3 * rim, -rim, -1))), scale_rgb(p.skin, 0.9)
+    )
     canvas.fill(between(lower, path((-1.25, -0.8, 0, 0.8, 1.25), (1, rim, 1.2 * rim, rim, 0))), scale_rgb(p.skin, 0.97))
     canvas.line(lower, scale_rgb(p.skin, 0.6), 0.6)
     canvas.line(upper, mix(scale_rgb(p.skin, 0.3), (26, 18, 18), 0.6), 1.1)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,12 +125,15 @@ def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
     """
     if world.size == 1:
         return module
-    return DistributedDataParallel(
-        module,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 warns that forward_sync_buffers is to replace broadcast_buffers; torch 2.11 does not have it.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            module,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
+            gradient_as_bucket_view=True,
+        )
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:
