@@ -18,8 +18,8 @@ _DEFAULT_FIXES = {
     "images": "copy the files again, or create them again (data/README.md); on_bad_image=skip trains without such "
     "images",
     "sets": "copy it again, or name sets without it: val_targets=NAME,NAME",
-    "resume": f"name another output, or {START_OVER_HINT}; check the disk if a file is damaged",
-    "teacher": "copy it again, or name another",
+    "steps": f"name another output, or {START_OVER_HINT}; check the disk if a file is damaged",
+    "task": "copy the file that it names again, or name another",
 }
 
 
