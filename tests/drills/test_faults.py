@@ -179,13 +179,15 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, small_disk), "num_epoch=8")
     assert run.until("could not be written .*training continues, the next save tries again"), run.output
     assert run.until("Global Step: 16 "), run.output
-    for path in small_disk.glob("*.pth"):  # whatever stands under its name is whole
+    for path in small_disk.glob("*.pth"):  # whatever stands under its name is complete
         torch.load(path, weights_only=True)
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     assert run.end() == 0 and "Traceback" not in run.output, run.output
-    whole = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=8")
-    assert whole.returncode == 0, whole.stderr
+    completed = run_command(
+        ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=8"
+    )
+    assert completed.returncode == 0, completed.stderr
     assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(small_disk))
 
 
@@ -232,8 +234,10 @@ def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path
     (tmp_path / "other").write_bytes(bytes(5_000_000))
     (tmp_path / "other").replace(data / "train.rec")
     assert run.end() == 0, run.output
-    whole = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=3")
-    assert whole.returncode == 0
+    completed = run_command(
+        ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=3"
+    )
+    assert completed.returncode == 0
     assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(tmp_path / "out"))
 
 
@@ -308,8 +312,8 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_intact(tmp_p
         remove_stale_tempfiles(tmp_path)
         assert not list(tmp_path.glob(".*.tmp"))
         for path in tmp_path.glob("*.pth"):  # none is broken, the last one or another
-            whole = torch.load(path, weights_only=True)
-            assert torch.equal(whole["weights"], torch.full((1 << 20,), float(whole["position"]["step"])))
+            content = torch.load(path, weights_only=True)
+            assert torch.equal(content["weights"], torch.full((1 << 20,), float(whole["position"]["step"])))
         found = read_checkpoint(tmp_path)
         assert found and found["position"]["step"] > step
         step = found["position"]["step"]

@@ -37,8 +37,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_pa
         )
         assert taught.returncode == 0, taught.stderr
     script, *changes = command
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_command(ROOT, sys.executable, script, *run_arguments(tiny_data, whole), *few, *changes)
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    done = run_command(ROOT, sys.executable, script, *run_arguments(tiny_data, uncut), *few, *changes)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     rng = random.Random(way)
@@ -55,19 +55,19 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tiny_data, tmp_pa
             break
     assert run.process.returncode == 0 and resumed >= 2, run.output
     if way == "search":
-        assert (cut / "genotypes.jsonl").read_text() == (whole / "genotypes.jsonl").read_text()
-        ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (whole, cut)]
+        assert (cut / "genotypes.jsonl").read_text() == (uncut / "genotypes.jsonl").read_text()
+        ends = [{p.name: torch.load(p, weights_only=True) for p in f.glob("*supernet.pth")} for f in (uncut, cut)]
         assert len(ends[0]) == 2
         assert_same_weights(*ends)
     else:
-        assert_same_weights(read_weights_files(whole), read_weights_files(cut))
+        assert_same_weights(read_weights_files(uncut), read_weights_files(cut))
 
 
 def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
     """kill -9 of either of two processes at random; torchrun starts both again."""
     few = ["num_epoch=16", "lr_steps=9"]  # 80 steps
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_command(ROOT, "./train.sh", *run_arguments(tiny_data, whole), *few, NPROC="2", OMP_NUM_THREADS="1")
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
+    done = run_command(ROOT, "./train.sh", *run_arguments(tiny_data, uncut), *few, NPROC="2", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     run = RunningCommand("./train.sh", *run_arguments(tiny_data, cut), *few, NPROC="2", MAX_RESTARTS="20")
     rng = random.Random(0)
@@ -82,4 +82,4 @@ def test_twenty_kills_of_one_process_lose_nothing(tiny_data, tmp_path):
         last = max(int(step) for step in re.findall(r"Global Step: (\d+)", run.output))
         assert before <= resumed and last - resumed <= 2 + 1, run.output  # save_step, and the one being written
     assert run.end() == 0, run.output
-    assert_same_weights(read_weights_files(whole), read_weights_files(cut))
+    assert_same_weights(read_weights_files(uncut), read_weights_files(cut))

@@ -1,4 +1,4 @@
-"""The doctor: every failure provoked, none of them told of a run that is well."""
+"""Doctor: every failure provoked; nothing reported for a sound run."""
 
 import os
 import re
@@ -190,11 +190,11 @@ def test_one_failure_hides_no_other(tmp_path, data):
     (data / "tiny.bin").write_bytes(b"no pickle")
     (tmp_path / "file").write_text("")
     config = make_config(tmp_path, data, "eval_step=1", f"log_dir={tmp_path / 'file'}")
-    told = list(doctor.run_checks(make_plan(config)))
-    assert {check.subject for check in told if check.state == FAIL} == {"output", "data", "sets"}
-    unknown = single([check for check in told if "not checked" in check.found])
+    checks = list(doctor.run_checks(make_plan(config)))
+    assert {check.subject for check in checks if check.state == FAIL} == {"output", "data", "sets"}
+    unknown = single([check for check in checks if "not checked" in check.found])
     assert unknown == Check("steps", WARN, "not checked: steps, task, dry run, disk", "fix data first")
-    assert all(check.fix for check in told if check.state != PASS)
+    assert all(check.fix for check in checks if check.state != PASS)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_settings_without_effect_are_a_warning(tmp_path, tiny_data, kinds, field
 # --------------------------------------------------------------------------------------------------------- the schedule
 
 
-def test_the_schedule_is_said():
+def test_the_schedule_is_reported():
     plan = make_plan(load_config(ROOT / "config" / "config_PocketNetS128.py"))
     network, schedule, _ = SUBJECTS["config"](plan)
     size = "channel 16, n_layers 18, stem_multiplier 4, genotype softmax_casia"
@@ -229,8 +229,8 @@ def test_the_schedule_is_said():
 
 
 def test_a_truncated_record_file(tmp_path, data):
-    whole = (data / "train.rec").read_bytes()
-    (data / "train.rec").write_bytes(whole[: len(whole) // 2])
+    content = (data / "train.rec").read_bytes()
+    (data / "train.rec").write_bytes(content[: len(content) // 2])
     check = single_failure(run_checks(make_config(tmp_path, data), "data"))
     assert check.state == FAIL and "train.idx, line" in check.found and "copy both again" in check.fix
 
@@ -243,10 +243,10 @@ def test_a_label_that_is_no_class(tmp_path, data):
 
 
 def test_sizes_of_the_config_that_are_not_those_of_the_files(tmp_path, data):
-    told = run_checks(make_config(tmp_path, data, "num_image=41"), "data")
-    assert check_states(told) == [PASS, WARN]
-    assert told[0].found == f"40 images of 4 identities in {data}"
-    assert told[1].fix.startswith("change num_image in ")
+    checks = run_checks(make_config(tmp_path, data, "num_image=41"), "data")
+    assert check_states(checks) == [PASS, WARN]
+    assert checks[0].found == f"40 images of 4 identities in {data}"
+    assert checks[1].fix.startswith("change num_image in ")
     check = single_failure(run_checks(make_config(tmp_path, data, "num_classes=9"), "data"))
     assert check.state == FAIL and check.found == f"config num_classes: 9, but {data} holds 4 identities"
     assert check.fix.startswith("type num_classes=0 ")
@@ -280,9 +280,9 @@ def test_verification_sets_that_are_missing_or_damaged(tmp_path, data, eval_step
     assert single(run_checks(config, "sets")) == Check("sets", PASS, "tiny: 20 pairs of 40 images")
     (data / "cut.bin").write_bytes((data / "tiny.bin").read_bytes()[:-1000])
     config.val_targets = ["cut", "tiny", "lfw"]
-    told = run_checks(config, "sets")
-    assert check_states(told) == [WARN, state, PASS] and all(check.fix for check in told[:2])
-    assert told[0].found == f"no lfw.bin in {data}: left out" and "cut.bin: not a verification set" in told[1].found
+    checks = run_checks(config, "sets")
+    assert check_states(checks) == [WARN, state, PASS] and all(check.fix for check in checks[:2])
+    assert checks[0].found == f"no lfw.bin in {data}: left out" and "cut.bin: not a verification set" in checks[1].found
     os.mkfifo(data / "pipe.bin")
     config.val_targets = ["pipe", "tiny"]
     check = run_checks(config, "sets")[0]
@@ -304,8 +304,8 @@ def test_a_batch_that_is_larger_than_the_data(tmp_path, tiny_data, monkeypatch):
     check = single_failure(run_checks(config, "data", "steps"))
     assert check.state == FAIL and "16 images on 4 processes" in check.found and check.fix == "lower batch_size"
     config.batch_size = 1
-    told = list(doctor.run_checks(make_plan(config)))
-    config_failed, others = (check for check in told if check.state != PASS)
+    checks = list(doctor.run_checks(make_plan(config)))
+    config_failed, others = (check for check in checks if check.state != PASS)
     assert config_failed.subject == "config" and "batch norm" in config_failed.found
     assert others.found == "not checked: device, precision, data, steps, task, dry run, disk"
 

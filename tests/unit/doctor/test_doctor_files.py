@@ -38,9 +38,9 @@ def started_plan(config, kind=TRAINING):
 def test_a_folder_that_cannot_be_written(tmp_path, tiny_data):
     (tmp_path / "file").write_text("")
     fields = [f"output={tmp_path / 'file' / 'out'}", f"teacher_pth={tmp_path}", f"teacher_cache={tmp_path / 'file'}"]
-    told = run_checks(make_config(tmp_path, tiny_data, *fields), "output", kind=DISTILLATION)
-    assert check_states(told) == [FAIL, PASS, FAIL]
-    assert [check.fix for check in told] == [
+    checks = run_checks(make_config(tmp_path, tiny_data, *fields), "output", kind=DISTILLATION)
+    assert check_states(checks) == [FAIL, PASS, FAIL]
+    assert [check.fix for check in checks] == [
         "name another with output=FOLDER",
         "",
         "name another with teacher_cache=FOLDER",
@@ -89,19 +89,19 @@ def going_on(begun, tmp_path) -> Path:
 
 def ask_resume(folder, data, *fields, kind=TRAINING):
     """What the doctor says of the start of a run, after the line of its steps."""
-    steps, *told = run_checks(make_config(folder, data, *fields), "data", "steps", kind=kind)
-    return told if " an epoch; " in steps.found else [steps, *told]
+    steps, *checks = run_checks(make_config(folder, data, *fields), "data", "steps", kind=kind)
+    return checks if " an epoch; " in steps.found else [steps, *checks]
 
 
 def test_where_a_run_goes_on(going_on, tiny_data):
     assert single(ask_resume(going_on, tiny_data)) == Check("steps", PASS, "resumes from step 10, in epoch 2")
     for path in (going_on / "out").glob("checkpoint*"):
         path.unlink()
-    told = ask_resume(going_on, tiny_data, "resume=1", "global_step=5")
-    assert told[0].found == "resumes from step 5, in epoch 1"
-    told = ask_resume(going_on, tiny_data, "resume=1", "global_step=5", "batch_size=16")  # an epoch of 2 steps
-    assert told[0].found == "resumes from step 5, in epoch 2" and all(check.fix for check in told[1:])
-    assert check_states(told) == [PASS, WARN]
+    checks = ask_resume(going_on, tiny_data, "resume=1", "global_step=5")
+    assert checks[0].found == "resumes from step 5, in epoch 1"
+    checks = ask_resume(going_on, tiny_data, "resume=1", "global_step=5", "batch_size=16")  # an epoch of 2 steps
+    assert checks[0].found == "resumes from step 5, in epoch 2" and all(check.fix for check in checks[1:])
+    assert check_states(checks) == [PASS, WARN]
     out = going_on / "out"
     assert (
         single(ask_resume(going_on, tiny_data)).found
@@ -130,9 +130,11 @@ def test_a_damaged_checkpoint(going_on, tiny_data):
     content[len(content) // 2] ^= 255
     for name in ("checkpoint.pth", "checkpoint.10.pth"):
         (going_on / "out" / name).write_bytes(content)
-    told = ask_resume(going_on, tiny_data)
-    assert [check.state for check in told] == [PASS, WARN, WARN] and told[0].found == "resumes from step 5, in epoch 1"
-    assert all("damaged" in check.found and check.fix for check in told[1:])
+    checks = ask_resume(going_on, tiny_data)
+    assert [check.state for check in checks] == [PASS, WARN, WARN] and checks[
+        0
+    ].found == "resumes from step 5, in epoch 1"
+    assert all("damaged" in check.found and check.fix for check in checks[1:])
     (going_on / "out" / "checkpoint.5.pth").unlink()
     assert check_states(ask_resume(going_on, tiny_data)) == [FAIL, WARN, WARN]
 
@@ -200,9 +202,9 @@ def test_the_dry_run_learns_from_the_teacher_and_fills_no_cache(tmp_path, tiny_d
     teachers, cache = write_teachers(tmp_path, tiny_data, 1), tmp_path / "cache"
     fields = [f"teacher_pth={teachers}", "teacher_network=PocketNet", "multi_step=1", f"teacher_cache={cache}"]
     plan = make_plan(make_config(tmp_path, tiny_data, *fields, "num_epoch=1"), DISTILLATION)
-    told = check_plan(plan, *START, "dry run")
-    assert check_states(told) == [PASS, PASS]
-    assert told[0].found.endswith(" for the run, without evaluation and the teacher's cache")
+    checks = check_plan(plan, *START, "dry run")
+    assert check_states(checks) == [PASS, PASS]
+    assert checks[0].found.endswith(" for the run, without evaluation and the teacher's cache")
     assert plan.task.targets.active_checkpoint == teachers / "5backbone.pth" and not cache.exists()
 
 

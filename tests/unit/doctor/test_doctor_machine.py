@@ -94,8 +94,8 @@ def test_speed_and_hours_are_those_of_the_timed_steps(tmp_path, tiny_data, monke
             speeds.append(verify(step))
 
     monkeypatch.setattr(training, "train", train)
-    told = run_checks(make_config(tmp_path, tiny_data), "data", "steps", "task", "dry run")
-    assert told[0].found == "4.0 img/s by 1 process: 0.01 hours (0.5 minutes) for the run, without evaluation"
+    checks = run_checks(make_config(tmp_path, tiny_data), "data", "steps", "task", "dry run")
+    assert checks[0].found == "4.0 img/s by 1 process: 0.01 hours (0.5 minutes) for the run, without evaluation"
     assert speeds == [{}, {}]  # ended at the third step
 
 
@@ -117,8 +117,8 @@ def test_the_dry_run_trains_the_weights_and_ends_before_the_epoch_does(tmp_path,
         plan = make_plan(make_config(tmp_path, tiny_data, f"batch_size={batch_size}", "save_step=1"))
         check_plan(plan, "data", "steps", "task")
         before = {name: value.clone() for name, value in plan.task.backbone.state_dict().items()}
-        told = check_plan(plan, "dry run")
-        assert check_states(told) == [PASS] * (1 if batch_size == 40 else 2)  # no speed from a single step
+        checks = check_plan(plan, "dry run")
+        assert check_states(checks) == [PASS] * (1 if batch_size == 40 else 2)  # no speed from a single step
         assert any(not torch.equal(before[name], value) for name, value in plan.task.backbone.state_dict().items())
     assert not (tmp_path / "out").exists() and not (tmp_path / "logs").exists()
 
