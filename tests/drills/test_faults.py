@@ -184,11 +184,9 @@ def test_a_full_disk_stops_nothing_and_loses_nothing(tiny_data, tmp_path, small_
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
     assert run.end() == 0 and "Traceback" not in run.output, run.output
-    completed = run_command(
-        ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=8"
-    )
-    assert completed.returncode == 0, completed.stderr
-    assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(small_disk))
+    uncut = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "uncut"), "num_epoch=8")
+    assert uncut.returncode == 0, uncut.stderr
+    assert_same_weights(read_weights_files(tmp_path / "uncut"), read_weights_files(small_disk))
 
 
 def test_a_disk_that_stays_full_is_an_error_in_the_end(tiny_data, small_disk):
@@ -234,11 +232,9 @@ def test_a_data_file_replaced_under_a_run_does_not_change_it(tiny_data, tmp_path
     (tmp_path / "other").write_bytes(bytes(5_000_000))
     (tmp_path / "other").replace(data / "train.rec")
     assert run.end() == 0, run.output
-    completed = run_command(
-        ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "whole"), "num_epoch=3"
-    )
-    assert completed.returncode == 0
-    assert_same_weights(read_weights_files(tmp_path / "whole"), read_weights_files(tmp_path / "out"))
+    uncut = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path / "uncut"), "num_epoch=3")
+    assert uncut.returncode == 0
+    assert_same_weights(read_weights_files(tmp_path / "uncut"), read_weights_files(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
