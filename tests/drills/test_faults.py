@@ -309,7 +309,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before_intact(tmp_p
         assert not list(tmp_path.glob(".*.tmp"))
         for path in tmp_path.glob("*.pth"):  # none is broken, the last one or another
             content = torch.load(path, weights_only=True)
-            assert torch.equal(content["weights"], torch.full((1 << 20,), float(whole["position"]["step"])))
+            assert torch.equal(content["weights"], torch.full((1 << 20,), float(content["position"]["step"])))
         found = read_checkpoint(tmp_path)
         assert found and found["position"]["step"] > step
         step = found["position"]["step"]
