@@ -30,10 +30,11 @@ help:
 
 install: .venv/installed
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt requirements-align.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PocketNet needs Python 3.11 or newer; name one: make PYTHON=python3.11")'
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-align.txt
 	@touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed

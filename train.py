@@ -18,7 +18,7 @@ from eval.scoring import Scorer
 from utils.distributed.process_group import World, unwrap_ddp
 from utils.distributed.restart import restartable
 from utils.errors import run_cli
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.training.arcface_task import ArcFaceTask, make_arcface_task
 from utils.training.checkpointing.resume import already_finished_message, resolve_resume
 from utils.training.engine import train

@@ -12,7 +12,7 @@ from utils.datasets.image_dataset import ImageDataset, open_dataset
 from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 RESIZED_SIZE = 128  # pixels; random crops have SIZE × SIZE
 

@@ -11,7 +11,7 @@ import numpy as np
 from backbones.genotypes import Genotype, to_text
 from NAS.visualize import draw_alphas, draw_cells
 from utils.filesystem import save_figure, write_text_atomic
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 COLLAPSE_THRESHOLD = (
     5  # number of skip_connect, of the eight edges of a normal cell, from which a search counts as collapsed

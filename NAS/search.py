@@ -40,7 +40,7 @@ from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.distributed.restart import restartable
 from utils.errors import UserError, run_cli
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.training.checkpointing.resume import ResumePoint, already_finished_message, resolve_resume
 from utils.training.engine import train
 from utils.training.prepare import PreparedRun

@@ -17,7 +17,7 @@ from utils.filesystem import open_regular_file, path_exists, write_text_atomic
 
 CONFIG_FILE = "config.json"
 _NOT_SAVED = ("resume", "global_step")  # how one start of the run begins
-log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.logger
 
 
 def save_config(config: Config) -> None:

@@ -8,7 +8,7 @@ from config.fields import DEFAULTS, DISTILLATION, PUBLISHED_UNUSED, SEARCH
 from utils.errors import UserError, shorten
 from utils.registry import BACKBONES
 
-log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.logger
 
 _STUDENT = ("student_pth", "student_global_step", "student_header")
 _BACKBONE_FIELDS = {name for backbone in BACKBONES.values() for name in backbone.fields}

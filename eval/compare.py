@@ -49,7 +49,7 @@ from utils.filesystem import (
     write_files,
     write_text_atomic,
 )
-from utils.logs.run_log import init_logging
+from utils.logs.logger import init_logging
 
 
 def main() -> None:

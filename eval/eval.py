@@ -45,7 +45,7 @@ from utils.distributed.collectives import try_on_all
 from utils.distributed.launch import launch_on_all_gpus
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.errors import UserError, run_cli
-from utils.logs.run_log import init_logging, log
+from utils.logs.logger import init_logging, log
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from eval.folders import unique_folder_name
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
 from utils.filesystem import open_regular_file, sha256, write_text_atomic
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 Entries = dict[str, dict[str, Any]]
 

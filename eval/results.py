@@ -14,7 +14,7 @@ from eval.scoring import Score
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError
 from utils.filesystem import save_figure, sha256, write_files, write_text_atomic
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 
 class Report:

@@ -15,7 +15,7 @@ from eval.verification import embedding_norm, evaluate_distances, pair_distances
 from utils.distributed.collectives import all_gather_rows, broadcast_
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 FARS = (1e-2, 1e-3, 1e-4)
 

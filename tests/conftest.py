@@ -19,7 +19,7 @@ from tests.helpers.faces import write_data
 from tests.helpers.paths import ROOT
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.errors import run_cli
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 _DEMO_DATA = ["--people", 6, "--shots", 8, "--test-people", 8, "--pairs", 40]
 SOURCES = ["config", "backbones", "utils", "eval", "NAS", "data", "train.py", "train.sh", "train_kd.py", "train_kd.sh"]

@@ -21,7 +21,7 @@ from utils.distributed.collectives import main_process_first
 from utils.distributed.process_group import init_distributed
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.errors import UserError, run_cli
-from utils.logs.run_log import init_logging, log
+from utils.logs.logger import init_logging, log
 from utils.training.checkpointing.progress import compute_epoch_end_steps
 
 

@@ -48,7 +48,7 @@ from utils.distributed.launch import launch_on_all_gpus
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.errors import UserError, run_cli
 from utils.filesystem import ensure_writable_folder, sha256
-from utils.logs.run_log import init_logging, log
+from utils.logs.logger import init_logging, log
 
 
 def main() -> None:

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from eval.IJB.alignment import crop, similarity
 from eval.IJB.protocol import SKIP_HINT, Images, line_number
 from eval.inference.embedding import Runtime
 from eval.inputs.bins import open_image
+from utils.datasets.alignment import crop, similarity
 from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, preallocate, write_text_atomic
+from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
-from utils.logs.run_log import log
 
 _FLUSH_INTERVAL = 10.0  # seconds
 

@@ -12,7 +12,7 @@ from eval.IJB.report import FPRS, IjbScore, Results, format_table, roc_figure
 from eval.merging import checkpoint_sort_key, mark_outdated, read_entries, result_keys, write_entries
 from utils.errors import UserError
 from utils.filesystem import path_exists, save_figure, write_atomic, write_files, write_text_atomic
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 _ADVICE = "free disk space, or name another --result-dir"
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from eval.inputs.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
 from utils.datasets.image_header import read_image_size
+from utils.datasets.photos import MAX_PIXELS
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
 from utils.logs.progress_bar import ProgressReporter
 
 FACE_SIZE = 112  # height and width in pixels of the networks' input
-MAX_PIXELS = 1 << 25  # per image: 100 MB decoded
 _MAX_ASPECT_RATIO = 64  # an image one pixel wide would take gigabytes when resized
 _CHUNK = 16  # images per task of a thread: hides the cost of a task, and a chunk of large photos takes under a minute
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.inputs.pairs import Pair, PhotoPairs
-from eval.inputs.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
+from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
 from utils.filesystem import path_exists
 

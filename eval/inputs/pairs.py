@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.inputs.photos import IMAGE_SUFFIXES
+from utils.datasets.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
 from utils.filesystem import exists_as_non_folder, path_exists, write_atomic
 

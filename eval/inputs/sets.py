@@ -10,13 +10,13 @@ import numpy as np
 from config.base import Config
 from eval.inputs.bins import decode_images, read_bin
 from eval.inputs.pairs import PhotoPairs
-from eval.inputs.photos import PhotoFiles, open_photo
+from utils.datasets.photos import PhotoFiles, open_photo
 from utils.datasets.transforms import SIZE
 from utils.distributed.collectives import all_gather_rows, run_on_all, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line
 from utils.filesystem import path_exists
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 N_FOLDS = 10  # of LFW's protocol; the published evaluation uses it for every set
 

@@ -15,7 +15,7 @@ from utils.distributed.process_group import World
 from utils.distributed.run_lock import lock_output_dir
 from utils.errors import UserError, one_line
 from utils.filesystem import open_no_follow, open_regular_file, write_atomic, write_files, write_text_atomic
-from utils.logs.run_log import init_logging, log
+from utils.logs.logger import init_logging, log
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -16,8 +16,9 @@ from tests.helpers.training import small_config, small_task, spawn_ranks, train_
 from utils.datasets.training_data import load_training_data
 from utils.logs import progress_bar as progress
 from utils.logs import run_log
+from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
-from utils.logs.run_log import OUTPUT_FOLDER, RunLog, log, tensorboard_folder
+from utils.logs.run_log import OUTPUT_FOLDER, RunLog, tensorboard_folder
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 WriteJobs = dict[str, Callable[[], None]]  # write functions by file name, run in order; a failure stops those after it
 

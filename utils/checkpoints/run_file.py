@@ -8,7 +8,7 @@ from typing import Any
 from utils.checkpoints.state_dicts import first_nonfinite
 from utils.checkpoints.weights import CheckpointError, as_checkpoint_error, load_safe, save_atomic
 from utils.filesystem import path_exists
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 CHECKPOINT_FILE = "checkpoint.pth"
 FORMAT_VERSION = 3  # of the file; files of version 2, with the momentum of SGD, are read too

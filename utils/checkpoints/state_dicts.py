@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 NETWORK_FIELDS = "net_name, channel, n_layers, genotype"  # config fields that determine the network
 HEADER_FIELDS = "num_classes and rec"  # config fields that determine the number of classes

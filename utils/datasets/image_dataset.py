@@ -8,7 +8,7 @@ import numpy as np
 from config.base import Config
 from utils.datasets.transforms import SIZE
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.registry import DATA_SOURCES, load_entry
 
 MAX_CLASSES = 1 << 24  # a label is a float32, which holds every integer only up to 2^24

@@ -20,7 +20,7 @@ from utils.datasets.sampler import BatchSampler
 from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers, SlotRef
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS
 from utils.errors import RetryableError, UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 # Messages of the system and of torch where processes, threads, file handles or memory run out.
 _EXHAUSTED = re.compile(

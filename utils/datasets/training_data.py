@@ -9,7 +9,7 @@ from utils.datasets.shared_loader import SharedMemoryLoader, SourceT
 from utils.distributed.collectives import all_gather_rows, run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 
 def load_training_data(config: Config, world: World) -> tuple[SharedMemoryLoader, int]:

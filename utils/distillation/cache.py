@@ -18,8 +18,8 @@ from utils.distributed.collectives import shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_no_follow, preallocate, sha256, write_text_atomic
+from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
-from utils.logs.run_log import log
 
 VERSION = 1  # format of the cache files
 CHUNK = 1 << 20  # bytes of embeddings checked at once

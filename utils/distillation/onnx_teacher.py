@@ -12,7 +12,7 @@ from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

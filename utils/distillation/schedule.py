@@ -13,8 +13,8 @@ from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import exists_as_non_folder
+from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
-from utils.logs.run_log import log
 
 _MAX_EPOCHS = 1_000_000  # the schedule is a list with an entry per epoch
 

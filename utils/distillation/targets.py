@@ -11,7 +11,7 @@ from utils.datasets.image_dataset import ImageDataset
 from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill_cache, teacher_fingerprint
 from utils.distillation.teacher import Teacher, teacher_description
 from utils.distributed.process_group import World
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.training.task import Batch
 
 Caches = dict[Path, TeacherCache]  # by teacher file

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from utils.checkpoints.run_file import START_OVER_HINT
 from utils.errors import UserError, translate_out_of_memory
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 # Fix by subject, for errors and warnings that name none themselves.

@@ -7,7 +7,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 LOG_INTERVAL = 60  # seconds between two log lines
 

@@ -12,7 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-log = logging.getLogger("pocketnet")  # the logger of utils.logs.run_log, which imports this module
+log = logging.getLogger("pocketnet")  # the logger of utils.logs.logger, which imports this module
 _BUFFER_SIZE = 1 << 16  # bytes; a point takes about 70
 
 

@@ -20,8 +20,9 @@ from utils.distributed.process_group import World, to_device_async
 from utils.distributed.runtime_errors import resume_hint
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.errors import RetryableError, UserError
+from utils.logs.logger import log
 from utils.logs.meters import MeanMeter
-from utils.logs.run_log import RunLog, log
+from utils.logs.run_log import RunLog
 from utils.training.checkpointing.progress import TrainProgress, compute_epoch_end_steps
 from utils.training.checkpointing.resume import ResumePoint, archive_previous_checkpoints
 from utils.training.checkpointing.saving import RunSaver, export_jobs

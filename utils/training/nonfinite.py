@@ -13,7 +13,7 @@ from utils.distributed.collectives import all_gather_rows, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import write_text_atomic
-from utils.logs.run_log import log
+from utils.logs.logger import log
 
 NONFINITE_REPORT_FILE = "bad_steps.json"
 

@@ -11,7 +11,7 @@ from utils.distributed.process_group import World, init_distributed
 from utils.distributed.restart import exit_if_ended, record_exit_code
 from utils.distributed.run_lock import lock_output_dir
 from utils.distributed.runtime_errors import translate_runtime_errors
-from utils.logs.run_log import init_logging
+from utils.logs.logger import init_logging
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, unwrap_ddp
 from utils.errors import UserError
 from utils.filesystem import exists_as_non_folder
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 
 

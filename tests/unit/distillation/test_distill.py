@@ -206,7 +206,7 @@ def test_the_steps_are_those_of_the_files(tmp_path):
 
 
 def test_the_teacher_of_each_epoch_is_logged(tmp_path, caplog, monkeypatch):
-    from utils.logs.run_log import log
+    from utils.logs.logger import log
 
     monkeypatch.setattr(log, "propagate", True)
     caplog.set_level("INFO", "pocketnet")

@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from config import load_config
 from eval.IJB import features as features_module
-from eval.IJB.alignment import TEMPLATE, crop, similarity
 from eval.IJB.features import Crops, Features, embed_images
 from eval.IJB.identification import Identification, identify, mean_identification
 from eval.IJB.protocol import Images, line_number, read_images, read_protocol, read_subjects, read_template_pairs
@@ -23,6 +22,7 @@ from eval.IJB.templates import Embeddings, Switches, pool_templates, score_pairs
 from eval.reporting.roc import Roc, auc, eer, operating_point_at_far, roc, tpr_nearest
 from tests.helpers.ijb_reference import published_features, published_search, published_templates
 from tests.helpers.paths import GOLDEN, ROOT
+from utils.datasets.alignment import TEMPLATE, crop, similarity
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import sha256

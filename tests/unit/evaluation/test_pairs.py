@@ -15,10 +15,10 @@ from eval.inference.embedding import embed
 from eval.inputs.bins import load_bin
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
-from eval.inputs.photos import PhotoFiles
 from eval.inputs.sets import load_bin_set, load_photo_set, load_verification_sets
 from eval.scoring import compute_score
 from tests.helpers.faces import draw_face, encode_image
+from utils.datasets.photos import PhotoFiles
 from utils.distributed.process_group import World
 from utils.errors import UserError
 

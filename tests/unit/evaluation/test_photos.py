@@ -18,11 +18,11 @@ from config.base import Config
 from eval.inputs.bins import decode_images
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
-from eval.inputs.photos import PhotoFiles, PixelBudget, open_photo
 from eval.inputs.sets import load_verification_sets
 from tests.helpers.faces import draw_face, encode_image, write_data
 from tests.helpers.paths import ROOT
 from utils.datasets.image_header import read_photo_size
+from utils.datasets.photos import PhotoFiles, PixelBudget, open_photo
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line
 
@@ -77,7 +77,7 @@ def exif(content: bytes, orientation: int) -> bytes:
 @pytest.mark.parametrize("large", [False, True])
 def test_a_photo_is_turned_upright(large, monkeypatch):
     if large:
-        monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 1000)
+        monkeypatch.setattr("utils.datasets.photos.MAX_PIXELS", 1000)
     ours = opened(exif(encode_image(picture()), 6))  # to be turned by 90° clockwise: what was left is up
     assert ours.shape == ((100, 75, 3) if large else (200, 150, 3))
     assert ours[2, 10, 0] > 200 > 100 > ours[-3, 10, 0]
@@ -130,7 +130,7 @@ def test_photos_that_were_read_before_are_read_as_before():
 def test_a_large_jpeg_is_decoded_at_half_its_size(monkeypatch):
     content = encode_image(picture(400, 600))
     full = opened(content)
-    monkeypatch.setattr("eval.inputs.photos.MAX_PIXELS", 400 * 600 - 1)
+    monkeypatch.setattr("utils.datasets.photos.MAX_PIXELS", 400 * 600 - 1)
     half = opened(content)
     assert half.shape == (200, 300, 3)
     assert np.abs(cv2.resize(full, (300, 200), interpolation=cv2.INTER_AREA).astype(int) - half).max() < 8
@@ -142,7 +142,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 from eval.inputs.bins import decode_images
-from eval.inputs.photos import PhotoFiles, open_photo
+from utils.datasets.photos import PhotoFiles, open_photo
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 faces = decode_images(PhotoFiles([Path(sys.argv[1])] * 12), threads=6, open_with=open_photo)
 assert faces.shape == (12, 112, 112, 3)

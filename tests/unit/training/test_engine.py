@@ -20,7 +20,8 @@ from utils.datasets.training_data import load_training_data
 from utils.distributed.collectives import all_gather_rows, shard_slice
 from utils.distributed.process_group import init_distributed, to_device, unwrap_ddp, wrap_ddp
 from utils.errors import UserError
-from utils.logs.run_log import init_logging, log, tensorboard_folder
+from utils.logs.logger import init_logging, log
+from utils.logs.run_log import tensorboard_folder
 from utils.training.arcface_task import ArcFaceTask
 from utils.training.engine import train
 from utils.training.task import Batch

@@ -16,7 +16,7 @@ from utils.distributed.process_group import World
 from utils.distributed.restart import run_ids, was_restarted
 from utils.errors import UserError
 from utils.filesystem import archive_files, path_exists
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.training.checkpointing.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
 from utils.training.checkpointing.step_ranges import StepRanges
 from utils.training.learning_rate import global_batch_size

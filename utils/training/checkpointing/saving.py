@@ -10,7 +10,7 @@ from utils.checkpoints.state_dicts import first_nonfinite
 from utils.checkpoints.weights import save_atomic
 from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
-from utils.logs.run_log import log
+from utils.logs.logger import log
 from utils.training.checkpointing.progress import TrainProgress
 from utils.training.checkpointing.state import TrainingState, gather_full_state_dict
 from utils.training.nonfinite import NonFiniteGuard, require_finite

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs.bins import MAX_PIXELS
 from utils.datasets.image_header import read_photo_size
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file
@@ -19,6 +18,7 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 HEIC_SUFFIXES = (".heic", ".heif", ".hif", ".avif")
 CONVERT_HEIC = "HEIC is not supported: convert the photos to JPEG (iPhone: Settings, Camera, Formats, Most Compatible)"
+MAX_PIXELS = 1 << 25  # per image: 100 MB decoded
 _MAX_JPEG_PIXELS = 1 << 27  # 134 megapixels; a JPEG is decoded at half its size above MAX_PIXELS
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
