@@ -63,7 +63,8 @@ def load_config(
     """
     file = _find(path, saved_in)
     is_saved = file.suffix == ".json"
-    values = load_saved_config(file) if is_saved else _run(file)
+    source = EasyDict(load_saved_config(file)) if is_saved else _run(file)
+    values = dict(source)
     without_effect = _take_unknown(values)
     set_by = dict.fromkeys(values, "file")
     values = {name: copy.deepcopy(default) for name, default in DEFAULTS.items()} | values
@@ -79,6 +80,8 @@ def load_config(
     set_by |= dict.fromkeys(typed, "command line")
     config = Config(**values | typed, set_by=set_by, without_effect=without_effect)
     _check(config, distillation)
+    for name, value in config.to_dict().items():  # functions of the file, such as lr_func, may read fields from it
+        setattr(source, name, value)
     _check_schedule(config, set(typed))
     if "rec" in typed:
         require_data(config)
@@ -113,8 +116,8 @@ def _find(path: str | Path | None, saved_in: str | Path | None) -> Path:
     return default
 
 
-def _run(path: Path) -> dict[str, Any]:
-    """Runs a Python config file and returns its fields. Raises ConfigError if it fails or has no `config`."""
+def _run(path: Path) -> EasyDict:
+    """Runs a Python config file and returns its `config`. Raises ConfigError if it fails or has none."""
     source = read_config_file(path)
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
@@ -126,7 +129,7 @@ def _run(path: Path) -> dict[str, Any]:
     config = namespace.get("config")
     if not isinstance(config, EasyDict):
         raise ConfigError(f"config {path}: should define config = EasyDict() and set its fields")
-    return dict(config)
+    return config
 
 
 def _take_unknown(values: dict[str, Any]) -> list[str]:

@@ -500,3 +500,11 @@ def test_the_command_prints_every_field_and_fails_with_2(tmp_path):
         assert (shown.returncode, shown.stderr) == (0, "") and shown.stdout.splitlines()[-1] == log_capture
     failed = command("--config", "config/config_demo.py", "lr=x")
     assert (failed.returncode, failed.stderr) == (2, "error: config lr: should be float, is 'x'\n")
+
+
+def test_a_schedule_that_reads_the_config_sees_overrides_and_defaults(tmp_path):
+    path = written(
+        tmp_path, "config.num_epoch = 4\nconfig.lr_func = lambda epoch: 1 - epoch / config.num_epoch * config.m"
+    )
+    config = load_config(path, ["num_epoch=8"])
+    assert [config.lr_factor(epoch) for epoch in (0, 4)] == [1, 1 - 4 / 8 * 0.5]
