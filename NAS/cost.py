@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from backbones.genotypes import N_INPUTS
 from NAS.supernet import SearchCell, SearchCNN
-from utils.datasets.transforms import SIZE
+from utils.datasets.alignment import SIZE
 from utils.flops import count_operations
 
 EdgeCosts = list[Tensor]  # for each node (input states, operations)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config.base import Config
+from utils.datasets.alignment import SIZE
 from utils.datasets.image_dataset import ImageDataset, open_dataset
-from utils.datasets.transforms import SIZE
 from utils.distributed.process_group import to_device_async
 from utils.errors import UserError
 from utils.logs.logger import log

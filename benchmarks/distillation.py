@@ -24,8 +24,9 @@ import torch
 from backbones import build_backbone
 from config import CommandParser, load_config
 from config.base import Config
+from utils.datasets.alignment import SIZE
 from utils.datasets.face_dataset import FaceDataset
-from utils.datasets.transforms import SIZE, normalise
+from utils.datasets.transforms import normalise
 from utils.distillation.cache import TeacherCache
 from utils.distillation.targets import CachedTeacherTargets, TeacherTargets
 from utils.distillation.task import DistillTask

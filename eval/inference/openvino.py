@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.datasets.transforms import SIZE, normalise
+from utils.datasets.alignment import SIZE
+from utils.datasets.transforms import normalise
 
 
 class OpenVinoRuntime:

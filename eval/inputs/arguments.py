@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from config import path_argument
+from data.alignment.opener import AligningOpener
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from utils.errors import UserError
@@ -15,7 +16,7 @@ from utils.filesystem import path_exists
 
 
 def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --pairs, --images, --folder, --n-pairs and --seed to the parser."""
+    """Adds --pairs, --images, --folder, --n-pairs, --seed, --align and --detector to the parser."""
     parser.add_argument(
         "--pairs",
         type=path_argument,
@@ -28,6 +29,10 @@ def add_photo_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--n-pairs", type=int, default=6000, help="number of pairs for --folder (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed for --folder (%(default)s)")
+    parser.add_argument("--align", action="store_true", help="find and align the face of each of your photos first")
+    parser.add_argument(
+        "--detector", type=path_argument, metavar="FILE", help="YuNet as ONNX file for --align (default: BlazeFace)"
+    )
 
 
 def load_photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
@@ -38,9 +43,15 @@ def load_photo_pairs(args: argparse.Namespace) -> PhotoPairs | None:
         raise UserError("--images: only valid with --pairs")
     if args.n_pairs < 20 or args.seed < 0:
         raise UserError(f"--n-pairs {args.n_pairs} --seed {args.seed}: should be at least 20 and at least 0")
+    if (args.align or args.detector) and not (args.pairs or args.folder):
+        raise UserError("--align: only valid with --pairs or --folder")
     if args.folder:
-        return make_pairs(args.folder, args.n_pairs, args.seed)
-    return read_pairs(args.pairs, args.images) if args.pairs else None
+        pairs = make_pairs(args.folder, args.n_pairs, args.seed)
+    elif args.pairs:
+        pairs = read_pairs(args.pairs, args.images)
+    else:
+        return None
+    return pairs.aligned(AligningOpener(args.detector)) if args.align or args.detector else pairs
 
 
 @contextmanager

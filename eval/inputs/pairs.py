@@ -3,19 +3,22 @@
 import csv
 import io
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from utils.datasets.photos import IMAGE_SUFFIXES
+from utils.datasets.photos import IMAGE_SUFFIXES, open_photo
 from utils.errors import UserError, one_line
 from utils.filesystem import exists_as_non_folder, path_exists, write_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
 Pair = tuple[Path, Path, bool]  # (photo, photo, same person)
+PhotoOpener = Callable[[bytes], AbstractContextManager[NDArray[np.uint8]]]  # encoded photo -> RGB pixels
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class PhotoPairs:
     issame: np.ndarray  # (N,) bool
     notes: tuple[str, ...] = ()  # on files left out, for the log
     max_different: int | None = None  # number of different pairs that the folder allows; None for a pairs file
+    opener: PhotoOpener = open_photo
 
     @classmethod
     def from_pairs(
@@ -39,6 +43,15 @@ class PhotoPairs:
         flags = np.array([pair[2] for pair in pairs])
         indices = np.array(rows, np.int64).reshape(-1, 2)
         return cls(one_line(name), list(index_of), indices, flags, notes, max_different)
+
+    def aligned(self, opener: "PhotoOpener") -> "PhotoPairs":
+        """Returns the same pairs of photos, which `opener` aligns. Their name has the suffix -aligned."""
+        return replace(self, name=f"{self.name}-aligned", opener=opener)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the photos are aligned when they are opened."""
+        return self.opener is not open_photo
 
     @property
     def source(self) -> str:

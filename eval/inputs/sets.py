@@ -10,8 +10,8 @@ import numpy as np
 from config.base import Config
 from eval.inputs.bins import decode_images, read_bin
 from eval.inputs.pairs import PhotoPairs
-from utils.datasets.photos import PhotoFiles, open_photo
-from utils.datasets.transforms import SIZE
+from utils.datasets.alignment import SIZE
+from utils.datasets.photos import PhotoFiles
 from utils.distributed.collectives import all_gather_rows, run_on_all, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError, one_line
@@ -39,7 +39,7 @@ class VerificationSet:
             return ""
         return (
             f"{len(self.resized)} photos were not {SIZE}×{SIZE} and were resized, so they are probably not aligned "
-            "faces: these thresholds hold only for such photos; align them first"
+            "faces: these thresholds hold only for such photos; --align aligns them"
         )
 
 
@@ -96,10 +96,16 @@ def _warn_about_photos(eval_set: VerificationSet, photos: PhotoPairs) -> None:
         log.warning(note)
     if eval_set.resized:
         example = one_line(photos.paths[min(eval_set.resized)])
+        if photos.is_aligned:
+            log.warning(
+                f"No face found in {len(eval_set.resized)} of {len(photos.paths)} photos, for example {example}: "
+                "scored as they are"
+            )
+            return
         log.warning(
             f"{len(eval_set.resized)} of {len(photos.paths)} photos are not {SIZE}×{SIZE}, for example {example}: "
             "resized. The networks expect aligned faces (eyes, nose and mouth at fixed positions); other photos lower "
-            "the accuracy"
+            "the accuracy; --align aligns them"
         )
 
 
@@ -160,7 +166,7 @@ def load_photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
         part=part,
         name=lambda index: one_line(photos.paths[index]),
         resized=resized,
-        open_with=open_photo,
+        open_with=photos.opener,
         progress=f"Decoding {photos.name}" if world.is_main else "",
     )
     return VerificationSet(photos.name, images, photos.pairs, photos.issame, tuple(sorted(resized)))

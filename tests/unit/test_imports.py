@@ -57,12 +57,17 @@ ALLOWED = {
     "utils.distillation": ["config.base", *ROOMS[:-1], "backbones.names"],  # only the names of networks
     **{tool: [*ROOMS, "backbones", "config", "eval"] for tool in TOOLS},
     "utils.doctor": [*ROOMS, "backbones", "config", "eval", "NAS"],  # it starts every kind of run
-    "eval": ["backbones", "config", *ROOMS[: ROOMS.index("utils.training")]],
+    "eval": ["backbones", "config", "data.alignment", *ROOMS[: ROOMS.index("utils.training")]],
     "NAS": ["backbones", "config", "utils.flops", *ROOMS[: ROOMS.index("utils.distillation")]],
     "data": [
         "utils.errors",
         "utils.filesystem",
+        "utils.logs.logger",
+        "utils.logs.progress_bar",
+        "utils.datasets.alignment",
         "utils.datasets.image_header",
+        "utils.datasets.photos",
+        "utils.datasets.transforms",
         "utils.datasets.recordio.record_format",
         "utils.datasets.recordio.index",
         "utils.datasets.recordio.scan",

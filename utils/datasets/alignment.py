@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.datasets.transforms import SIZE
-
+SIZE = 112  # height and width of an aligned face in pixels
 # Positions of eyes, nose and mouth corners in ArcFace's alignment. The 8 pixels are added in float32, as published.
 TEMPLATE = np.array(
     [(30.2946, 51.6963), (65.5318, 51.5014), (48.0252, 71.7366), (33.5493, 92.3655), (62.7299, 92.2041)], np.float32

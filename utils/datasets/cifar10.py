@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from utils.datasets.alignment import SIZE
 from utils.datasets.image_dataset import ImageDataset
-from utils.datasets.transforms import SIZE
 from utils.errors import UserError
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.datasets.alignment import SIZE
 from utils.datasets.data_folder import check_training_files
 from utils.datasets.image_dataset import MAX_CLASSES, ImageDataset
 from utils.datasets.image_header import read_image_size
 from utils.datasets.recordio.image_keys import find_image_keys
 from utils.datasets.recordio.index import RecordError, open_record_file
 from utils.datasets.recordio.reader import IndexedRecordReader
-from utils.datasets.transforms import SIZE
 from utils.errors import UserError
 from utils.filesystem import fingerprint
 

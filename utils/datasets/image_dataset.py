@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from config.base import Config
-from utils.datasets.transforms import SIZE
+from utils.datasets.alignment import SIZE
 from utils.errors import UserError
 from utils.logs.logger import log
 from utils.registry import DATA_SOURCES, load_entry

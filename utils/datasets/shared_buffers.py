@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from utils.datasets.transforms import SIZE
+from utils.datasets.alignment import SIZE
 from utils.errors import UserError
 
 PREFETCH = 4  # batches that each worker prepares ahead

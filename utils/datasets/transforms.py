@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-SIZE = 112  # height and width of an aligned face in pixels
-
 
 def normalise(images: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 RGB -> (B, 3, H, W) float32 in [-1, 1], (x/255 - 0.5)/0.5, in channels_last memory."""

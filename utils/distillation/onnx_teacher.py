@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.datasets.transforms import SIZE
+from utils.datasets.alignment import SIZE
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
