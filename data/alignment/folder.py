@@ -1,0 +1,106 @@
+"""Aligns all photos of a folder, in several processes, and goes on where an earlier alignment ended."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from data.alignment.detectors import open_detector
+from data.alignment.record import Journal, PhotoRecord
+from data.alignment.worker import Job, run_job, start_worker
+from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
+from utils.errors import UserError, one_line
+from utils.filesystem import ensure_writable_folder, path_exists
+from utils.logs.logger import log
+from utils.logs.progress_bar import ProgressReporter
+
+_AHEAD = 8  # photos that wait for each process
+
+
+def list_photos(source: Path, out: Path) -> list[str]:
+    """Returns the paths of all photos below a folder, relative to it, sorted. Leaves out hidden files and `out`.
+
+    Raises UserError if there are none.
+    """
+    if not path_exists(source.is_dir):
+        raise UserError(f"{one_line(source)}: no such folder")
+    photos: list[str] = []
+    others: Counter[str] = Counter()
+    for folder, subfolders, files in os.walk(source, followlinks=False):
+        here = Path(folder)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and here / name != out]
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
+                photos.append(str((here / name).relative_to(source)))
+            else:
+                others[suffix or "no suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {one_line(kind)[:20]}" for kind, count in others.most_common(8))
+        hint = f". {CONVERT_HEIC}" if others.keys() & {*HEIC_SUFFIXES} else ""
+        log.warning(f"{source}: {others.total()} files are no photos by their names: {kinds}{hint}")
+    if not photos:
+        raise UserError(f"{one_line(source)}: no photos ({', '.join(IMAGE_SUFFIXES)})")
+    return sorted(photos)
+
+
+def align_folder(
+    source: Path, out: Path, photos: list[str], detector: Path | None, all_faces: bool, workers: int
+) -> list[PhotoRecord]:
+    """Aligns the photos, given relative to `source`, into `out`, and returns their records in order.
+
+    detector: YuNet as ONNX file, or None for BlazeFace. Raises UserError, and OSError if a face cannot be written.
+    """
+    settings = {"detector": open_detector(detector).name, "all_faces": all_faces, "source": str(source.resolve())}
+    journal = Journal(ensure_writable_folder(out), settings)
+    targets = _targets(photos)
+    left = [photo for photo in photos if not journal.is_done(photo, (source / photo).stat())]
+    journal.keep({*photos} - {*left})
+    if len(left) < len(photos):
+        log.info(f"{out}: {len(photos) - len(left)} of {len(photos)} photos are aligned already")
+    for folder in sorted({(out / targets[photo]).parent for photo in left}):
+        folder.mkdir(parents=True, exist_ok=True)
+    jobs = (Job(source, out, photo, targets[photo]) for photo in left)
+    with journal, ProgressReporter(len(left), "Aligning", "photos") as progress:
+        for record in _run_jobs(jobs, min(workers, len(left)), detector, all_faces):
+            journal.add(record)
+            progress.update()
+    return [journal.records[photo] for photo in photos]
+
+
+def _run_jobs(jobs: Iterable[Job], workers: int, detector: Path | None, all_faces: bool) -> Iterator[PhotoRecord]:
+    """Yields the records of the jobs in order. Only few wait at a time, however many there are."""
+    if not workers:
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (detector, all_faces))
+    try:
+        waiting: deque[Future[PhotoRecord]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(run_job, job))
+            if len(waiting) >= workers * _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process of the alignment ended, as when memory runs out",
+            fix="the same command with fewer --workers goes on",
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _targets(photos: list[str]) -> dict[str, str]:
+    """Returns the file for each photo, without .png: its own path, with the suffix where two differ in it alone."""
+    stems = Counter(str(Path(photo).with_suffix("")) for photo in photos)
+    targets = {}
+    for photo in photos:
+        path = Path(photo)
+        stem = str(path.with_suffix(""))
+        targets[photo] = stem if stems[stem] == 1 else f"{stem}-{path.suffix[1:].lower()}"
+    return targets

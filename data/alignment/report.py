@@ -1,0 +1,106 @@
+"""The report of an alignment: a table as CSV, a summary in a few lines, and a contact sheet."""
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+from data.alignment.duplicates import first_equal, first_similar
+from data.alignment.record import PhotoRecord
+from data.alignment.sheet import Tile, draw_sheet
+from utils.errors import one_line
+from utils.filesystem import write_atomic
+
+COLUMNS = (
+    "photo", "status", "file", "faces", "notes", "left", "top", "width", "height", "score", "scale", "sharpness",
+)  # fmt: skip
+MAX_TAKEN, MAX_PROBLEMS = 96, 96  # tiles of each part of the contact sheet
+
+Notes = dict[str, list[str]]  # by photo
+
+
+def find_notes(records: list[PhotoRecord]) -> Notes:
+    """Returns what deserves a look, by photo: several faces, tiny, blurred, and duplicates of an earlier photo."""
+    notes: Notes = {record.photo: [] for record in records}
+    for record in records:
+        note = notes[record.photo]
+        if record.n_faces > 1:
+            note.append(f"{record.n_faces} faces")
+        note += ["tiny"] if any(face.is_tiny for face in record.faces) else []
+        note += ["blurred"] if any(face.is_blurred for face in record.faces) else []
+    readable = [record for record in records if not record.error]
+    equal = first_equal([record.sha256 for record in readable])
+    similar = first_similar([record.faces[0].hash if record.faces else None for record in readable])
+    for record, same, near in zip(readable, equal, similar, strict=True):
+        if same is not None:
+            notes[record.photo].append(f"same file as {readable[same].photo}")
+        elif near is not None:
+            notes[record.photo].append(f"nearly the same as {readable[near].photo}")
+    return notes
+
+
+def write_csv(path: Path, records: list[PhotoRecord], notes: Notes) -> None:
+    """Writes a line for each aligned face, and one for each photo without. Raises OSError."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for record in records:
+        note = "; ".join([*([record.error] if record.error else []), *notes[record.photo]])
+        head = [record.photo, record.status]
+        for face in record.faces:
+            box = [round(value) for value in (face.left, face.top, face.width, face.height)]
+            values = [round(face.score, 3), round(face.scale, 3), round(face.sharpness, 1)]
+            writer.writerow([*head, face.file, record.n_faces, note, *box, *values])
+        if not record.faces:
+            writer.writerow([*head, "", record.n_faces, note, *[""] * 7])
+    content = text.getvalue().encode("utf-8", "surrogateescape")  # file names may not be UTF-8
+    write_atomic(path, lambda file: file.write(content))
+
+
+def summarise(records: list[PhotoRecord], notes: Notes) -> list[str]:
+    """Returns the summary, in lines: what was aligned, what was not, and what deserves a look."""
+    n_faces = sum(len(record.faces) for record in records)
+    lines = [f"{len(records):,} photos: {n_faces:,} faces aligned"]
+    for status in ("no face", "unreadable"):
+        affected = [record for record in records if record.status == status]
+        if affected:
+            reason = f" {affected[0].error}" if affected[0].error else ""
+            lines.append(f"{status}: {len(affected):,}, for example {one_line(affected[0].photo)}{reason}")
+    kinds: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for photo, texts in notes.items():
+        for text in texts:
+            kind = next((kind for kind in ("same file", "nearly the same") if text.startswith(kind)), text)
+            kind = "several faces" if kind.endswith(" faces") else kind
+            kinds[kind] += 1
+            examples.setdefault(kind, photo)
+    lines += [f"{kind}: {count:,}, for example {one_line(examples[kind])}" for kind, count in kinds.most_common()]
+    return lines
+
+
+def write_sheet(path: Path, source: Path, out: Path, records: list[PhotoRecord], notes: Notes) -> None:
+    """Draws the contact sheet: a sample of the aligned faces, then what was not taken or deserves a look.
+
+    Raises OSError.
+    """
+    good = [record for record in records if record.faces and not notes[record.photo]]
+    doubtful = [record for record in records if not record.faces or notes[record.photo]]
+    doubtful.sort(key=lambda record: (bool(record.faces), record.photo))  # those without a face first
+    taken = [Tile(out / record.faces[0].file, record.photo) for record in _sample(good, MAX_TAKEN)]
+    problems = [
+        Tile(
+            out / record.faces[0].file if record.faces else source / record.photo,
+            record.photo,
+            record.status if not record.faces else notes[record.photo][0],
+        )
+        for record in _sample(doubtful, MAX_PROBLEMS)
+    ]
+    parts = {f"taken ({len(good):,})": taken, f"to look at ({len(doubtful):,})": problems}
+    write_atomic(path, lambda file: file.write(draw_sheet(parts)))
+
+
+def _sample(records: list[PhotoRecord], limit: int) -> list[PhotoRecord]:
+    """Returns at most `limit` records at even distances."""
+    if len(records) <= limit:
+        return records
+    return [records[i * len(records) // limit] for i in range(limit)]

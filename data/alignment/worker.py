@@ -1,0 +1,82 @@
+"""Aligns single photos in a process of its own."""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from data.alignment.aligner import AlignedFace, align_photo
+from data.alignment.detector import Detector
+from data.alignment.detectors import open_detector
+from data.alignment.duplicates import difference_hash
+from data.alignment.record import FaceRecord, PhotoRecord
+from utils.datasets.photos import open_photo
+from utils.errors import UserError
+from utils.filesystem import open_regular_file, write_atomic
+
+
+@dataclass(frozen=True)
+class Job:
+    """A photo to be aligned."""
+
+    source: Path
+    out: Path
+    photo: str  # relative to the source folder
+    target: str  # the file to write, relative to the output folder, without its suffix
+
+
+class AlignWorker:
+    """Aligns photos with a detector of its own."""
+
+    def __init__(self, detector: Detector, all_faces: bool) -> None:
+        self.detector = detector
+        self.all_faces = all_faces
+
+    def __call__(self, job: Job) -> PhotoRecord:
+        """Aligns a photo, writes its faces and returns its record. Raises OSError if a face cannot be written."""
+        path = job.source / job.photo
+        stat = path.stat()
+        record = PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns)
+        try:
+            with open_regular_file(path) as file:
+                encoded = file.read()
+            with open_photo(encoded) as image:
+                aligned, found = align_photo(image, self.detector, self.all_faces)
+        except UserError as error:
+            return PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns, error=str(error))
+        except OSError as error:
+            return PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns, error=error.strerror or str(error))
+        faces = []
+        for number, face in enumerate(aligned, start=1):
+            name = f"{job.target}-{number}.png" if self.all_faces else f"{job.target}.png"
+            content = cv2.imencode(".png", face.image[..., ::-1])[1].tobytes()
+            write_atomic(job.out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+            faces.append(_record_face(name, face))
+        digest = hashlib.sha256(encoded).hexdigest()
+        return PhotoRecord(record.photo, record.size, record.mtime_ns, digest, len(found), faces=faces)
+
+
+def _record_face(name: str, face: AlignedFace) -> FaceRecord:
+    left, top, width, height = map(float, face.face.box)
+    return FaceRecord(
+        name, left, top, width, height, face.face.score, face.scale, face.sharpness, difference_hash(face.image),
+        face.is_tiny, face.is_blurred,
+    )  # fmt: skip
+
+
+_worker: AlignWorker  # of this process
+
+
+def start_worker(detector: Path | None, all_faces: bool) -> None:
+    """Opens the detector of this process, which has one thread for OpenCV: there is a process for each core."""
+    global _worker
+    with suppress(cv2.error):
+        cv2.setNumThreads(1)
+    _worker = AlignWorker(open_detector(detector), all_faces)
+
+
+def run_job(job: Job) -> PhotoRecord:
+    """Aligns a photo with the worker of this process."""
+    return _worker(job)

@@ -1,0 +1,51 @@
+"""YuNet (Wu et al., Machine Intelligence Research 2023), a detector with five landmarks, from an ONNX file."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data.alignment.detector import Face
+from utils.errors import UserError
+from utils.filesystem import open_regular_file, sha256
+
+MIN_SCORE = 0.6
+MAX_SIDE = 1280  # pixels; larger photos are scaled down. It sees faces from 10 pixels
+
+
+class YuNet:
+    """YuNet in OpenCV."""
+
+    def __init__(self, path: Path) -> None:
+        """Loads the network. Raises UserError if the file is not YuNet."""
+        try:
+            with open_regular_file(path):
+                pass
+            self._detector = cv2.FaceDetectorYN.create(str(path), "", (128, 128), MIN_SCORE)
+            self.find(np.zeros((128, 128, 3), np.uint8))
+        except OSError as error:
+            raise UserError(f"--detector {path}: {error.strerror}") from None
+        except cv2.error:
+            raise UserError(
+                f"--detector {path}: OpenCV cannot run it as YuNet", fix="leave out --detector for the default detector"
+            ) from None
+        self.name = f"YuNet {sha256(path)[:12]}"
+
+    def find(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Returns the faces in an RGB image (H, W, 3), best first, each once."""
+        scale = min(1.0, MAX_SIDE / max(image.shape[:2]))
+        if scale < 1:
+            size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        self._detector.setInputSize(image.shape[1::-1])
+        rows = self._detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+        rows = np.zeros((0, 15)) if rows is None else rows.astype(np.float64)
+        rows = rows[[all(map(math.isfinite, row)) for row in rows]] if len(rows) else rows
+        faces = [Face(row[:4] / scale, float(row[14]), row[4:14].reshape(5, 2) / scale) for row in rows]
+        return sorted(faces, key=lambda face: -face.score)
+
+    def landmarks(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.float64] | None:
+        """Returns the five points that YuNet has found with the face."""
+        return face.points
