@@ -14,7 +14,7 @@ from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
 from utils.distributed.restart import run_ids, was_restarted
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.filesystem import archive_files, path_exists
 from utils.logs.logger import log
 from utils.training.checkpointing.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
@@ -172,7 +172,7 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
 
 
 def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: SharedMemoryLoader) -> None:
-    """Raises UserError unless the checkpoint has this kind of task, number of images, seed and optimizer."""
+    """Raises UserError unless the checkpoint has this kind of task, number of images, seed, optimizer and freeze."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
         saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
@@ -194,11 +194,15 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             f"{state['config']['seed']!r:.20}",
             fix=f"use that seed; {START_OVER_HINT}",
         )
-    if (optimizer := state["config"].get("optimizer", "sgd")) != config.optimizer:
-        raise UserError(
-            f"config optimizer: {config.optimizer}, but the run in {config.output} has {optimizer!r:.20}",
-            fix=f"use that; {START_OVER_HINT}",
-        )
+    # The optimizer's state fits only these. The defaults are of checkpoints made before the fields were added.
+    for name, default in (("optimizer", "sgd"), ("freeze", "")):
+        saved, current = state["config"].get(name, default), getattr(config, name)
+        if saved != current:
+            current = shorten(current, quote=False) or "empty"
+            raise UserError(
+                f"config {name}: {current}, but the run in {config.output} has {shorten(saved)}",
+                fix=f"use that; {START_OVER_HINT}",
+            )
 
 
 def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoader, world: World) -> None:
