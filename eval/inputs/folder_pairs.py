@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,7 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     people = [people[i] for i in rng.permutation(len(people))]
     same = _same_pairs(people, n_pairs // 2, rng)
     different = _different_pairs(people, n_pairs - n_pairs // 2, rng)
-    # Alternates the kinds, so that every fold has both.
-    alternating = itertools.chain.from_iterable(itertools.zip_longest(same, different))
-    pairs = [pair for pair in alternating if pair]
-    return PhotoPairs.from_pairs(folder.resolve().name, pairs, notes, _count_different(people))
+    return PhotoPairs.from_pairs(folder.resolve().name, _mix(same, different), notes, _count_different(people))
 
 
 def _folders(folder: Path, left_out: Counter[str]) -> list[Path]:
@@ -110,6 +108,12 @@ def _same_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> l
 
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*map(pairs_of_person, people)))
     return list(itertools.islice((pair for pair in in_turn if pair), n))
+
+
+def _mix(same: list[Pair], different: list[Pair]) -> list[Pair]:
+    """Returns all pairs, each kind spread evenly, so that every fold has its share of both; equal counts alternate."""
+    placed = [((i + 0.5) / len(kind), pair) for kind in (same, different) for i, pair in enumerate(kind)]
+    return [pair for _, pair in sorted(placed, key=itemgetter(0))]
 
 
 def _different_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> list[Pair]:
