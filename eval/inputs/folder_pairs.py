@@ -42,7 +42,7 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
     people = [people[i] for i in rng.permutation(len(people))]
     same = _same_pairs(people, n_pairs // 2, rng)
     different = _different_pairs(people, n_pairs - n_pairs // 2, rng)
-    return PhotoPairs.from_pairs(folder.resolve().name, _mix(same, different), notes, _count_different(people))
+    return PhotoPairs.from_pairs(folder.resolve().name, _spread([*same, *different]), notes, _count_different(people))
 
 
 def _folders(folder: Path, left_out: Counter[str]) -> list[Path]:
@@ -110,9 +110,10 @@ def _same_pairs(people: list[list[Path]], n: int, rng: np.random.Generator) -> l
     return list(itertools.islice((pair for pair in in_turn if pair), n))
 
 
-def _mix(same: list[Pair], different: list[Pair]) -> list[Pair]:
-    """Returns all pairs, each kind spread evenly, so that every fold has its share of both; equal counts alternate."""
-    placed = [((i + 0.5) / len(kind), pair) for kind in (same, different) for i, pair in enumerate(kind)]
+def _spread(pairs: list[Pair]) -> list[Pair]:
+    """Returns the pairs, each kind spread evenly, so that every fold has its share of both; equal counts alternate."""
+    kinds = [[pair for pair in pairs if pair[2] is same] for same in (True, False)]
+    placed = [((i + 0.5) / len(kind), pair) for kind in kinds for i, pair in enumerate(kind)]
     return [pair for _, pair in sorted(placed, key=itemgetter(0))]
 
 
