@@ -67,6 +67,7 @@ ALLOWED = {
         "utils.datasets.alignment",
         "utils.datasets.image_header",
         "utils.datasets.photos",
+        "utils.datasets.random_pairs",
         "utils.datasets.transforms",
         "utils.datasets.recordio.record_format",
         "utils.datasets.recordio.index",
