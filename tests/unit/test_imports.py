@@ -65,6 +65,8 @@ ALLOWED = {
         "utils.logs.logger",
         "utils.logs.progress_bar",
         "utils.datasets.alignment",
+        "utils.datasets.face_dataset",
+        "utils.datasets.image_dataset",
         "utils.datasets.image_header",
         "utils.datasets.photos",
         "utils.datasets.random_pairs",
