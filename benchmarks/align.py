@@ -42,7 +42,7 @@ def measure(name: str, function: Callable[[T], R], inputs: Sequence[T]) -> list[
 def benchmark(photos: list[bytes], detector: Detector) -> None:
     """Prints the times of all parts and of the whole alignment."""
 
-    def decode(photo: bytes):
+    def decode(photo: bytes) -> NDArray[np.uint8]:
         with open_photo(photo) as image:
             return image
 
