@@ -18,6 +18,8 @@ if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from data.alignment.aligner import align_photo
 from data.alignment.detector import Detector, choose_face
