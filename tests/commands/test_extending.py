@@ -102,6 +102,9 @@ def test_a_search_has_the_new_operation_and_its_cells_train(extended):
     lines = (extended / "output" / "search" / "genotypes.jsonl").read_text().splitlines()
     chosen = set(re.findall(r"'(\w+_\w+)', \d", json.loads(lines[-1])["genotype"]))
     assert chosen and chosen <= {"max_pool_3x3", "dil_conv_3x3"}
+    other = [field.replace("max_pool_3x3,dil_conv_3x3", "dil_conv_3x3,max_pool_3x3") for field in search]
+    refused = run_command(extended, sys.executable, "NAS/search.py", *other)  # the alphas are those of an order
+    assert refused.returncode == 2 and "error: config search_space: " in refused.stderr, refused.stderr
     own = extended / "config" / "config_dilated.py"
     own.write_text(
         "from easydict import EasyDict\nconfig = EasyDict()\n"

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.datasets.training_data import load_training_data

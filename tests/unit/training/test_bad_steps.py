@@ -56,7 +56,7 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision)
     # num_batches_tracked is a count of forward passes, which no computation reads
     assert [key for key in changed(states[2], states[3]) if "num_batches" not in key] == []
     assert any("running_mean" in key for key in changed(states[3], states[4]))
-    assert "not finite in 1 steps, the last is step 3: left out (1 so far)" in log_capture.text
+    assert "not finite in 1 steps, the last is step 3: skipped (1 so far)" in log_capture.text
     assert "Loss nan" not in log_capture.text
 
 
@@ -64,7 +64,7 @@ def test_the_count_continues_after_a_resume_and_many_in_a_row_end_the_run(tmp_pa
     fields = ["num_epoch=9", "max_bad_steps=6"]
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), task_type=failing([2]))
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), task_type=failing([5, 6], first=5))
-    assert "the last is step 6: left out (3 so far)" in log_capture.text
+    assert "the last is step 6: skipped (3 so far)" in log_capture.text
     with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 9 to 14 \(learning rate"):
         train_small(small_config(tmp_path, tiny_data, *fields), task_type=failing(range(9, 99), first=8))
     kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
@@ -155,7 +155,7 @@ def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny
     config = small_config(tmp_path, tiny_data, *fields)
     with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
         train_small(config, task_type=failing(range(99), overflow))
-    assert "left out" not in log_capture.text.split("Global Step: 15")[0]
+    assert "skipped" not in log_capture.text.split("Global Step: 15")[0]
 
 
 def test_a_non_finite_gradient_is_a_bad_step_in_fp32(tmp_path, tiny_data, log_capture):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.base import Config
+from config.base import SEARCH_SPACE, Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -61,7 +61,7 @@ def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLo
         return ResumePoint(progress_from_checkpoint(state), state)
     if config.resume != "1":
         if world.is_main and (restarted or config.resume == "auto"):
-            log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from the beginning")
+            log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from scratch")
         return ResumePoint()
     run_on_main(world, lambda: _require_exported_files(config, task_type.export_suffixes))
     return ResumePoint(_progress_of_global_step(config, len(loader), world), export_folder=Path(config.output))
@@ -194,11 +194,13 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             f"{state['config']['seed']!r:.20}",
             fix=f"use that seed; {START_OVER_HINT}",
         )
-    if (optimizer := state["config"].get("optimizer", "sgd")) != config.optimizer:
-        raise UserError(
-            f"config optimizer: {config.optimizer}, but the run in {config.output} has {optimizer!r:.20}",
-            fix=f"use that; {START_OVER_HINT}",
-        )
+    saved = saved_config_values(state)
+    for name in ("optimizer", *task_type.fixed_fields):
+        if saved[name] != getattr(config, name):
+            raise UserError(
+                f"config {name}: {getattr(config, name)}, but the run in {config.output} has {saved[name]!r:.200}",
+                fix=f"use that; {START_OVER_HINT}",
+            )
 
 
 def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoader, world: World) -> None:
@@ -208,9 +210,9 @@ def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoade
         f"Resumes at step {progress.step}: epoch {progress.epoch}, of which {progress.samples_seen} images are done "
         f"({START_OVER_HINT})"
     )
-    current = config_values(config)
-    for name in sorted(current.keys() | state["config"].keys()):
-        before, after = state["config"].get(name), current.get(name)
+    current, saved = config_values(config), saved_config_values(state)
+    for name in sorted(current.keys() | saved.keys()):
+        before, after = saved.get(name), current.get(name)
         if before != after and name not in ("resume", "global_step"):
             log.info(f"Changed: config {name} was {before!r}, is {after!r}")
     if state["data"] != loader.dataset.fingerprint:
@@ -224,6 +226,20 @@ def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoade
             f"Changed: the number of processes was {before}, is {after}: {config.batch_size * after} images a step; "
             "the learning rate scales with them, and the rest of the epoch is split over the new number"
         )
+
+
+def saved_config_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a checkpoint's run, with the defaults of fields that its version did not have."""
+    values: dict[str, Any] = {
+        "loss": "arcface",
+        "optimizer": "sgd",
+        "data_source": "recordio",
+        "search_space": list(SEARCH_SPACE),
+    }
+    values |= state["config"]
+    if search_data := values.pop("search_data", ""):  # the earlier name of data_source, used by the search alone
+        values["data_source"] = {"faces": "recordio"}.get(search_data, search_data)
+    return values
 
 
 def config_values(config: Config) -> dict[str, Any]:
