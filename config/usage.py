@@ -19,7 +19,7 @@ _UNUSED_BY = {
     "train": (*DISTILLATION, *SEARCH),
     "train_kd": SEARCH,
     "search": (
-        *DISTILLATION, *_STUDENT, *_EVALUATION, "loss", "s", "m", "head", "sample_rate", "net_name", "genotype",
+        *DISTILLATION, *_STUDENT, *_EVALUATION, "loss", "s", "m", "header", "sample_rate", "net_name", "genotype",
         "num_classes", "num_image", "compile",
     ),
 }  # fmt: skip

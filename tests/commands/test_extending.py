@@ -71,13 +71,13 @@ def test_every_table_has_an_example():
         compile(code if not code.startswith("    ") else "{" + code + "}", path, "exec")
 
 
-@pytest.mark.parametrize("head", ["whole", "sharded"])
-def test_a_run_of_new_parts_resumes_exactly(extended, head):
-    options = ["train.py", "--config", "config/config_demo.py", *TRAINING, f"head={head}"]
-    succeeds(extended, *options, f"output=output/{head}-uncut")
-    succeeds(extended, *options, f"output=output/{head}-cut", "max_steps=3")
-    assert "Resumes at step 3" in succeeds(extended, *options, f"output=output/{head}-cut")
-    assert last_weights(extended, f"{head}-uncut") == last_weights(extended, f"{head}-cut")
+@pytest.mark.parametrize("header", ["replicated", "sharded"])
+def test_a_run_of_new_parts_resumes_exactly(extended, header):
+    options = ["train.py", "--config", "config/config_demo.py", *TRAINING, f"header={header}"]
+    succeeds(extended, *options, f"output=output/{header}-uncut")
+    succeeds(extended, *options, f"output=output/{header}-cut", "max_steps=3")
+    assert "Resumes at step 3" in succeeds(extended, *options, f"output=output/{header}-cut")
+    assert last_weights(extended, f"{header}-uncut") == last_weights(extended, f"{header}-cut")
 
 
 def test_a_new_backbone_is_a_teacher_and_counted(extended):

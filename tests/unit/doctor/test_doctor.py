@@ -112,7 +112,7 @@ def test_a_resumed_run_loads_its_checkpoint_and_changes_nothing(demo, tmp_path):
 
 def test_two_processes_train_together(demo, tmp_path):
     folders = [f"output={tmp_path}", f"log_dir={tmp_path}"]
-    command = [sys.executable, "-m", "utils.doctor", *DEMO, *folders, "head=sharded"]
+    command = [sys.executable, "-m", "utils.doctor", *DEMO, *folders, "header=sharded"]
     done = run_command(demo, *command, NPROC="2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pass  steps      9, 3 an epoch; 2 processes with 8 images each" in done.stdout

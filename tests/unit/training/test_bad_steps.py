@@ -106,11 +106,11 @@ def test_a_state_that_is_not_finite_is_not_written_and_the_last_good_one_stays(t
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 3
 
 
-def _publishes(world, folder, data, head):
+def _publishes(world, folder, data, kind):
     """One step makes the weights infinite: both ranks end, rank 0 with the error."""
-    config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"head={head}")
+    config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"header={kind}")
     loader, num_classes = load_training_data(config, world)
-    header = make_header(config, num_classes, world) if head == "sharded" else None
+    header = make_header(config, num_classes, world) if kind == "sharded" else None
     task = small_task(config, num_classes, world, header)
     with pytest.raises(
         UserError if world.is_main else SystemExit, match="1header.pth/kernel" if world.is_main else "2"
@@ -118,9 +118,9 @@ def _publishes(world, folder, data, head):
         train(task, loader, config, world)
 
 
-@pytest.mark.parametrize("head", ["whole", "sharded"])
-def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_data, head):
-    spawn_ranks(_publishes, tmp_path, tiny_data, head)
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_data, kind):
+    spawn_ranks(_publishes, tmp_path, tiny_data, kind)
     assert list((tmp_path / "out").glob("*.pth")) == []
 
 

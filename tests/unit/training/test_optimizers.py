@@ -62,7 +62,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_dat
 
 
 def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data):
-    fields = ["head=sharded", "sample_rate=0.75", *ADAMW]
+    fields = ["header=sharded", "sample_rate=0.75", *ADAMW]
     spawn_ranks(train_sharded, tmp_path / "uncut", tiny_data, *fields)
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields)
@@ -118,7 +118,8 @@ def test_checkpoints_of_format_2_are_resumed(tmp_path, tiny_data, log_capture):
     state["momentum"] = {name: keys["momentum_buffer"] for name, keys in state.pop("optimizer").items()}
     for name in ("optimizer", "loss", "data_source", "search_space"):  # fields of later versions
         del state["config"][name]
-    state["config"]["search_data"] = "faces"
+    del state["config"]["header"]
+    state["config"] |= {"search_data": "faces", "head": "whole"}
     write_checkpoint(folder, 1, state | {"version": 2})
     log_capture.clear()
     train_small(small_config(tmp_path / "cut", tiny_data, "num_epoch=2"))

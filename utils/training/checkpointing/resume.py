@@ -49,7 +49,7 @@ def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLo
 
     def select() -> dict[str, Any] | None:
         state = _select_checkpoint(config, task_type, loader, world, names if restarted else [])
-        if state is not None and config.head == "sharded":  # may be too large for other ranks, which get their shard
+        if state is not None and config.header == "sharded":  # may be too large for other ranks, which get their shard
             with as_checkpoint_error(Path(config.output, CHECKPOINT_FILE)):
                 header.update(weights=state.pop("header"), optimizer=state["optimizer"].pop("header"))
         return state
@@ -237,8 +237,11 @@ def saved_config_values(state: dict[str, Any]) -> dict[str, Any]:
         "search_space": list(SEARCH_SPACE),
     }
     values |= state["config"]
-    if search_data := values.pop("search_data", ""):  # the earlier name of data_source, used by the search alone
+    # Earlier names of fields and values.
+    if search_data := values.pop("search_data", ""):
         values["data_source"] = {"faces": "recordio"}.get(search_data, search_data)
+    if header := values.pop("head", ""):
+        values["header"] = {"whole": "replicated"}.get(header, header)
     return values
 
 
