@@ -27,7 +27,7 @@ def main() -> None:
         "source", type=Path, metavar="SRC", help="a folder with a folder per person, a .tar or a folder of them, a .csv"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--val", type=float, default=0, help="fraction of the people to hold out for verification")
+    parser.add_argument("--val", type=float, default=0, help="fraction of the people to hold out (none)")
     parser.add_argument("--pairs", type=int, default=6000, help="verification pairs, at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the people and pairs (%(default)s)")
     args = parser.parse_args()
