@@ -19,7 +19,7 @@ _GREY, _RED, _DARK = (200, 200, 200), (200, 30, 30), (40, 40, 40)
 class Tile:
     """A picture of the sheet."""
 
-    path: Path
+    photo: Path | bytes  # a file, or the content of one
     name: str
     problem: str = ""  # shown in red
 
@@ -45,7 +45,7 @@ def _row(tiles: list[Tile]) -> NDArray[np.uint8]:
     row = np.full((SIDE + CAPTION + MARGIN, MARGIN + COLUMNS * (SIDE + MARGIN), 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         x = MARGIN + i * (SIDE + MARGIN)
-        row[:SIDE, x : x + SIDE] = _thumbnail(tile.path)
+        row[:SIDE, x : x + SIDE] = _thumbnail(tile.photo)
         if tile.problem:
             cv2.rectangle(row, (x, 0), (x + SIDE - 1, SIDE - 1), _RED, 2)
             _write(row, tile.problem[:19], x, SIDE + 26, 0.33, _RED)
@@ -58,11 +58,14 @@ def _write(image: NDArray[np.uint8], text: str, x: int, y: int, size: float, col
     cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def _thumbnail(path: Path) -> NDArray[np.uint8]:
+def _thumbnail(photo: Path | bytes) -> NDArray[np.uint8]:
     """Returns the photo, scaled and centred in a square; a grey square if it cannot be read."""
     square = np.full((SIDE, SIDE, 3), 235, np.uint8)
     try:
-        with open_regular_file(path) as file, open_photo(file.read()) as image:
+        if isinstance(photo, Path):
+            with open_regular_file(photo) as file:
+                photo = file.read()
+        with open_photo(photo) as image:
             scale = SIDE / max(image.shape[:2])
             height, width = (max(1, round(length * scale)) for length in image.shape[:2])
             top, left = (SIDE - height) // 2, (SIDE - width) // 2

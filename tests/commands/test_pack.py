@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from data.pack import find_people, write_records
+from data.packing.sources import find_people
+from data.packing.writer import write_training_set
 from data.reindex import read_keys
 from tests.helpers.commands import run_command
 from tests.helpers.faces import draw_face, encode_image
@@ -41,7 +42,11 @@ def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     done = packed(photos, tmp_path / "new" / "out")
     assert done.returncode == 0
     assert done.stderr.endswith("photos: 1 files of other types than .jpg, .jpeg, .png, .bmp, .webp are skipped\n")
-    assert "5 photos of 2 people; train with rec=" in done.stdout
+    out = tmp_path / "new" / "out"
+    assert done.stdout == (
+        f"{out}: 5 photos of 2 people\ntrain with: ./train.sh rec={out} num_classes=0 eval_step=0 output=output/out\n"
+    )
+    assert (out / "people.csv").read_text() == "label,person,photos\n0,Ann,3\n1,Bob,2\n"
     data = FaceDataset(tmp_path / "new" / "out")
     names = ["Ann/a.JPG", "Ann/b.jpeg", "Ann/c.png", "Bob/1.jpg", "Bob/2.png"]
     assert [data.reader.read_image(key)[1] for key in data.keys] == [(photos / name).read_bytes() for name in names]
@@ -62,7 +67,7 @@ def test_every_kind_that_training_reads_is_packed(tmp_path, suffix):
     with pytest.raises(UserError, match=r"pack\.py"):
         check_training_files(tmp_path / "photos")
     (tmp_path / "out").mkdir()
-    write_records(tmp_path / "out", find_people(tmp_path / "photos"))
+    write_training_set(tmp_path / "out", find_people(tmp_path / "photos"))
     images, labels = np.empty((2, 112, 112, 3), np.uint8), np.empty(2)
     FaceDataset(tmp_path / "out").read_into([0, 1], images, labels)
     assert (
@@ -80,7 +85,7 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     assert done.returncode == 2 and "Bob/0.jpg: not a JPEG, PNG, BMP or WebP image; training needs" in done.stderr
     (photos / "Bob" / "0.jpg").unlink()
     done = packed(photos / "Bob", tmp_path / "out")
-    assert done.returncode == 2 and "Bob: 0 of its 0 folders hold photos (.jpg, " in done.stderr
+    assert done.returncode == 2 and "Bob: photos of 0 people (.jpg, " in done.stderr
     done = packed(tmp_path / "none", tmp_path / "out")
     assert done.returncode == 2 and "none: No such file" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -52,6 +52,14 @@ def read_image_size(image: bytes) -> tuple[int, int] | None:
     return None
 
 
+def find_suffix(image: bytes) -> str:
+    """Returns the suffix of the format that an image file begins with: .jpg, .png, .bmp, .webp, or "" for any other."""
+    starts = {_JPEG: ".jpg", _PNG: ".png", b"BM": ".bmp"}
+    if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in starts.items() if image.startswith(start)), "")
+
+
 def _png_size(image: bytes) -> tuple[int, int]:
     offset = len(_PNG)
     while image[offset + 4 : offset + 8] != b"IEND":

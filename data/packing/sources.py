@@ -1,0 +1,98 @@
+"""Lists the photos of each person in a folder, in tar files or in a CSV."""
+
+import csv
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from data.packing.photo import Photo
+from data.packing.webdataset import list_tar
+from utils.datasets.image_header import SUFFIXES
+from utils.errors import UserError, one_line, shorten
+from utils.filesystem import open_regular_file, path_exists
+
+People = dict[str, list[Photo]]  # the photos of each person, by name; the order of the people is that of their labels
+
+_FORMATS = ", ".join(SUFFIXES)
+
+
+def find_people(source: Path) -> People:
+    """Returns the photos of each person.
+
+    source: a folder with one folder per person; a .tar of WebDataset's form, or a folder of them; a CSV of path,label.
+    The people of a folder are sorted by name, those of other sources by label, numbers by value.
+
+    Raises OSError, and UserError unless at least two people have photos.
+    """
+    if path_exists(source.is_dir):
+        people = _list_folder(source) or _group(
+            pair for shard in sorted(source.glob("[!.]*.tar")) for pair in list_tar(shard)
+        )
+    elif source.suffix.lower() == ".tar":
+        people = _group(list_tar(source))
+    elif source.suffix.lower() == ".csv":
+        people = _group(_list_csv(source))
+    elif not path_exists(source.exists):
+        raise UserError(f"{source}: No such file or folder")
+    else:
+        raise UserError(f"{source}: should be a folder, a .tar or a .csv")
+    if len(people) < 2:
+        fix = "training needs at least two" + ", one folder each" * source.is_dir()
+        raise UserError(f"{source}: photos of {len(people)} people ({_FORMATS})", fix)
+    return people
+
+
+def _group(labelled: Iterable[tuple[str, Photo]]) -> People:
+    """Groups photos by label. Sorts the labels that are whole numbers by value, before the others."""
+    people: People = defaultdict(list)
+    for label, photo in labelled:
+        people[label].append(photo)
+    return dict(sorted(people.items(), key=lambda item: _sort_key(item[0])))
+
+
+def _sort_key(label: str) -> tuple[int, int, str]:
+    """Returns a key that is never equal for two labels."""
+    is_number = label.isascii() and label.isdigit() and len(label) < 20
+    return (0, int(label), label) if is_number else (1, 0, label)
+
+
+def _list_folder(source: Path) -> People:
+    """Returns the photos of a folder that has a folder for each person; people and photos are sorted by name."""
+    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
+    people = [[path for path in person if path.suffix.lower() in SUFFIXES] for person in files]
+    empty = [folder for folder, person in zip(folders, people, strict=True) if not person]
+    if empty:
+        print(f"{one_line(source)}: {len(empty)} folders without photos, as {one_line(empty[0].name)}", file=sys.stderr)
+    if n_skipped := sum(map(len, files)) - sum(map(len, people)):
+        print(f"{one_line(source)}: {n_skipped} files of other types than {_FORMATS} are skipped", file=sys.stderr)
+    named = zip(folders, people, strict=True)
+    return {folder.name: [Photo(path) for path in person] for folder, person in named if person}
+
+
+def _list_csv(path: Path) -> list[tuple[str, Photo]]:
+    """Returns the label and the photo of each line of a CSV, whose paths are relative to its folder.
+
+    A first line that names the columns path and label is a header; without one they are the first two columns. Raises
+    UserError naming a line that has no path or no label.
+    """
+    labelled: list[tuple[str, Photo]] = []
+    columns = (0, 1)
+    # File names may hold bytes that are not UTF-8.
+    with open_regular_file(path) as file, io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
+        rows = csv.reader(text)
+        try:
+            for row in rows:
+                names = [cell.strip().lower() for cell in row]
+                if not labelled and "path" in names and "label" in names:
+                    columns = names.index("path"), names.index("label")
+                elif names:
+                    name, label = (row[column].strip() if column < len(row) else "" for column in columns)
+                    if not name or not label or "\0" in name:
+                        raise UserError(f"{path} line {rows.line_num}: {shorten(row)}", fix="expected path,label")
+                    labelled.append((label, Photo(path.parent / name)))
+        except csv.Error as error:
+            raise UserError(f"{path} line {rows.line_num}: {error}", fix="expected path,label") from error
+    return labelled
