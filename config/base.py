@@ -106,10 +106,12 @@ class Config:
     teacher_precision: str = "fp32"  # fp32, bf16 or fp16
     teacher_cache: str = ""  # folder to cache the teacher's embeddings for later epochs and runs; empty: no cache
 
-    # --- initial weights (train.py and train_kd.py)
+    # --- initial weights and fine-tuning (train.py and train_kd.py)
     student_pth: str = ""  # folder of {student_global_step}backbone.pth, or a weights file; empty: random weights
     student_global_step: int = 0  # step of the weights in that folder
     student_header: bool = False  # also load {student_global_step}header.pth, with the same number of classes
+    # modules of the backbone that stay as loaded, with their running statistics: stem,cells.0-8; empty: none
+    freeze: str = ""
 
     # --- origin of the values, for messages; not fields of a config file
     set_by: dict[str, str] = field(default_factory=dict)  # source of each field that was set: "file", "command line"

@@ -10,7 +10,7 @@ from utils.registry import BACKBONES
 
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.logger
 
-_STUDENT = ("student_pth", "student_global_step", "student_header")
+_STUDENT = ("student_pth", "student_global_step", "student_header", "freeze")
 _BACKBONE_FIELDS = {name for backbone in BACKBONES.values() for name in backbone.fields}
 _NETWORK = ("net_name", "embedding_size", *_BACKBONE_FIELDS, "genotypes")
 _EVALUATION = ("val_targets", "eval_step", "eval_batch", "eval_runtime", "test_output")

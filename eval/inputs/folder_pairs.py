@@ -1,11 +1,12 @@
 """Makes pairs of the photos in a folder that has one folder per person."""
 
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 
 from eval.inputs.pairs import PhotoPairs
 from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
-from utils.datasets.random_pairs import count_different_pairs, draw_pairs
+from utils.datasets.random_pairs import Pair, count_different_pairs, draw_pairs
 from utils.errors import UserError, one_line
 from utils.filesystem import path_exists
 
@@ -32,7 +33,7 @@ def make_pairs(folder: Path, n_pairs: int, seed: int) -> PhotoPairs:
             fix="expected one folder per person, at least two "
             f"people, and at least two photos of one of them{''.join(f' ({note})' for note in notes)}",
         )
-    pairs = draw_pairs(people, n_pairs, seed)
+    pairs = _spread(draw_pairs(people, n_pairs, seed))
     return PhotoPairs.from_pairs(folder.resolve().name, pairs, notes, count_different_pairs(people))
 
 
@@ -75,6 +76,13 @@ def _describe(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
     note = f"{one_line(folder)}: {total} {'file' if total == 1 else 'files'} left out: {', '.join(shown)}"
     is_heic = any(kind.startswith(suffix) for suffix in HEIC_SUFFIXES for kind in left_out)
     return (f"{note}. {CONVERT_HEIC}" if is_heic else note,)
+
+
+def _spread(pairs: list[Pair[Path]]) -> list[Pair[Path]]:
+    """Returns the pairs, each kind spread evenly, so that every fold has its share of both; equal counts alternate."""
+    kinds = [[pair for pair in pairs if pair[2] is same] for same in (True, False)]
+    placed = [((i + 0.5) / len(kind), pair) for kind in kinds for i, pair in enumerate(kind)]
+    return [pair for _, pair in sorted(placed, key=itemgetter(0))]
 
 
 def _visible_entries(folder: Path) -> list[Path]:

@@ -142,7 +142,7 @@ def test_names_near_no_field_are_a_warning_in_a_file(tmp_path, log_capture):
         ("train", ["student_global_step=3", "student_header=1"], ["student_global_step", "student_header"]),
         ("train", ["student_global_step=3", "student_header=1", "student_pth=x"], []),
         ("train_kd", ["teacher_channel=3", "n_nodes=2"], ["n_nodes"]),
-        ("search", ["w=3", "m=0.3", "n_nodes=2", "eval_step=9"], ["m", "eval_step", "w"]),
+        ("search", ["w=3", "m=0.3", "n_nodes=2", "eval_step=9", "freeze=stem"], ["m", "eval_step", "w", "freeze"]),
         ("eval", ["lr=3", "batch_size=9", "eval_batch=9", "channel=8"], ["batch_size", "lr"]),
         ("flops", ["lr=3", "channel=8", "val_targets=lfw"], ["val_targets", "lr"]),
         ("visualize", ["genotype=softmax_casia", "channel=8"], ["channel"]),

@@ -13,6 +13,7 @@ from utils.distributed.process_group import World, to_device
 from utils.losses.header import make_header
 from utils.training.checkpointing.progress import compute_epoch_end_steps
 from utils.training.checkpointing.resume import ResumePoint
+from utils.training.freezing import freeze_modules
 from utils.training.student import check_student, load_student
 from utils.training.task import Task, TaskInputs
 
@@ -50,6 +51,8 @@ def prepare_training(
         header = make_header(config, num_classes, world)
         if config.student_pth and not resume_point.progress.step:
             load_student(config, backbone, header, world)
+        if config.freeze:
+            freeze_modules(backbone, config.freeze)
         if config.compile:
             backbone.compile()
         return make_task(TaskInputs(config, world, loader.dataset, backbone, header, epoch_end_steps))

@@ -263,6 +263,12 @@ def test_all_are_taken_where_there_are_few(tmp_path):
     assert (~uneven.issame).sum() == 60 and uneven.issame.sum() == 100
 
 
+def test_few_pairs_of_one_kind_are_spread_over_the_folds(tmp_path):
+    pairs = make_pairs(photo_folder(tmp_path / "own", {f"p{i}": 3 for i in range(20)}), 1000, 0)
+    assert (pairs.issame.sum(), (~pairs.issame).sum()) == (60, 500)
+    assert {int(fold.sum()) for fold in np.array_split(pairs.issame, 10)} == {6}
+
+
 def test_what_is_no_photo_is_ignored(tmp_path):
     folder = photo_folder(tmp_path / "own", {"a": 2, "b": 2, "empty": 0})
     (folder / "a" / "notes.txt").touch()

@@ -14,7 +14,7 @@ from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import run_on_main
 from utils.distributed.process_group import World
 from utils.distributed.restart import run_ids, was_restarted
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.filesystem import archive_files, path_exists
 from utils.logs.logger import log
 from utils.training.checkpointing.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
@@ -172,7 +172,7 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
 
 
 def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: SharedMemoryLoader) -> None:
-    """Raises UserError unless the checkpoint has this kind of task, number of images, seed and optimizer."""
+    """Raises UserError unless the checkpoint has this kind of task, number of images, seed, optimizer and freeze."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
         saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
@@ -195,10 +195,11 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             fix=f"use that seed; {START_OVER_HINT}",
         )
     saved = saved_config_values(state)
-    for name in ("optimizer", *task_type.fixed_fields):
-        if saved[name] != getattr(config, name):
+    for name in ("optimizer", "freeze", *task_type.fixed_fields):
+        if saved[name] != (current := getattr(config, name)):
             raise UserError(
-                f"config {name}: {getattr(config, name)}, but the run in {config.output} has {saved[name]!r:.200}",
+                f"config {name}: {shorten(current, 200, quote=False) or 'empty'}, but the run in {config.output} has "
+                f"{shorten(saved[name], 200)}",
                 fix=f"use that; {START_OVER_HINT}",
             )
 
@@ -234,6 +235,7 @@ def saved_config_values(state: dict[str, Any]) -> dict[str, Any]:
         "loss": "arcface",
         "optimizer": "sgd",
         "data_source": "recordio",
+        "freeze": "",
         "search_space": list(SEARCH_SPACE),
     }
     values |= state["config"]
