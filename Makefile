@@ -1,10 +1,10 @@
-# make demo     a small PocketNet from nothing: faces, training, scores
-# make demo-ijb the demo's network on a drawn set in the layout of IJB-C
+# make demo     a small PocketNet from scratch: synthetic faces, training, scores
+# make demo-ijb the demo's network on a synthetic set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
-# make demo-search a search on drawn faces, and what it finds beside other cells
+# make demo-search a search on synthetic faces, and its cells compared with others
 # make test     lint, types and the quick tests
 # make drills   the long tests: kills, faults, several machines, fuzz, MXNet
-# make help     the rest
+# make help     the other targets
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -14,14 +14,14 @@ SOURCES := config backbones utils eval NAS data tests benchmarks train.py train_
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make install     the environment .venv alone"
-	@echo "make demo        train a small PocketNet on drawn faces and score it"
-	@echo "make demo-ijb    score the demo's network on a drawn set in the layout of IJB-C"
+	@echo "make install     only the environment .venv"
+	@echo "make demo        train a small PocketNet on synthetic faces and score it"
+	@echo "make demo-ijb    score the demo's network on a synthetic set in the layout of IJB-C"
 	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
-	@echo "make demo-search search for cells on drawn faces; what it finds beside other cells"
+	@echo "make demo-search search for cells on synthetic faces; they are compared with others"
 	@echo "make test        lint, types and the quick tests"
 	@echo "make drills      the long tests: kills, faults, several machines, fuzz, MXNet"
-	@echo "make check       lint and types alone"
+	@echo "make check       only lint and types"
 	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
 	@echo "make format      format the code"
 	@echo "make clean       remove environments, demo data and demo output"
@@ -55,7 +55,7 @@ demo: output/demo/results.txt
 	@echo "Accuracy in % on pairs of people the network has never seen, mean ± standard deviation over ten folds."
 	@echo "The people: data/faces_demo/people.png. The checkpoints: output/demo. The curves: tensorboard --logdir logs"
 
-data/faces_demo/made.json: $(filter-out data/make_demo_ijb.py data/synthetic/photos.py,$(wildcard data/*.py data/synthetic/*.py)) utils/datasets/recordio/record_format.py | .venv/installed
+data/faces_demo/made.json: data/make_demo_faces.py $(filter-out data/synthetic/photos.py,$(wildcard data/synthetic/*.py)) utils/datasets/recordio/record_format.py | .venv/installed
 	$(PY) data/make_demo_faces.py --force
 	@touch $@
 

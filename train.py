@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import ensure_output_folder, parse_command, require_data, save_config, warn_unused_fields
 from config.base import Config
 from eval.scoring import Scorer

@@ -7,7 +7,7 @@ if __name__ == "__main__":  # keeps a scheduler's signal from ending the slow im
 
 from functools import partial
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import parse_command
 from train import run_training
 from utils.distillation.schedule import check_teacher_folder

@@ -44,6 +44,7 @@ class SearchTask(Task):
     """
 
     export_suffixes = ("supernet.pth",)
+    fixed_fields = ("search_space", "n_nodes")  # which the alphas belong to
 
     def __init__(
         self,

@@ -1,21 +1,11 @@
-"""Backbones. `build_backbone` builds the network that a config names."""
+"""Backbones. `from backbones import build_backbone` works without importing torch for those who need only the names."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from backbones.names import resolve_network_name
-from utils.registry import BACKBONES, load_entry
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from config.base import Config
+from typing import Any
 
 
-def build_backbone(config: Config) -> nn.Module:
-    """Builds the randomly initialised network of config.net_name.
+def __getattr__(name: str) -> Any:
+    if name == "build_backbone":
+        from backbones.build import build_backbone
 
-    It maps (B, 3, 112, 112) normalised images to (B, embedding_size). Raises UserError for an unknown name.
-    """
-    return load_entry(BACKBONES[resolve_network_name(config.net_name)].builder)(config)
+        return build_backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,11 +21,13 @@ def resolve_network_name(name: str) -> str:
     Raises UserError, which lists the known names, if there is none.
     """
     spelling = re.sub("[-_]", "", name.lower())
+    known = {re.sub("[-_]", "", key.lower()): key for key in BACKBONES}
+    if spelling in known:
+        return known[spelling]
     for pattern, replacement in _ALIASES:
         if match := pattern.fullmatch(spelling):
             spelling = match.expand(replacement)
             break
-    known = {re.sub("[-_]", "", key.lower()): key for key in BACKBONES}
     if spelling not in known:
         raise UserError(f"{name!a:.80} is not a known network", fix=f"known are {', '.join(BACKBONES)}")
     return known[spelling]

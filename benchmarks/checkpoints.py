@@ -22,7 +22,7 @@ if not __package__:  # run as a script: import modules from the project folder
 import numpy as np
 import torch
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import CommandParser, add_config_arguments, collect_overrides, load_config
 from config.base import Config
 from utils.checkpoints.async_writer import AsyncFileWriter

@@ -19,7 +19,7 @@ from torch import nn
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import CommandParser, add_config_arguments, load_config
 from eval.inference.embedding import embed, make_runtime
 from eval.inputs.sets import load_bin_set

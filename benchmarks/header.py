@@ -42,7 +42,7 @@ GIB = 1 << 30
 
 def step_seconds(variant: str, args: argparse.Namespace, classes: int, world: World) -> list[float]:
     """Returns the seconds of each measured step of a new header."""
-    if variant == "whole":
+    if variant == "replicated":
         header = wrap_ddp(to_device(ArcFace(args.embedding_size, classes, S, M), world), world)
     else:
         header = ShardedHeader(args.embedding_size, classes, ArcFaceMargin(M), S, world, args.sample_rate)
@@ -54,7 +54,7 @@ def step_seconds(variant: str, args: argparse.Namespace, classes: int, world: Wo
     for _ in range(args.steps + 2):
         start = time.perf_counter()
         output = header(embeddings, labels)  # logits, or the loss itself
-        (F.cross_entropy(output, labels) if variant == "whole" else output).backward()
+        (F.cross_entropy(output, labels) if variant == "replicated" else output).backward()
         del output
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -88,13 +88,13 @@ def peak_bytes(world: World) -> int:
 
 
 def header_tensor_bytes(
-    head: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0
+    header: str, size: int, classes: int, processes: int, batch: int, sample_rate: float = 1.0
 ) -> float:
     """Returns the bytes of a process's header at the peak of a step with SGD, by the formula of docs/scaling.md.
 
-    head: whole or sharded. size: embedding size. batch: images per process.
+    header: replicated or sharded. size: embedding size. batch: images per process.
     """
-    if head == "whole":
+    if header == "replicated":
         kernel, logits = 4.0 * size * classes, 4.0 * batch * classes
         ddp_buckets = kernel if processes > 1 else 0  # gradients that DDP sends
         return 2 * kernel + max(4 * logits + kernel, 5 * kernel) + ddp_buckets
@@ -108,15 +108,15 @@ def header_tensor_bytes(
 
 def formula_table() -> str:
     """Returns the table of GiB per rank by formula, for 128 images per rank."""
-    lines = [f"{'classes':>12}{'size':>6}{'ranks':>7}{'whole':>10}{'split':>10}{'split, 0.1':>12}"]
+    lines = [f"{'classes':>12}{'size':>6}{'ranks':>7}{'replicated':>12}{'split':>10}{'split, 0.1':>12}"]
     for classes in (85_742, 1_000_000, 10_000_000):
         for size in (128, 256):
             for ranks in (1, 4, 8, 64):
-                variants = [("whole", 1.0), ("split", 1.0), ("split", 0.1)]
+                variants = [("replicated", 1.0), ("split", 1.0), ("split", 0.1)]
                 needed = [
                     header_tensor_bytes(variant, size, classes, ranks, 128, rate) / GIB for variant, rate in variants
                 ]
-                lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>10.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
+                lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>12.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
     return "\n".join(lines)
 
 
@@ -126,7 +126,9 @@ def main() -> None:
     for name, default in {"classes": 85742, "ranks": 1, "batch": 128, "embedding-size": 128, "steps": 7}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="(%(default)s)")
     parser.add_argument("--sample-rate", type=float, default=1.0, help="of the split header (%(default)s)")
-    parser.add_argument("--variants", nargs="+", choices=["whole", "split"], default=["whole", "split"], help="(both)")
+    parser.add_argument(
+        "--variants", nargs="+", choices=["replicated", "split"], default=["replicated", "split"], help="(both)"
+    )
     parser.add_argument("--formula", action="store_true", help="print only the table of memory by formula")
     args = parser.parse_args()
     if min(args.classes, args.ranks, args.batch, args.embedding_size, args.steps) < 1:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import CommandParser, load_config
 from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure

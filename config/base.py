@@ -41,9 +41,9 @@ class Config:
     loss: str = "arcface"  # margin of the classification loss; one of LOSSES (utils/registry.py)
     s: float = 64.0  # scale of the logits
     m: float = 0.5  # additive angular margin in radians
-    # whole, or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
-    head: str = "whole"
-    sample_rate: float = 1.0  # head=sharded: fraction of the classes used in a step (Partial FC)
+    # replicated, or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
+    header: str = "replicated"
+    sample_rate: float = 1.0  # header=sharded: fraction of the classes used in a step (Partial FC)
 
     # --- optimisation
     optimizer: str = "sgd"  # sgd as published, adamw (lr=1e-3 weight_decay=5e-2), … (OPTIMIZERS in utils/registry.py)

@@ -21,7 +21,7 @@ CHOICES = {
     "teacher_precision": ("fp32", "bf16", "fp16"),
     "alpha_gradient": ("validation", "published"),
     "eval_runtime": ("auto", "torch", "openvino"),
-    "head": ("whole", "sharded"),
+    "header": ("replicated", "sharded"),
     "resume": ("auto", "0", "1"),
     "on_bad_image": ("error", "skip"),
 }
@@ -35,7 +35,10 @@ SEARCH = (
     "cost_weight", "skip_limit", "search_eval",
 )  # fmt: skip
 # Fields of earlier versions: new name, and new names of their values.
-RENAMED = {"search_data": ("data_source", {"faces": "recordio"})}
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "search_data": ("data_source", {"faces": "recordio"}),
+    "head": ("header", {"whole": "replicated"}),
+}
 # Set by published config files, but used neither by the published code nor here.
 PUBLISHED_UNUSED = ("scale", "network")
 _MIN_SIMILARITY = 0.8  # difflib similarity above which an unknown name counts as a misspelt field
@@ -209,8 +212,8 @@ def check_value(name: str, value: Any) -> None:
 
 def check_combinations(config: Config) -> None:
     """Raises ConfigError if fields that are valid separately do not fit each other."""
-    if config.sample_rate < 1 and config.head != "sharded":
-        raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs head=sharded")
+    if config.sample_rate < 1 and config.header != "sharded":
+        raise ConfigError(f"config sample_rate: {config.sample_rate!r} needs header=sharded")
     for name, text in config.genotypes.items():
         try:
             parse_genotype(text)

@@ -2,7 +2,7 @@
 
 Writes each face as PNG of 112×112 pixels to OUT, in the same folders as in PHOTOS, so that a folder for each person
 stays one. Of several faces in a photo it takes the largest near the middle; --all-faces takes all. OUT/report.csv
-lists every photo; OUT/sheet.png shows what was taken and what deserves a look. After an interruption the same command
+lists every photo; OUT/sheet.png shows what was taken and what should be checked. After an interruption the same command
 goes on.
 """
 

@@ -27,14 +27,15 @@ def main() -> None:
         "source", type=Path, metavar="SRC", help="a folder with a folder per person, a .tar or a folder of them, a .csv"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    parser.add_argument("--val", type=float, default=0, help="fraction of the people to hold out for verification")
+    parser.add_argument("--val", type=float, default=0, help="fraction of the people to hold out (none)")
     parser.add_argument("--pairs", type=int, default=6000, help="verification pairs, at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the people and pairs (%(default)s)")
     args = parser.parse_args()
-    if not (0 <= args.val < 1 and args.pairs >= 20 and args.seed >= 0):
-        raise UserError(
-            f"--val {args.val} --pairs {args.pairs} --seed {args.seed}: should be from 0 to 1, at least 20, at least 0"
-        )
+    if not 0 <= args.val < 1:
+        raise UserError(f"--val {args.val}: should be a fraction of the people, at least 0 and less than 1")
+    for option, value, least in (("--pairs", args.pairs, 20), ("--seed", args.seed, 0)):
+        if value < least:
+            raise UserError(f"{option} {value}: should be at least {least}")
     with create_folder(args.out) as folder:
         train, val = split_people(find_people(args.source), args.val, args.seed)
         pairs = draw_val_pairs(val, args.pairs, args.seed) if val else []

@@ -21,7 +21,7 @@ if not __package__:  # run as a script: sys.path starts with this folder instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import (
     CommandParser,
     add_config_arguments,

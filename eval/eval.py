@@ -23,7 +23,7 @@ if not __package__:  # run as a script: sys.path starts with this folder, where 
 
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import (
     CommandParser,
     add_config_arguments,

@@ -10,7 +10,7 @@ from pathlib import Path
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import ensure_output_folder, parse_command, require_data, warn_unused_fields
 from utils.datasets.image_dataset import open_dataset
 from utils.datasets.sampler import EpochSampler

@@ -14,7 +14,7 @@ if not __package__:  # run as a script: import modules from the project folder
 import torch
 from torch import Tensor, nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config, parse_command, shipped_configs, warn_unused_fields
 from utils.errors import run_cli
 

@@ -67,9 +67,15 @@ def align_folder(
         folder.mkdir(parents=True, exist_ok=True)
     jobs = (Job(source, out, photo, targets[photo]) for photo in left)
     with journal, ProgressReporter(len(left), "Aligning", "photos") as progress:
-        for record in _run_jobs(jobs, min(workers, len(left)), detector, all_faces):
-            journal.add(record)
-            progress.update()
+        try:
+            for record in _run_jobs(jobs, min(workers, len(left)), detector, all_faces):
+                journal.add(record)
+                progress.update()
+        except KeyboardInterrupt:
+            log.info(
+                f"Interrupted: {len(journal.records)} of {len(photos)} photos are aligned; the same command goes on"
+            )
+            raise
     return [journal.records[photo] for photo in photos]
 
 

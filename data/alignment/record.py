@@ -1,4 +1,4 @@
-"""What is known of each photo after alignment, kept in a journal so that an interrupted alignment goes on."""
+"""Record of each photo after alignment, in a journal from which an interrupted alignment resumes."""
 
 import json
 import os

@@ -20,7 +20,7 @@ Notes = dict[str, list[str]]  # by photo
 
 
 def find_notes(records: list[PhotoRecord]) -> Notes:
-    """Returns what deserves a look, by photo: several faces, tiny, blurred, and duplicates of an earlier photo."""
+    """Returns what should be checked, by photo: several faces, tiny, blurred, and duplicates of an earlier photo."""
     notes: Notes = {record.photo: [] for record in records}
     for record in records:
         note = notes[record.photo]
@@ -58,7 +58,7 @@ def write_csv(path: Path, records: list[PhotoRecord], notes: Notes) -> None:
 
 
 def summarise(records: list[PhotoRecord], notes: Notes) -> list[str]:
-    """Returns the summary, in lines: what was aligned, what was not, and what deserves a look."""
+    """Returns the summary, in lines: what was aligned, what was not, and what should be checked."""
     n_faces = sum(len(record.faces) for record in records)
     lines = [f"{len(records):,} photos: {n_faces:,} faces aligned"]
     for status in ("no face", "unreadable"):
@@ -79,7 +79,7 @@ def summarise(records: list[PhotoRecord], notes: Notes) -> list[str]:
 
 
 def write_sheet(path: Path, source: Path, out: Path, records: list[PhotoRecord], notes: Notes) -> None:
-    """Draws the contact sheet: a sample of the aligned faces, then what was not taken or deserves a look.
+    """Draws the contact sheet: a sample of the aligned faces, then what was not taken or should be checked.
 
     Raises OSError.
     """

@@ -1,6 +1,7 @@
 """Aligns single photos in a process of its own."""
 
 import hashlib
+import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ _worker: AlignWorker  # of this process
 def start_worker(detector: Path | None, all_faces: bool) -> None:
     """Opens the detector of this process, which has one thread for OpenCV: there is a process for each core."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     with suppress(cv2.error):
         cv2.setNumThreads(1)
     _worker = AlignWorker(open_detector(detector), all_faces)

@@ -18,7 +18,7 @@ if not __package__:  # run as a script: sys.path starts with this folder instead
 
 import numpy as np
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import (
     CommandParser,
     ConfigError,

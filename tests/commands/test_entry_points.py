@@ -53,7 +53,7 @@ def test_eval_scores_every_checkpoint_in_order(demo, scored):
 
 def test_eval_gives_what_the_steps_by_hand_give(demo, scored):
     """Computes the accuracy from the checkpoint: the sum of the embeddings of image and flip, normalised."""
-    from backbones import build_backbone
+    from backbones.build import build_backbone
     from config import load_config
     from eval.verification import evaluate
 
@@ -220,7 +220,7 @@ needs_real_data = pytest.mark.skipif(
 @needs_real_data
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
 def test_published_weights_give_the_published_embeddings(runtime):
-    from backbones import build_backbone
+    from backbones.build import build_backbone
     from config import load_config
     from eval.inference.embedding import embed, make_runtime
     from eval.inputs.bins import decode_images, read_bin

@@ -21,7 +21,7 @@ import pytest
 import torch
 from scipy import stats
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from eval.compare import archive_previous
 from eval.comparison import compare_all_sets, compare_scores

@@ -71,13 +71,13 @@ def test_every_table_has_an_example():
         compile(code if not code.startswith("    ") else "{" + code + "}", path, "exec")
 
 
-@pytest.mark.parametrize("head", ["whole", "sharded"])
-def test_a_run_of_new_parts_resumes_exactly(extended, head):
-    options = ["train.py", "--config", "config/config_demo.py", *TRAINING, f"head={head}"]
-    succeeds(extended, *options, f"output=output/{head}-uncut")
-    succeeds(extended, *options, f"output=output/{head}-cut", "max_steps=3")
-    assert "Resumes at step 3" in succeeds(extended, *options, f"output=output/{head}-cut")
-    assert last_weights(extended, f"{head}-uncut") == last_weights(extended, f"{head}-cut")
+@pytest.mark.parametrize("header", ["replicated", "sharded"])
+def test_a_run_of_new_parts_resumes_exactly(extended, header):
+    options = ["train.py", "--config", "config/config_demo.py", *TRAINING, f"header={header}"]
+    succeeds(extended, *options, f"output=output/{header}-uncut")
+    succeeds(extended, *options, f"output=output/{header}-cut", "max_steps=3")
+    assert "Resumes at step 3" in succeeds(extended, *options, f"output=output/{header}-cut")
+    assert last_weights(extended, f"{header}-uncut") == last_weights(extended, f"{header}-cut")
 
 
 def test_a_new_backbone_is_a_teacher_and_counted(extended):
@@ -102,6 +102,9 @@ def test_a_search_has_the_new_operation_and_its_cells_train(extended):
     lines = (extended / "output" / "search" / "genotypes.jsonl").read_text().splitlines()
     chosen = set(re.findall(r"'(\w+_\w+)', \d", json.loads(lines[-1])["genotype"]))
     assert chosen and chosen <= {"max_pool_3x3", "dil_conv_3x3"}
+    other = [field.replace("max_pool_3x3,dil_conv_3x3", "dil_conv_3x3,max_pool_3x3") for field in search]
+    refused = run_command(extended, sys.executable, "NAS/search.py", *other)  # the alphas are those of an order
+    assert refused.returncode == 2 and "error: config search_space: " in refused.stderr, refused.stderr
     own = extended / "config" / "config_dilated.py"
     own.write_text(
         "from easydict import EasyDict\nconfig = EasyDict()\n"

@@ -18,7 +18,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from data.make_demo_ijb import Plan, make
 from eval.folders import unique_folder_name

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.commands import run_command
 from tests.helpers.paths import SHARED

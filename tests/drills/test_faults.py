@@ -251,7 +251,7 @@ def test_a_bad_image_is_an_error_or_left_out(damaged_data, tmp_path, workers):
     assert re.fullmatch(r"error: .*train.rec: record \d+ at byte \d+: not a readable image, .*\n", failed.stderr)
     done = run_command(ROOT, *command, "on_bad_image=skip", "--resume", "0")
     assert done.returncode == 0, done.stderr
-    left_out = re.findall(r"record (\d+) at byte \d+: not a readable image, .*: left out \((\d) so far\)", done.stdout)
+    left_out = re.findall(r"record (\d+) at byte \d+: not a readable image, .*: skipped \((\d) so far\)", done.stdout)
     assert sorted(key for key, _ in left_out) == ["22", "22", "5", "5"]
     assert [count for _, count in left_out] == ["1", "2", "3", "4"]
 

@@ -6,13 +6,17 @@ Another interpreter than .venv-mxnet/bin/python is named by the variable POCKETN
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data.packing.sources import find_people
+from data.packing.writer import write_training_set
 from tests.helpers.paths import ROOT
+from tests.helpers.photo_sets import write_faces
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack, unpack
 
@@ -88,3 +92,17 @@ def test_mxnet_unpacks_to_the_same(theirs):
         if record["label"] is not None:
             header, payload = unpack(packed(record))
             assert packed(record) == pack(header, payload)
+
+
+def test_mxnet_reads_a_packed_set(tmp_path):
+    """Record 0 holds the ends of the image keys and of the people's keys; a person's record those of its images."""
+    photos = list(write_faces(tmp_path / "photos", people=3, photos=2).values())
+    write_training_set(tmp_path, find_people(tmp_path / "photos"))
+    expected = [{"key": 0, "label": [7, 10], "payload": b""}]
+    expected += [{"key": 1 + i, "label": i // 2, "payload": photo} for i, photo in enumerate(photos)]
+    expected += [{"key": 7 + i, "label": [1 + 2 * i, 3 + 2 * i], "payload": b""} for i in range(3)]
+    records = [record | {"id": record["key"], "id2": 0, "payload": record["payload"].hex()} for record in expected]
+    (tmp_path / "peer.json").write_text(json.dumps(records))
+    for suffix in (".rec", ".idx"):
+        shutil.copy(tmp_path / f"train{suffix}", tmp_path / f"peer{suffix}")
+    peer("read", tmp_path)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.datasets.training_data import load_training_data
@@ -75,7 +75,7 @@ def _join_group(function, rendezvous_file, environment, folder, *args):
 
 
 def train_sharded(world, folder, data, *overrides):
-    """Trains for two epochs with the header of the config, such as head=sharded."""
+    """Trains for two epochs with the header of the config, such as header=sharded."""
     config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
     loader, num_classes = load_training_data(config, world)
     resume_point = resolve_resume(config, ArcFaceTask, loader, world)

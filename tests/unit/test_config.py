@@ -508,3 +508,9 @@ def test_a_schedule_that_reads_the_config_sees_overrides_and_defaults(tmp_path):
     )
     config = load_config(path, ["num_epoch=8"])
     assert [config.lr_factor(epoch) for epoch in (0, 4)] == [1, 1 - 4 / 8 * 0.5]
+
+
+def test_fields_of_earlier_versions_have_their_new_names(tmp_path):
+    config = load_config(written(tmp_path, "config.head = 'whole'\nconfig.search_data = 'faces'"))
+    assert (config.header, config.data_source, config.without_effect) == ("replicated", "recordio", [])
+    assert load_config(S128, ["head=sharded"]).header == "sharded"

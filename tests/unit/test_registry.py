@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from backbones.names import resolve_network_name
 from backbones.ops import build_operation
 from config import load_config

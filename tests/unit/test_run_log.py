@@ -108,7 +108,7 @@ def test_saved_is_logged_after_the_files_are_written(tmp_path, tiny_data, monkey
 
 
 def test_a_run_without_a_checkpoint_logs_that_it_starts_over(tmp_path, tiny_data, log_capture, monkeypatch):
-    begins = "starts from the beginning"
+    begins = "starts from scratch"
     config = small_config(tmp_path, tiny_data, "max_steps=1")
     train_small(config)
     assert log_capture.text.count(begins) == 1

@@ -37,7 +37,7 @@ class HostBatch(NamedTuple):
 
 
 class ImageSource(Protocol):
-    """A dataset that the loader can read from; `utils.datasets.face_dataset.FaceDataset` for training."""
+    """A dataset that the loader can read from; `utils.datasets.image_dataset.ImageDataset` for training."""
 
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
         """Writes the images at these indices into (n, 112, 112, 3) uint8 RGB and (n,) int64. Raises UserError."""

@@ -82,7 +82,7 @@ class SharedMemoryLoader(Generic[SourceT]):
         The memory of an unpinned batch is reused when the batch after the next is requested: use or copy it before.
 
         Raises UserError for an unreadable image: at once where it is in one of the first LOOKAHEAD batches, else in
-        place of its batch; `failure` holds the error LOOKAHEAD batches earlier.
+        place of its batch; `pending_error` holds the error LOOKAHEAD batches earlier.
         """
         self.sampler.epoch, self.sampler.samples_seen = epoch, samples_seen
         self.pending_error = None
@@ -98,7 +98,7 @@ class SharedMemoryLoader(Generic[SourceT]):
             ref = queue.popleft()
             for message in ref[3]:
                 self.skipped += 1
-                log.error(f"{message}: left out ({self.skipped} so far)")  # error: ranks other than 0 log only errors
+                log.error(f"{message}: skipped ({self.skipped} so far)")  # error: ranks other than 0 log only errors
             batch = self._buffers.batch(ref)
             yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
         if self.pending_error:
@@ -131,7 +131,7 @@ class SharedMemoryLoader(Generic[SourceT]):
             del error  # its traceback refers to this frame: a cycle that would delay the end of the workers
 
     def _fetch(self, count: int, refs: Iterator[Any], queue: "deque[SlotRef]") -> None:
-        """Appends up to `count` slot references to the queue; sets `failure` and stops at an error."""
+        """Appends up to `count` slot references to the queue; sets `pending_error` and stops at an error."""
         if self._sigchld_handler and self._sigchld_handler.error:
             self.pending_error = self.pending_error or self._sigchld_handler.error
         try:

@@ -42,7 +42,8 @@ class OnnxTeacher:
         if len(inputs) != 1 or not _matches(inputs[0].shape, [None, 3, SIZE, SIZE]) or inputs[0].type not in _DTYPES:
             found = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
             raise UserError(
-                f"{path}: a teacher's one input is (B, 3, {SIZE}, {SIZE}), it has {found}", fix="export it so"
+                f"{path}: a teacher's one input is (B, 3, {SIZE}, {SIZE}), it has {found}",
+                fix="export it with this input",
             )
         try:
             embeddings = self._run(np.zeros((2, 3, SIZE, SIZE), np.float32))  # the declared output shape may be open
@@ -52,8 +53,8 @@ class OnnxTeacher:
             ) from None
         if embeddings.shape != (2, self.embedding_size):
             raise UserError(
-                f"{path}: the embeddings of two images are {embeddings.shape} there and (2, {self.embedding_size}) by "
-                "the config",
+                f"{path}: embeddings of two images are {embeddings.shape} in the file and (2, {self.embedding_size}) "
+                "in the config",
                 fix="check embedding_size",
             )
         if not np.isfinite(embeddings).all():

@@ -51,7 +51,7 @@ def teacher_file_per_epoch(config: Config, epoch_end_steps: Sequence[int]) -> li
         if len(trained) != len(epoch_end_steps):
             found = f"{len(trained)} checkpoints of a teacher for {len(epoch_end_steps)} epochs"
             fix = "copy the missing ones, if the teacher trained for as many epochs"
-            log.warning(UserError(f"{found}: each epoch uses the one as far trained", fix))
+            log.warning(UserError(f"{found}: each epoch uses the checkpoint at the same fraction of training", fix))
         return [trained[step] for step in align_teacher_steps(epoch_end_steps, list(trained))]
     if config.teacher_global_step not in trained:
         raise UserError(
@@ -119,7 +119,7 @@ def check_teacher_files(teacher: Teacher, files: list[Path], world: World) -> No
 def prepare_teacher(
     config: Config, world: World, epoch_end_steps: Sequence[int], build_backbone: Callable[[Config], nn.Module]
 ) -> tuple[Teacher, list[Path]]:
-    """Returns the teacher and its file for each epoch, after it has tried every file and logged the schedule.
+    """Returns the teacher and its file for each epoch, after it has loaded every file once and logged the schedule.
 
     Collective: call on all ranks. epoch_end_steps: as for `teacher_file_per_epoch`. Raises UserError.
     """

@@ -10,7 +10,7 @@ Files in the private folder of a launcher, `launch.py`; each machine has one, re
     exit-code           written by processes that end the run for good; read by restarted processes and the launcher
     checkpoint-request  written by the launcher at SIGUSR1 and SIGUSR2; read and removed by a rank after its next step
     rendezvous          torchrun's own, on one machine
-    store-N             where the processes meet after N restarts, on one machine
+    store-N             rendezvous of the process group after N restarts, on one machine
 
 Files in the output folder:
 

@@ -22,9 +22,9 @@ SAMPLE, SECONDS = 300, 5.0  # number of training images that are read, and time 
 
 def check_images(plan: RunPlan) -> Iterator[Check]:
     """Reads and decodes images at even distances in the file, for at most SECONDS."""
-    data = plan.run and plan.run.loader.dataset
-    if not isinstance(data, ImageDataset):  # missing, or CIFAR-10, which is in memory
+    if not plan.run:
         return
+    data: ImageDataset = plan.run.loader.dataset
     errors: list[UserError] = []
     read, seconds, start = 0, 0.0, time.perf_counter()
     for index in np.unique(np.linspace(0, len(data) - 1, SAMPLE).astype(int)).tolist():

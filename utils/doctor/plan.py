@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config.base import Config
 from NAS.search import check_config, prepare_search
 from NAS.task import SearchTask

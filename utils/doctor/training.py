@@ -96,11 +96,12 @@ def check_dry_run(plan: RunPlan) -> Iterator[Check]:
 
 
 def _measure_step(plan: RunPlan) -> float:
-    """Trains for a warm-up step and TIMED_STEPS more; returns the seconds of one, 0 if the epoch has no second step."""
+    """Trains for a warm-up step and TIMED_STEPS more; returns the seconds of one, 0 if there is no second step."""
     assert plan.run and plan.task
     progress, times = plan.resume_point.progress, list[float]()
-    # Not beyond the end of the epoch, after which files are written.
-    n_steps = min(1 + TIMED_STEPS, plan.run.loader.sampler.num_batches(progress.samples_seen))
+    # Not beyond the end of the epoch or the run, after which files are written.
+    steps_left = plan.run.loader.sampler.num_batches(progress.samples_seen), plan.total_steps - progress.step
+    n_steps = min(1 + TIMED_STEPS, *steps_left)
 
     def time_step(step: int) -> dict[str, float]:
         if plan.world.device.type == "cuda":
@@ -112,6 +113,7 @@ def _measure_step(plan: RunPlan) -> float:
 
     with tempfile.TemporaryDirectory() as folder, suppress(_Measured):
         changed: dict[str, Any] = {"eval_step": 1, "save_step": sys.maxsize, "save_initial": False}
+        changed["max_bad_steps"] = sys.maxsize  # whose report would be lost with the folder
         config = replace(plan.config, output=folder, log_dir=folder, **changed)
         try:
             train(plan.task, plan.run.loader, config, plan.world, time_step, plan.resume_point)

@@ -50,11 +50,11 @@ def make_margin(config: Config) -> Margin:
 def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     """Returns the config's header on the device of this rank.
 
-    With head=whole each rank holds the header and DDP averages its gradient. With head=sharded each rank holds its
-    shard of the classes. Collective.
+    With header=replicated each rank holds the header and DDP averages its gradient. With header=sharded each rank holds
+    its shard of the classes. Collective.
     """
     margin = make_margin(config)
-    if config.head == "sharded":
+    if config.header == "sharded":
         sizes = (config.embedding_size, num_classes, margin, config.s)
         return ShardedHeader(*sizes, world, config.sample_rate, config.seed)
     return wrap_ddp(to_device(Header(config.embedding_size, num_classes, margin, config.s), world), world)

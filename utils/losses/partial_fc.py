@@ -58,7 +58,7 @@ class ShardedHeader(nn.Module):
         """
         super().__init__()
         if n_classes < world.size:
-            raise UserError(f"head: {n_classes} classes cannot be split over {world.size} processes", fix="use fewer")
+            raise UserError(f"header: {n_classes} classes cannot be split over {world.size} processes", fix="use fewer")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate: should be above 0 and at most 1, is {sample_rate}")
         self.n_classes, self.margin, self.s = n_classes, margin, s

@@ -1,4 +1,4 @@
-"""Training with the ArcFace loss, without a teacher."""
+"""Training with the classification loss, without a teacher."""
 
 from torch import Tensor
 

@@ -61,21 +61,8 @@ def train(
     total_steps = compute_epoch_end_steps(config, loader.sampler, progress)[-1]
     images_per_step = global_batch_size(config, world.size)
     run_log = RunLog(config, progress.step, total_steps, images_per_step, world.is_main)
-    optimizer_step = OptimizerStep(task, loader.dataset.keys, config, world)
-    mean_losses = MeanMeter(world)
-    task.on_train_start(optimizer_step.optimizer)
-    state = TrainingState(task, optimizer_step, mean_losses, loader, config, world)
-    state.load_state_dict(resume_point)
-    if world.is_main:
-        archive_previous_checkpoints(Path(config.output), resume_point, task.export_suffixes)
-        if on_begin:
-            on_begin()
-    task.backbone.train()
-    saver = RunSaver(state, optimizer_step.nonfinite, config)
+    optimizer_step, mean_losses, saver = _start_run(task, loader, config, world, resume_point, on_begin)
     requests = Requests()
-    if config.save_initial and not progress.step:
-        saver.save_weights(export_jobs(task, 0, config, world))
-
     with run_log, saver.writer, GracefulShutdown(world, config.timeout) as shutdown:
         while not progress.is_finished(config):
             epoch = progress.epoch
@@ -114,6 +101,31 @@ def train(
             saver.save_epoch(exports, progress)
     optimizer_step.nonfinite.raise_if_last_step_was_nonfinite()
     return progress.step
+
+
+def _start_run(
+    task: Task,
+    loader: SharedMemoryLoader,
+    config: Config,
+    world: World,
+    resume_point: ResumePoint,
+    on_begin: Callable[[], None] | None,
+) -> tuple[OptimizerStep, MeanMeter, RunSaver]:
+    """Restores the state of the resume point and archives the files of an earlier run. Collective."""
+    optimizer_step = OptimizerStep(task, loader.dataset.keys, config, world)
+    mean_losses = MeanMeter(world)
+    task.on_train_start(optimizer_step.optimizer)
+    state = TrainingState(task, optimizer_step, mean_losses, loader, config, world)
+    state.load_state_dict(resume_point)
+    if world.is_main:
+        archive_previous_checkpoints(Path(config.output), resume_point, task.export_suffixes)
+        if on_begin:
+            on_begin()
+    task.backbone.train()
+    saver = RunSaver(state, optimizer_step.nonfinite, config)
+    if config.save_initial and not resume_point.progress.step:
+        saver.save_weights(export_jobs(task, 0, config, world))
+    return optimizer_step, mean_losses, saver
 
 
 def _batches(loader: SharedMemoryLoader, progress: TrainProgress, config: Config, world: World) -> Iterator[HostBatch]:

@@ -94,7 +94,7 @@ class NonFiniteGuard:
         if found:
             self.total += len(found)
             log.warning(
-                f"Loss or gradient not finite in {len(found)} steps, the last is step {found[-1]}: left out "
+                f"Loss or gradient not finite in {len(found)} steps, the last is step {found[-1]}: skipped "
                 f"({self.total} so far)"
             )
 

@@ -19,7 +19,7 @@ from utils.training.task import Task, TaskInputs
 
 
 class PreparedRun(NamedTuple):
-    """What `train` needs besides the config and the resume point."""
+    """Arguments of `train` besides the config and the resume point."""
 
     loader: SharedMemoryLoader
     num_classes: int
@@ -38,7 +38,7 @@ def prepare_training(
     config: Config,
     world: World,
 ) -> PreparedRun:
-    """Returns the run that trains the config's backbone with an ArcFace header. Collective: call on all ranks.
+    """Returns the run that trains the config's backbone with a header. Collective: call on all ranks.
 
     make_task: makes the task from the backbone, the header and the data. Raises UserError where config and files
     disagree.

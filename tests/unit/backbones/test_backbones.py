@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from backbones.ops import build_operation
 from config import load_config, shipped_configs
 from tests.helpers.golden import golden_images, golden_state

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT, SHARED
 from utils.checkpoints.weights import CheckpointError, list_backbones, load_weights, save_weights

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.checkpoints.state_dicts import CheckpointError, check_state_dict, first_nonfinite, is_finite

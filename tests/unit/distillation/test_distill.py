@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from config.base import Config
 from tests.helpers.paths import ROOT

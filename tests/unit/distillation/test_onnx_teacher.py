@@ -57,10 +57,13 @@ def test_it_gives_normalised_embeddings_of_any_number_of_images(tmp_path, batch,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"size": 8}, r"embeddings of two images are \(2, 8\) there and \(2, 16\) by the config; check embedding_size"),
-        ({"size": 8, "output": False}, r"embeddings of two images are \(2, 8\) there and \(2, 16\)"),
-        ({"shape": (2, 3, -1)}, r"embeddings of two images are \(2, 3, 1\) there and \(2, 16\)"),
-        ({"shape": (-1,)}, r"embeddings of two images are \(6,\) there and \(2, 16\)"),
+        (
+            {"size": 8},
+            r"embeddings of two images are \(2, 8\) in the file and \(2, 16\) in the config; check embedding_size",
+        ),
+        ({"size": 8, "output": False}, r"embeddings of two images are \(2, 8\) in the file and \(2, 16\)"),
+        ({"shape": (2, 3, -1)}, r"embeddings of two images are \(2, 3, 1\) in the file and \(2, 16\)"),
+        ({"shape": (-1,)}, r"embeddings of two images are \(6,\) in the file and \(2, 16\)"),
         ({"weights": WEIGHTS * np.nan}, "its embedding of a grey image is not finite"),
         ({"side": 224}, r"a teacher's one input is \(B, 3, 112, 112\), it has images \['B', 3, 224, 224\]"),
     ],

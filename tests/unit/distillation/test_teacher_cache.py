@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights

@@ -112,7 +112,7 @@ def test_a_resumed_run_loads_its_checkpoint_and_changes_nothing(demo, tmp_path):
 
 def test_two_processes_train_together(demo, tmp_path):
     folders = [f"output={tmp_path}", f"log_dir={tmp_path}"]
-    command = [sys.executable, "-m", "utils.doctor", *DEMO, *folders, "head=sharded"]
+    command = [sys.executable, "-m", "utils.doctor", *DEMO, *folders, "header=sharded"]
     done = run_command(demo, *command, NPROC="2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pass  steps      9, 3 an epoch; 2 processes with 8 images each" in done.stdout
@@ -130,6 +130,8 @@ def test_the_search_is_checked(demo, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "checked for architecture search (NAS/search.sh)" in done.stdout and " img/s by 1 process" in done.stdout
     assert list(contents(tmp_path)) == []
+    single_step = run_command(demo, *command, "max_steps=1")  # the first step is the end of the run
+    assert single_step.returncode == 0 and list(contents(tmp_path)) == [], single_step.stdout
     failed = run_command(demo, *command, "precision=fp16")
     assert (
         failed.returncode == 1 and "fail  config     config precision: the search runs in fp32 or bf16" in failed.stdout

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import normalize
 from torch import nn
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from config import load_config, shipped_configs
 from config.base import Config
 from eval.folders import unique_folder_name
@@ -914,7 +914,7 @@ def test_no_images_have_no_embeddings(kind):
 def test_openvino_reports_to_nobody(tmp_path):
     """Nothing is left in the home folder, where it would keep an identity to report under, import alone enough."""
     code = (
-        "import numpy as np; from backbones import build_backbone; from config import load_config; "
+        "import numpy as np; from backbones.build import build_backbone; from config import load_config; "
         "from eval.inference.openvino import OpenVinoRuntime; "
         f"config = load_config('config/config_demo.py', {SMALL_NET}); "
         "print(OpenVinoRuntime(build_backbone(config))(np.zeros((1, 112, 112, 3), np.uint8))[0].shape)"

@@ -12,9 +12,9 @@ from tests.helpers.training import CPU, small_config, spawn_ranks
 from utils.losses.header import header_loss, make_header
 
 CLASSES = 4000
-HEADS = [["head=whole"], ["head=sharded"], ["head=sharded", "sample_rate=0.25"]]
+HEADS = [["header=replicated"], ["header=sharded"], ["header=sharded", "sample_rate=0.25"]]
 SHAPES = [["embedding_size=16", "batch_size=8"], ["embedding_size=8", "batch_size=32"]]  # the logits small, and large
-WAYS = [[*head, *shape] for head in HEADS for shape in SHAPES]
+WAYS = [[*header, *shape] for header in HEADS for shape in SHAPES]
 
 
 class Live(TorchDispatchMode):
@@ -37,7 +37,7 @@ class Live(TorchDispatchMode):
 
 
 def peak_of_training(config, world) -> int:
-    """Bytes of this process's tensors at the peak of steps of the head alone."""
+    """Bytes of this process's tensors at the peak of steps of the header alone."""
     with Live() as live:
         header = make_header(config, CLASSES, world)
         optimizer = torch.optim.SGD(header.parameters(), 0.1, momentum=0.9, fused=True)
@@ -66,7 +66,7 @@ def test_the_head_takes_what_the_formula_says(tmp_path, tiny_data):
             for way, peak in zip(WAYS, json.loads((tmp_path / file).read_text()), strict=True):
                 config = small_config(tmp_path, tiny_data, *way)
                 size, batch = config.embedding_size, config.batch_size
-                needed = header_tensor_bytes(config.head, size, CLASSES, processes, batch, config.sample_rate)
+                needed = header_tensor_bytes(config.header, size, CLASSES, processes, batch, config.sample_rate)
                 # Embeddings of all processes, their gradient, and the copy of it that is all-reduced.
-                needed += 3 * 4 * processes * batch * size if config.head == "sharded" else 0
+                needed += 3 * 4 * processes * batch * size if config.header == "sharded" else 0
                 assert needed == pytest.approx(peak, rel=0.05), (processes, way)

@@ -293,7 +293,7 @@ def test_a_kernel_written_by_4_ranks_passes_through_2_and_1_unchanged_and_loads_
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"head: 3 classes cannot be split over 4 processes"):
+    with pytest.raises(UserError, match=r"header: 3 classes cannot be split over 4 processes"):
         ShardedHeader(D, 3, MARGIN, S, World(0, 4, CPU.device))
     for rate in (0.0, 1.5, float("nan")):
         with pytest.raises(UserError, match=rf"sample_rate: should be above 0 and at most 1, is {rate}"):

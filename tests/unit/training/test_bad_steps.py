@@ -56,7 +56,7 @@ def test_a_bad_step_changes_nothing(tmp_path, tiny_data, log_capture, precision)
     # num_batches_tracked is a count of forward passes, which no computation reads
     assert [key for key in changed(states[2], states[3]) if "num_batches" not in key] == []
     assert any("running_mean" in key for key in changed(states[3], states[4]))
-    assert "not finite in 1 steps, the last is step 3: left out (1 so far)" in log_capture.text
+    assert "not finite in 1 steps, the last is step 3: skipped (1 so far)" in log_capture.text
     assert "Loss nan" not in log_capture.text
 
 
@@ -64,7 +64,7 @@ def test_the_count_continues_after_a_resume_and_many_in_a_row_end_the_run(tmp_pa
     fields = ["num_epoch=9", "max_bad_steps=6"]
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=4"), task_type=failing([2]))
     train_small(small_config(tmp_path, tiny_data, *fields, "max_steps=7"), task_type=failing([5, 6], first=5))
-    assert "the last is step 6: left out (3 so far)" in log_capture.text
+    assert "the last is step 6: skipped (3 so far)" in log_capture.text
     with pytest.raises(UserError, match=r"not finite in 6 steps in a row, 9 to 14 \(learning rate"):
         train_small(small_config(tmp_path, tiny_data, *fields), task_type=failing(range(9, 99), first=8))
     kept = json.loads((tmp_path / "out" / "bad_steps.json").read_text())["keys"]
@@ -106,11 +106,11 @@ def test_a_state_that_is_not_finite_is_not_written_and_the_last_good_one_stays(t
     assert read_checkpoint(tmp_path / "out")["position"]["step"] == 3
 
 
-def _publishes(world, folder, data, head):
+def _publishes(world, folder, data, kind):
     """One step makes the weights infinite: both ranks end, rank 0 with the error."""
-    config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"head={head}")
+    config = small_config(folder, data, *HUGE_RATE, "batch_size=4", "max_steps=1", f"header={kind}")
     loader, num_classes = load_training_data(config, world)
-    header = make_header(config, num_classes, world) if head == "sharded" else None
+    header = make_header(config, num_classes, world) if kind == "sharded" else None
     task = small_task(config, num_classes, world, header)
     with pytest.raises(
         UserError if world.is_main else SystemExit, match="1header.pth/kernel" if world.is_main else "2"
@@ -118,9 +118,9 @@ def _publishes(world, folder, data, head):
         train(task, loader, config, world)
 
 
-@pytest.mark.parametrize("head", ["whole", "sharded"])
-def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_data, head):
-    spawn_ranks(_publishes, tmp_path, tiny_data, head)
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_all_processes_end_where_what_they_learned_is_not_finite(tmp_path, tiny_data, kind):
+    spawn_ranks(_publishes, tmp_path, tiny_data, kind)
     assert list((tmp_path / "out").glob("*.pth")) == []
 
 
@@ -155,7 +155,7 @@ def test_half_precision_overflows_until_there_is_no_smaller_scale(tmp_path, tiny
     config = small_config(tmp_path, tiny_data, *fields)
     with pytest.raises(UserError, match="not finite in 3 steps in a row, 17 to 19 "):
         train_small(config, task_type=failing(range(99), overflow))
-    assert "left out" not in log_capture.text.split("Global Step: 15")[0]
+    assert "skipped" not in log_capture.text.split("Global Step: 15")[0]
 
 
 def test_a_non_finite_gradient_is_a_bad_step_in_fp32(tmp_path, tiny_data, log_capture):

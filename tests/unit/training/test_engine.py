@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones import build_backbone
+from backbones.build import build_backbone
 from eval.inference.embedding import TorchRuntime
 from eval.inputs.bins import read_bin
 from eval.scoring import Scorer

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.optim import NAdam
 
 from tests.helpers.published_files import assert_same_weights, read_weights_files
 from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_sharded, train_small
@@ -61,7 +62,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(tmp_path, tiny_dat
 
 
 def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data):
-    fields = ["head=sharded", "sample_rate=0.75", *ADAMW]
+    fields = ["header=sharded", "sample_rate=0.75", *ADAMW]
     spawn_ranks(train_sharded, tmp_path / "uncut", tiny_data, *fields)
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields)
@@ -93,15 +94,35 @@ def test_another_optimizer_is_refused(tmp_path, tiny_data):
         train_small(small_config(tmp_path, tiny_data, "max_steps=4", *ADAMW))
 
 
-def test_checkpoints_of_format_2_are_resumed(tmp_path, tiny_data):
+def test_an_optimizer_without_state_in_the_checkpoint_resumes(tmp_path, tiny_data, monkeypatch):
+    """Most optimizers have no state for a parameter before its first gradient."""
+    monkeypatch.setitem(OPTIMIZERS, "nadam", "torch.optim:NAdam")
+    monkeypatch.setattr("utils.training.optimizers.load_entry", lambda entry: lambda parameters, _: NAdam(parameters))
+    config = small_config(tmp_path, tiny_data, "max_steps=2")
+    config.optimizer = "nadam"
+    train_small(config)
+    state = read_checkpoint(tmp_path / "out")
+    assert state["optimizer"]["header"].keys() == {"step", "mu_product", "exp_avg", "exp_avg_sq"}
+    state["optimizer"]["header"] = {}
+    write_checkpoint(tmp_path / "out", 1, state)
+    config.max_steps = 4
+    assert train_small(config)[0] == 4
+
+
+def test_checkpoints_of_format_2_are_resumed(tmp_path, tiny_data, log_capture):
     """They have the momentum of SGD, and no optimizer in their config."""
     train_small(small_config(tmp_path / "uncut", tiny_data, "num_epoch=2"))
     train_small(small_config(tmp_path / "cut", tiny_data, "num_epoch=2", "max_steps=3"))
     folder = tmp_path / "cut" / "out"
     state = read_checkpoint(folder)
     state["momentum"] = {name: keys["momentum_buffer"] for name, keys in state.pop("optimizer").items()}
-    del state["config"]["optimizer"]
+    for name in ("optimizer", "loss", "data_source", "search_space"):  # fields of later versions
+        del state["config"][name]
+    del state["config"]["header"]
+    state["config"] |= {"search_data": "faces", "head": "whole"}
     write_checkpoint(folder, 1, state | {"version": 2})
+    log_capture.clear()
     train_small(small_config(tmp_path / "cut", tiny_data, "num_epoch=2"))
+    assert [line for line in log_capture.messages if "Changed" in line] == ["Changed: config max_steps was 3, is 0"]
     uncut, cut = (read_weights_files(tmp_path / name / "out") for name in ("uncut", "cut"))
     assert_same_weights(uncut, {name: cut[name] for name in uncut})

@@ -541,7 +541,7 @@ def test_a_run_starts_at_its_beginning(tmp_path, tiny_data):
 
 @pytest.mark.parametrize("rate", [1.0, 0.75])
 def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data, rate):
-    fields = ["head=sharded", f"sample_rate={rate}"]
+    fields = ["header=sharded", f"sample_rate={rate}"]
     spawn_ranks(train_sharded, tmp_path / "uncut", tiny_data, *fields)
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields, "max_steps=7")
     spawn_ranks(train_sharded, tmp_path / "cut", tiny_data, *fields)
@@ -553,18 +553,20 @@ def test_a_sharded_header_resumes_to_the_bit(tmp_path, tiny_data, rate):
 
 
 def test_a_sharded_run_resumes_with_a_replicated_header_and_on_other_processes(tmp_path, tiny_data):
-    spawn_ranks(train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    spawn_ranks(train_sharded, tmp_path, tiny_data, "header=sharded", "max_steps=3")
     saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
-    for size, head in ((1, "whole"), (4, "sharded"), (1, "sharded")):
+    for size, header in ((1, "replicated"), (4, "sharded"), (1, "sharded")):
         step = read_checkpoint(tmp_path / "out")["position"]["step"]
-        spawn_ranks(train_sharded, tmp_path, tiny_data, f"head={head}", f"max_steps={step + 1}", "lr=0", size=size)
+        spawn_ranks(train_sharded, tmp_path, tiny_data, f"header={header}", f"max_steps={step + 1}", "lr=0", size=size)
         assert torch.equal(read_weights_files(tmp_path / "out")[f"{step + 1}header.pth"]["kernel"], saved)
 
 
 def test_published_files_of_a_sharded_header(tmp_path, tiny_data):
-    spawn_ranks(train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=3")
+    spawn_ranks(train_sharded, tmp_path, tiny_data, "header=sharded", "max_steps=3")
     for path in (tmp_path / "out").glob("checkpoint*"):
         path.unlink()
     saved = read_weights_files(tmp_path / "out")["3header.pth"]["kernel"]
-    spawn_ranks(train_sharded, tmp_path, tiny_data, "head=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3")
+    spawn_ranks(
+        train_sharded, tmp_path, tiny_data, "header=sharded", "max_steps=4", "lr=0", "resume=1", "global_step=3"
+    )
     assert torch.equal(read_weights_files(tmp_path / "out")["4header.pth"]["kernel"], saved)

@@ -17,7 +17,7 @@ from utils.training.student import check_student, load_student
 FRESH = ["max_steps=1", "lr=0", "save_initial=0", "workers=0"]
 
 
-def resume_point(demo, out, *arguments, command="train.py", **environment):
+def start_training(demo, out, *arguments, command="train.py", **environment):
     """Trains one step at a learning rate of 0 from the demo's weights."""
     script = ["./train.sh"] if environment else [sys.executable, command]
     where = [f"output={out}", f"log_dir={out}", "student_pth=output/demo", "student_global_step=12"]
@@ -30,7 +30,7 @@ def differing(ours, theirs) -> list[str]:
 
 @pytest.mark.parametrize("nproc", ["1", "2"])
 def test_training_starts_from_weights_with_a_new_header(demo, tmp_path, nproc):
-    done = resume_point(demo, tmp_path, NPROC=nproc)
+    done = start_training(demo, tmp_path, NPROC=nproc)
     assert done.returncode == 0, done.stderr
     assert "Starts from the weights in output/demo/12backbone.pth, with a new header" in done.stdout
     weights = demo / "output" / "demo"
@@ -40,9 +40,9 @@ def test_training_starts_from_weights_with_a_new_header(demo, tmp_path, nproc):
     assert differing(*kernels) == ["kernel"]
 
 
-@pytest.mark.parametrize("head", ["whole", "sharded"])
-def test_the_header_may_come_along(demo, tmp_path, head):
-    done = resume_point(demo, tmp_path, "student_header=True", f"head={head}", NPROC="2")
+@pytest.mark.parametrize("header", ["replicated", "sharded"])
+def test_the_header_may_come_along(demo, tmp_path, header):
+    done = start_training(demo, tmp_path, "student_header=True", f"header={header}", NPROC="2")
     assert done.returncode == 0, done.stderr
     assert "12backbone.pth, with their header" in done.stdout
     assert not differing(
@@ -53,7 +53,7 @@ def test_the_header_may_come_along(demo, tmp_path, head):
 def test_a_file_of_weights_of_any_name_serves(demo, tmp_path):
     weights = tmp_path / "PocketNet.pth"
     weights.write_bytes((demo / "output" / "demo" / "12backbone.pth").read_bytes())
-    done = resume_point(demo, tmp_path / "out", f"student_pth={weights}")
+    done = start_training(demo, tmp_path / "out", f"student_pth={weights}")
     assert done.returncode == 0 and f"Starts from the weights in {weights}" in done.stdout, done.stderr
 
 
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_one_line(demo, tmp_path):
             "config student_pth: 'output/demo/12backbone.pth' is in the output folder",
         ),
     ):
-        failed = resume_point(demo, tmp_path, *fields)
+        failed = start_training(demo, tmp_path, *fields)
         assert failed.returncode == 2 and re.fullmatch(f"error: .*{message}.*\n", failed.stderr), failed.stderr
         assert not list(tmp_path.glob("*.pth"))
 
@@ -94,15 +94,15 @@ def test_weights_that_are_a_pipe_are_named(tmp_path, tiny_data):
 def test_a_resumed_run_does_not_need_the_weights(demo, tmp_path):
     weights = tmp_path / "PocketNet.pth"
     weights.write_bytes((demo / "output" / "demo" / "12backbone.pth").read_bytes())
-    assert resume_point(demo, tmp_path / "out", f"student_pth={weights}").returncode == 0
+    assert start_training(demo, tmp_path / "out", f"student_pth={weights}").returncode == 0
     weights.unlink()
-    done = resume_point(demo, tmp_path / "out", f"student_pth={weights}", "max_steps=2")
+    done = start_training(demo, tmp_path / "out", f"student_pth={weights}", "max_steps=2")
     assert done.returncode == 0 and "Resumes at step 1" in done.stdout and "Starts from" not in done.stdout, done.stderr
 
 
 def test_other_data_may_follow(demo, tmp_path):
     """Fine-tuning: another data set with other people."""
     data = write_data(tmp_path / "data", identities=3)
-    done = resume_point(demo, tmp_path / "out", f"rec={data}", "val_targets=tiny")
+    done = start_training(demo, tmp_path / "out", f"rec={data}", "val_targets=tiny")
     assert done.returncode == 0, done.stderr
     assert read_weights(tmp_path / "out" / "1header.pth")["kernel"].shape == (32, 3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.base import Config
+from config.base import SEARCH_SPACE, Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -49,7 +49,7 @@ def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLo
 
     def select() -> dict[str, Any] | None:
         state = _select_checkpoint(config, task_type, loader, world, names if restarted else [])
-        if state is not None and config.head == "sharded":  # may be too large for other ranks, which get their shard
+        if state is not None and config.header == "sharded":  # may be too large for other ranks, which get their shard
             with as_checkpoint_error(Path(config.output, CHECKPOINT_FILE)):
                 header.update(weights=state.pop("header"), optimizer=state["optimizer"].pop("header"))
         return state
@@ -61,7 +61,7 @@ def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLo
         return ResumePoint(progress_from_checkpoint(state), state)
     if config.resume != "1":
         if world.is_main and (restarted or config.resume == "auto"):
-            log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from the beginning")
+            log.info(f"{config.output} holds no {CHECKPOINT_FILE} of this run: starts from scratch")
         return ResumePoint()
     run_on_main(world, lambda: _require_exported_files(config, task_type.export_suffixes))
     return ResumePoint(_progress_of_global_step(config, len(loader), world), export_folder=Path(config.output))
@@ -194,13 +194,12 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             f"{state['config']['seed']!r:.20}",
             fix=f"use that seed; {START_OVER_HINT}",
         )
-    # The optimizer's state fits only these. The defaults are of checkpoints made before the fields were added.
-    for name, default in (("optimizer", "sgd"), ("freeze", "")):
-        saved, current = state["config"].get(name, default), getattr(config, name)
-        if saved != current:
-            current = shorten(current, quote=False) or "empty"
+    saved = saved_config_values(state)
+    for name in ("optimizer", "freeze", *task_type.fixed_fields):
+        if saved[name] != (current := getattr(config, name)):
             raise UserError(
-                f"config {name}: {current}, but the run in {config.output} has {shorten(saved)}",
+                f"config {name}: {shorten(current, 200, quote=False) or 'empty'}, but the run in {config.output} has "
+                f"{shorten(saved[name], 200)}",
                 fix=f"use that; {START_OVER_HINT}",
             )
 
@@ -212,9 +211,9 @@ def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoade
         f"Resumes at step {progress.step}: epoch {progress.epoch}, of which {progress.samples_seen} images are done "
         f"({START_OVER_HINT})"
     )
-    current = config_values(config)
-    for name in sorted(current.keys() | state["config"].keys()):
-        before, after = state["config"].get(name), current.get(name)
+    current, saved = config_values(config), saved_config_values(state)
+    for name in sorted(current.keys() | saved.keys()):
+        before, after = saved.get(name), current.get(name)
         if before != after and name not in ("resume", "global_step"):
             log.info(f"Changed: config {name} was {before!r}, is {after!r}")
     if state["data"] != loader.dataset.fingerprint:
@@ -228,6 +227,24 @@ def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoade
             f"Changed: the number of processes was {before}, is {after}: {config.batch_size * after} images a step; "
             "the learning rate scales with them, and the rest of the epoch is split over the new number"
         )
+
+
+def saved_config_values(state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a checkpoint's run, with the defaults of fields that its version did not have."""
+    values: dict[str, Any] = {
+        "loss": "arcface",
+        "optimizer": "sgd",
+        "data_source": "recordio",
+        "freeze": "",
+        "search_space": list(SEARCH_SPACE),
+    }
+    values |= state["config"]
+    # Earlier names of fields and values.
+    if search_data := values.pop("search_data", ""):
+        values["data_source"] = {"faces": "recordio"}.get(search_data, search_data)
+    if header := values.pop("head", ""):
+        values["header"] = {"whole": "replicated"}.get(header, header)
+    return values
 
 
 def config_values(config: Config) -> dict[str, Any]:

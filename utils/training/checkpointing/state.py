@@ -1,6 +1,7 @@
 """Training state of a run: everything that changes while it trains, copied for a checkpoint and restored from it."""
 
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class TrainingState:
         """
         if resume_point.state:
             fill_optimizer_state(self.optimizer)
+            run_on_all(self.world, partial(self._drop_unsaved_state, resume_point.state))
         if resume_point.export_folder:
             self._load_exported_weights(resume_point)
         elif resume_point.state:
@@ -134,6 +136,18 @@ class TrainingState:
             header.set_step(resume_point.progress.step)  # seeds its class sampling
         if resume_point.state:
             resume_point.state.clear()  # as large as all weights and the optimizer state together
+
+    def _drop_unsaved_state(self, state: Any) -> None:
+        """Removes the optimizer state of parameters that have none in the checkpoint: no step has changed them yet."""
+        where = f"{self.config.output}/{CHECKPOINT_FILE}"
+        for name, module in self.modules.items():
+            if isinstance(module, ShardedHeader):
+                continue  # only rank 0 has its entries; every step changes it
+            with as_checkpoint_error(where):
+                saved = {parameter for named in state["optimizer"][name].values() for parameter in named}
+            for parameter_name, parameter in module.named_parameters():
+                if parameter_name not in saved:
+                    self.optimizer.state.pop(parameter, None)
 
     def _load_exported_weights(self, resume_point: ResumePoint) -> None:
         """Reads the exported weights on rank 0 and broadcasts them; other machines need not have the files."""
@@ -231,9 +245,9 @@ class TrainingState:
         self.loader.skipped = int(state["skipped"])
 
     def _buffers_by_dtype(self) -> dict[str, list[Tensor]]:
-        """Groups the backbone's buffers by dtype, so that a file holds a few large tensors per rank, not many small."""
+        """Groups all buffers by dtype, so that a file holds a few large tensors per rank, not many small."""
         groups: dict[str, list[Tensor]] = {}
-        for buffer in self.modules["backbone"].buffers():
+        for buffer in chain.from_iterable(module.buffers() for module in self.modules.values()):
             groups.setdefault(str(buffer.dtype), []).append(buffer)
         return groups
 

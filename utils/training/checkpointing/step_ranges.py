@@ -15,7 +15,7 @@ class StepRanges(Sequence[int]):
 
     @classmethod
     def from_list(cls, saved: Iterable[Any]) -> Self:
-        """Restores a list written by `save`, or the plain list of numbers of older checkpoints.
+        """Restores a list written by `to_list`, or the plain list of numbers of older checkpoints.
 
         Raises ValueError or TypeError for anything but non-negative integers.
         """
