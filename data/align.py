@@ -14,9 +14,9 @@ from pathlib import Path
 if not __package__:  # run as a script: put the repository first on the path, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.alignment.folder import align_folder, list_photos
+from data.alignment.folder import LOG, align_folder, check_folders, list_photos
 from data.alignment.report import find_notes, summarise, write_csv, write_sheet
-from utils.errors import UserError, run_cli
+from utils.errors import UserError, one_line, run_cli
 from utils.filesystem import ensure_writable_folder
 from utils.logs.logger import init_logging
 
@@ -33,7 +33,8 @@ def main() -> None:
     if args.workers < 1:
         raise UserError(f"--workers: should be at least 1, is {args.workers}")
     try:
-        init_logging(ensure_writable_folder(args.out) / "align.log")
+        check_folders(args.photos, args.out)
+        init_logging(ensure_writable_folder(args.out) / LOG)
         photos = list_photos(args.photos, args.out)
         records = align_folder(args.photos, args.out, photos, args.detector, args.all_faces, args.workers)
         notes = find_notes(records)
@@ -41,8 +42,8 @@ def main() -> None:
         write_sheet(args.out / "sheet.png", args.photos, args.out, records, notes)
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
-    print(*summarise(records, notes), sep="\n")
-    print(f"{args.out}/report.csv lists every photo, {args.out}/sheet.png shows what to look at")
+    print(*map(one_line, summarise(records, notes)), sep="\n")
+    print(f"{one_line(args.out)}/report.csv lists every photo, {one_line(args.out)}/sheet.png shows what to look at")
     if not any(record.faces for record in records):
         raise UserError(f"{args.photos}: no face in any photo")
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from data.alignment.detector import Detector, Face, choose_face
 from utils.datasets.alignment import crop, similarity
+from utils.errors import UserError
 
+MAX_SIDE = 32_766  # pixels; OpenCV warps no larger images
 MAX_SCALE = 2.0  # faces that are enlarged more are called tiny
 MIN_SHARPNESS = 30.0  # variance of the Laplacian of the aligned face; below it a face is called blurred
 
@@ -40,6 +42,8 @@ def align_photo(
 
     Aligns the largest face near the middle, or all of them, in this order.
     """
+    if max(image.shape[:2]) > MAX_SIDE:
+        raise UserError(f"is too long: {image.shape[1]}×{image.shape[0]} pixels, {MAX_SIDE} at most", fix="cut it")
     found = detector.find(image)
     aligned: list[AlignedFace] = []
     left = list(found)

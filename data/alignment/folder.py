@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from data.alignment.detectors import open_detector
-from data.alignment.record import Journal, PhotoRecord
+from data.alignment.record import JOURNAL, Journal, PhotoRecord
 from data.alignment.worker import Job, run_job, start_worker
 from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
@@ -17,21 +17,40 @@ from utils.filesystem import ensure_writable_folder, path_exists
 from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
 
+LOG = "align.log"
 _AHEAD = 8  # photos that wait for each process
+
+
+def check_folders(source: Path, out: Path) -> None:
+    """Raises UserError if the source is no folder, or `out` is the source or holds files of something else."""
+    if not path_exists(source.is_dir):
+        raise UserError(f"{one_line(source)}: no such folder")
+    if out.resolve() == source.resolve():
+        raise UserError(f"{one_line(out)}: is the folder of the photos", fix="name another folder for the faces")
+    if path_exists(out.is_dir) and not (out / JOURNAL).exists() and any(path.name != LOG for path in out.iterdir()):
+        raise UserError(f"{one_line(out)}: is not empty, and no earlier alignment", fix="name another folder")
 
 
 def list_photos(source: Path, out: Path) -> list[str]:
     """Returns the paths of all photos below a folder, relative to it, sorted. Leaves out hidden files and `out`.
 
-    Raises UserError if there are none.
+    Follows links to folders. Logs files that are no photos and folders that cannot be read. Raises UserError if there
+    are no photos.
     """
-    if not path_exists(source.is_dir):
-        raise UserError(f"{one_line(source)}: no such folder")
     photos: list[str] = []
     others: Counter[str] = Counter()
-    for folder, subfolders, files in os.walk(source, followlinks=False):
+    visited = {out.resolve()}
+
+    def warn(error: OSError) -> None:
+        log.warning(f"{error.filename}: {error.strerror}: left out")
+
+    for folder, subfolders, files in os.walk(source, followlinks=True, onerror=warn):
         here = Path(folder)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and here / name != out]
+        if here.resolve() in visited:  # a link to a folder above it
+            subfolders.clear()
+            continue
+        visited.add(here.resolve())
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in files:
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
@@ -43,7 +62,7 @@ def list_photos(source: Path, out: Path) -> list[str]:
     if others:
         kinds = ", ".join(f"{count} {one_line(kind)[:20]}" for kind, count in others.most_common(8))
         hint = f". {CONVERT_HEIC}" if others.keys() & {*HEIC_SUFFIXES} else ""
-        log.warning(f"{source}: {others.total()} files are no photos by their names: {kinds}{hint}")
+        log.warning(f"{source}: skipped, not a suffix of photos: {kinds}{hint}")
     if not photos:
         raise UserError(f"{one_line(source)}: no photos ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(photos)
@@ -59,7 +78,7 @@ def align_folder(
     settings = {"detector": open_detector(detector).name, "all_faces": all_faces, "source": str(source.resolve())}
     journal = Journal(ensure_writable_folder(out), settings)
     targets = _targets(photos)
-    left = [photo for photo in photos if not journal.is_done(photo, (source / photo).stat())]
+    left = [photo for photo in photos if not journal.is_done(photo, source / photo)]
     journal.keep({*photos} - {*left})
     if len(left) < len(photos):
         log.info(f"{out}: {len(photos) - len(left)} of {len(photos)} photos are aligned already")
@@ -102,11 +121,22 @@ def _run_jobs(jobs: Iterable[Job], workers: int, detector: Path | None, all_face
 
 
 def _targets(photos: list[str]) -> dict[str, str]:
-    """Returns the file for each photo, without .png: its own path, with the suffix where two differ in it alone."""
-    stems = Counter(str(Path(photo).with_suffix("")) for photo in photos)
+    """Returns the file for each photo, without .png: its own path, with the suffix, or a number, where two would clash.
+
+    Names that differ in case alone clash too: not every file system tells them apart.
+    """
+    stems = Counter(str(Path(photo).with_suffix("")).casefold() for photo in photos)
+    taken = {"sheet"}  # sheet.png is the contact sheet
     targets = {}
     for photo in photos:
         path = Path(photo)
-        stem = str(path.with_suffix(""))
-        targets[photo] = stem if stems[stem] == 1 else f"{stem}-{path.suffix[1:].lower()}"
+        stem = target = str(path.with_suffix(""))
+        if stems[stem.casefold()] > 1 or stem.casefold() in taken:
+            target = stem = f"{stem}-{path.suffix[1:].lower()}"
+        number = 1
+        while target.casefold() in taken:
+            number += 1
+            target = f"{stem}-{number}"
+        taken.add(target.casefold())
+        targets[photo] = target
     return targets

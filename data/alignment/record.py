@@ -1,7 +1,6 @@
 """Record of each photo after alignment, in a journal from which an interrupted alignment resumes."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,8 @@ class Journal:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         try:
             settings = json.loads(lines[0]) if lines else self.settings
+            if not isinstance(settings, dict):
+                raise ValueError
         except ValueError:
             raise UserError(f"{self.path}: damaged", fix="delete its folder, or name another") from None
         if settings != self.settings:
@@ -74,15 +75,20 @@ class Journal:
                 values = json.loads(line)
                 faces = [FaceRecord(**face) for face in values.pop("faces")]
                 record = PhotoRecord(**values, faces=faces)
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # cut off by a kill or a full disk: the photo is aligned again
             self.records[record.photo] = record
 
-    def is_done(self, photo: str, stat: os.stat_result) -> bool:
-        """Whether the photo, unchanged since, has a record and its faces exist."""
+    def is_done(self, photo: str, path: Path) -> bool:
+        """Whether the photo, unchanged since, could be read and its faces exist."""
         record = self.records.get(photo)
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
         return (
             record is not None
+            and not record.error
             and (record.size, record.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
             and all((self.path.parent / face.file).is_file() for face in record.faces)
         )
@@ -104,8 +110,13 @@ class Journal:
         self._file.flush()
 
     def keep(self, photos: set[str]) -> None:
-        """Forgets the records of other photos, which are aligned again or no longer in the source folder."""
-        self.records = {name: record for name, record in self.records.items() if name in photos}
+        """Forgets other photos, which are aligned again or no longer in the source folder, and deletes their faces."""
+        folder = self.path.parent.resolve()
+        for name in self.records.keys() - photos:
+            for face in self.records.pop(name).faces:
+                file = (folder / face.file).resolve()
+                if file.is_relative_to(folder):  # a journal may have been changed by hand
+                    file.unlink(missing_ok=True)
 
 
 def _to_line(content: object) -> str:

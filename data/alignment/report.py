@@ -60,7 +60,7 @@ def write_csv(path: Path, records: list[PhotoRecord], notes: Notes) -> None:
 def summarise(records: list[PhotoRecord], notes: Notes) -> list[str]:
     """Returns the summary, in lines: what was aligned, what was not, and what should be checked."""
     n_faces = sum(len(record.faces) for record in records)
-    lines = [f"{len(records):,} photos: {n_faces:,} faces aligned"]
+    lines = [f"{_count(len(records), 'photo')}: {_count(n_faces, 'face')} aligned"]
     for status in ("no face", "unreadable"):
         affected = [record for record in records if record.status == status]
         if affected:
@@ -104,3 +104,8 @@ def _sample(records: list[PhotoRecord], limit: int) -> list[PhotoRecord]:
     if len(records) <= limit:
         return records
     return [records[i * len(records) // limit] for i in range(limit)]
+
+
+def _count(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as "2 photos"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -1,8 +1,10 @@
 """Aligns single photos in a process of its own."""
 
 import hashlib
+import os
 import signal
-from contextlib import suppress
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +39,18 @@ class AlignWorker:
 
     def __call__(self, job: Job) -> PhotoRecord:
         """Aligns a photo, writes its faces and returns its record. Raises OSError if a face cannot be written."""
-        path = job.source / job.photo
-        stat = path.stat()
-        record = PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns)
+        path, size, mtime = job.source / job.photo, 0, 0
         try:
             with open_regular_file(path) as file:
+                stat = os.fstat(file.fileno())
+                size, mtime = stat.st_size, stat.st_mtime_ns
                 encoded = file.read()
             with open_photo(encoded) as image:
                 aligned, found = align_photo(image, self.detector, self.all_faces)
         except UserError as error:
-            return PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns, error=str(error))
+            return PhotoRecord(job.photo, size, mtime, error=str(error))
         except OSError as error:
-            return PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns, error=error.strerror or str(error))
+            return PhotoRecord(job.photo, size, mtime, error=error.strerror or str(error))
         faces = []
         for number, face in enumerate(aligned, start=1):
             name = f"{job.target}-{number}.png" if self.all_faces else f"{job.target}.png"
@@ -56,7 +58,7 @@ class AlignWorker:
             write_atomic(job.out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
             faces.append(_record_face(name, face))
         digest = hashlib.sha256(encoded).hexdigest()
-        return PhotoRecord(record.photo, record.size, record.mtime_ns, digest, len(found), faces=faces)
+        return PhotoRecord(job.photo, size, mtime, digest, len(found), faces=faces)
 
 
 def _record_face(name: str, face: AlignedFace) -> FaceRecord:
@@ -74,9 +76,16 @@ def start_worker(detector: Path | None, all_faces: bool) -> None:
     """Opens the detector of this process, which has one thread for OpenCV: there is a process for each core."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
-    with suppress(cv2.error):
-        cv2.setNumThreads(1)
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    cv2.setNumThreads(1)
     _worker = AlignWorker(open_detector(detector), all_faces)
+
+
+def _exit_with_parent(parent: int) -> None:
+    """Ends this process when its parent has ended, also by a signal that it could not handle."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def run_job(job: Job) -> PhotoRecord:

@@ -1,5 +1,6 @@
 """YuNet (Wu et al., Machine Intelligence Research 2023), a detector with five landmarks, from an ONNX file."""
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.alignment.detector import Face
 from utils.errors import UserError
-from utils.filesystem import open_regular_file, sha256
+from utils.filesystem import open_regular_file
 
 MIN_SCORE = 0.6
 MAX_SIDE = 1280  # pixels; larger photos are scaled down. It sees faces from 10 pixels
@@ -21,9 +22,12 @@ class YuNet:
     def __init__(self, path: Path) -> None:
         """Loads the network. Raises UserError if the file is not YuNet."""
         try:
-            with open_regular_file(path):
-                pass
-            self._detector = cv2.FaceDetectorYN.create(str(path), "", (128, 128), MIN_SCORE)
+            with open_regular_file(path) as file:
+                content = file.read()
+            network = np.frombuffer(content, np.uint8)
+            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV 5 warns of defaults
+            self._detector = cv2.FaceDetectorYN.create("onnx", network, np.zeros(0, np.uint8), (128, 128), MIN_SCORE)
+            cv2.utils.logging.setLogLevel(level)
             self.find(np.zeros((128, 128, 3), np.uint8))
         except OSError as error:
             raise UserError(f"--detector {path}: {error.strerror}") from None
@@ -31,7 +35,7 @@ class YuNet:
             raise UserError(
                 f"--detector {path}: OpenCV cannot run it as YuNet", fix="leave out --detector for the default detector"
             ) from None
-        self.name = f"YuNet {sha256(path)[:12]}"
+        self.name = f"YuNet {hashlib.sha256(content).hexdigest()[:12]}"
 
     def find(self, image: NDArray[np.uint8]) -> list[Face]:
         """Returns the faces in an RGB image (H, W, 3), best first, each once."""

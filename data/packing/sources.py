@@ -47,8 +47,12 @@ def find_people(source: Path) -> People:
 def _group(labelled: Iterable[tuple[str, Photo]]) -> People:
     """Groups photos by label. Sorts the labels that are whole numbers by value, before the others."""
     people: People = defaultdict(list)
+    labels: dict[Photo, str] = {}
     for label, photo in labelled:
+        if labels.setdefault(photo, label) != label:
+            raise UserError(f"{photo}: has the labels {shorten(labels[photo])} and {shorten(label)}", fix="keep one")
         people[label].append(photo)
+    people = {label: list(dict.fromkeys(photos)) for label, photos in people.items()}  # each photo once
     return dict(sorted(people.items(), key=lambda item: _sort_key(item[0])))
 
 

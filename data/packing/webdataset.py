@@ -31,6 +31,8 @@ def list_tar(path: Path) -> Iterator[tuple[str, Photo]]:
             stem, _, suffix = name.partition(".")
             key, suffix = folder + slash + stem, f".{suffix.lower()}"
             if suffix in SUFFIXES:
+                if key in photos:
+                    raise UserError(f"{path}: {member.name}: its sample has two images", fix="keep one")
                 photos[key] = Photo(path, member.name, member.offset_data, member.size)
             elif suffix in (".cls", ".json"):
                 label = _read_label(file, member, suffix, f"{path}: {member.name}")

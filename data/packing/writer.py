@@ -24,9 +24,9 @@ def create_folder(out: Path) -> Iterator[Path]:
 
     Translates OSError into a UserError. Raises UserError where `out` exists.
     """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out}: already exists", fix="name another folder, or delete it")
     try:
+        if out.exists() or out.is_symlink():
+            raise UserError(f"{out}: already exists", fix="name another folder, or delete it")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=".packing-") as temporary:
             folder = Path(temporary, "new")

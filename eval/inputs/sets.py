@@ -30,6 +30,7 @@ class VerificationSet:
     pairs: np.ndarray  # (N, 2) indices into the images of all ranks
     issame: np.ndarray  # (N,) bool
     resized: tuple[int, ...] = ()  # indices of photos that were not 112×112: of this shard; after load_sets, of all
+    aligned: bool = False  # whether faces were searched for; `resized` then has the photos without one
     digest: str = ""  # SHA-256 of the pixels and pairs of all ranks; empty before load_sets
 
     @property
@@ -37,6 +38,8 @@ class VerificationSet:
         """Warning shown with every threshold of this set; empty if there is none."""
         if not self.resized:
             return ""
+        if self.aligned:
+            return f"in {len(self.resized)} photos no face was found: they were scored as they are"
         return (
             f"{len(self.resized)} photos were not {SIZE}×{SIZE} and were resized, so they are probably not aligned "
             "faces: these thresholds hold only for such photos; --align aligns them"
@@ -169,7 +172,8 @@ def load_photo_set(photos: PhotoPairs, world: World) -> VerificationSet:
         open_with=photos.opener,
         progress=f"Decoding {photos.name}" if world.is_main else "",
     )
-    return VerificationSet(photos.name, images, photos.pairs, photos.issame, tuple(sorted(resized)))
+    indices = tuple(sorted(resized))
+    return VerificationSet(photos.name, images, photos.pairs, photos.issame, indices, photos.is_aligned)
 
 
 def _check_kinds(source: str, issame: np.ndarray) -> None:

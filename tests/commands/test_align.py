@@ -80,8 +80,52 @@ def test_an_interrupted_alignment_goes_on(aligned, tmp_path):
     assert len((out / JOURNAL).read_text().splitlines()) == 6
     other = align(photos, out, "--all-faces")
     assert other.returncode == 2 and "was aligned with another all_faces; name another folder" in other.stderr
-    (out / JOURNAL).write_text("{")
-    assert align(photos, out).stderr.startswith(f"error: {out / JOURNAL}: damaged; ")
+    for damaged in ("{", "[]", "5"):
+        (out / JOURNAL).write_text(damaged)
+        assert align(photos, out).stderr.startswith(f"error: {out / JOURNAL}: damaged; ")
+
+
+def test_photos_that_are_gone_take_their_faces_along(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    names = write_people(photos)
+    assert align(photos, out).returncode == 0
+    (photos / names[0]).unlink()
+    (photos / names[1]).write_bytes(b"damaged since")
+    (photos / "gone.jpg").symlink_to("nowhere")
+    done = align(photos, out)
+    assert done.returncode == 0 and "4 photos: 2 faces aligned" in done.stdout, done.stdout + done.stderr
+    assert sorted(path.name for path in out.glob("*/*.png")) == ["0.png", "1.png"]
+    assert report(out)["gone.jpg"]["notes"] == "No such file or directory"
+    (photos / names[1]).write_bytes(draw_photo(1)[0])  # what could not be read is tried again
+    assert "4 photos: 3 faces aligned" in align(photos, out).stdout
+
+
+def test_the_photos_are_never_written_to(tmp_path):
+    photos = tmp_path / "photos"
+    names = write_people(photos, people=1, photos=1)
+    (photos / "link").symlink_to(photos)
+    content = (photos / names[0]).read_bytes()
+    for out in (photos, tmp_path / "x" / ".." / "photos"):
+        assert (
+            align(photos, out).stderr
+            == f"error: {out}: is the folder of the photos; name another folder for the faces\n"
+        )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    assert "is not empty, and no earlier alignment" in align(photos, tmp_path / "other").stderr
+    for _ in range(2):  # OUT inside PHOTOS is left out
+        assert "1 photo: 1 face aligned" in align(photos, photos / "out").stdout
+    assert (photos / names[0]).read_bytes() == content
+
+
+def test_names_that_would_clash(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed, name in enumerate(["b.jpg", "b.JPG", "B.png", "b-jpg.png", "sheet.jpg"]):
+        (photos / name).write_bytes(draw_photo(seed)[0])
+    assert align(photos, tmp_path / "out").returncode == 0
+    files = {line["file"].lower() for line in report(tmp_path / "out").values()}
+    assert len(files) == 5 and "sheet.png" not in files and "sheet-jpg.png" in files
 
 
 def test_all_faces_and_photos_without_folders(tmp_path):
@@ -119,7 +163,7 @@ def test_photos_of_every_kind(tmp_path):
     cv2.imwrite(str(photos / "wide.png"), np.zeros((3000, 20_000, 3), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     done = align(photos, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "1 files are no photos by their names: 1 .txt" in done.stdout
+    assert "skipped, not a suffix of photos: 1 .txt" in done.stdout
     lines = report(tmp_path / "out")
     status = {name: line["status"] for name, line in lines.items()}
     left_out = {"text.jpg": "unreadable", "empty.jpg": "unreadable", "wide.png": "unreadable", "wall.png": "no face"}

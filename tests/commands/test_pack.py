@@ -91,3 +91,13 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_left(photos, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     done = packed(photos, photos)
     assert done.returncode == 2 and "already exists; name another folder" in done.stderr
+
+
+def test_a_photo_listed_twice_is_packed_once_and_has_one_label(photos, tmp_path):
+    lines = ["Ann/a.JPG,Ann"] * 3 + ["Ann/b.jpeg,Ann", "Bob/1.jpg,Bob", "Bob/2.png,Bob"]
+    (photos / "list.csv").write_text("\n".join(lines))
+    assert "4 photos of 2 people" in packed(photos / "list.csv", tmp_path / "out").stdout
+    (photos / "list.csv").write_text("\n".join([*lines, "Ann/a.JPG,Bob"]))
+    failed = packed(photos / "list.csv", tmp_path / "other")
+    assert failed.returncode == 2 and failed.stderr.endswith("a.JPG: has the labels 'Ann' and 'Bob'; keep one\n")
+    assert packed(photos, tmp_path / ("long" * 80)).returncode == 2

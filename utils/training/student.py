@@ -9,14 +9,22 @@ from config.base import Config
 from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, unwrap_ddp
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.filesystem import exists_as_non_folder
 from utils.logs.logger import log
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 
 
 def check_student(config: Config) -> None:
-    """Raises UserError if student_pth is in config.output, where the run would archive it as an earlier run's file."""
+    """Raises UserError if freeze has no trained weights to keep, or if student_pth is in config.output.
+
+    The run would archive the files there, as those of an earlier run.
+    """
+    if config.freeze and not config.student_pth and config.resume != "1":
+        raise UserError(
+            f"config freeze: {shorten(config.freeze)} would keep random weights",
+            fix="name trained ones: student_pth=FILE",
+        )
     path = Path(config.student_pth)
     folder = path.parent if exists_as_non_folder(path) else path
     if config.student_pth and folder.resolve() == Path(config.output).resolve():

@@ -98,3 +98,9 @@ def test_ranges():
     assert list(expand_ranges("0-1,7")) == ["0", "1", "7"]
     with pytest.raises(UserError, match="its modules are conv1, bn1, prelu, layer1"):
         freeze_modules(IResNet(18, 16), "stem")
+
+
+def test_random_weights_are_not_frozen(demo, tmp_path):
+    done = run_command(demo, sys.executable, "train.py", *DEMO, "freeze=stem", f"output={tmp_path / 'out'}")
+    message = "error: config freeze: 'stem' would keep random weights; name trained ones: student_pth=FILE\n"
+    assert (done.returncode, done.stderr) == (2, message)
