@@ -10,6 +10,12 @@ from typing import Any
 
 from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, SOFTMAX_CIFAR10
 
+# Fields of earlier versions: new name, and new names of their values.
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "search_data": ("data_source", {"faces": "recordio"}),
+    "head": ("header", {"whole": "replicated"}),
+}
+
 
 @dataclass
 class Config:
@@ -131,3 +137,11 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns the value of every field by name, without copying it."""
         return {name: value for name, value in vars(self).items() if name not in ("set_by", "without_effect")}
+
+
+def rename_field(name: str, value: Any) -> tuple[str, Any]:
+    """Returns name and value of a field as they are called now. An earlier version may have called them otherwise."""
+    if name not in RENAMED:
+        return name, value
+    new_name, values = RENAMED[name]
+    return new_name, values.get(value, value) if isinstance(value, str) else value

@@ -34,11 +34,6 @@ SEARCH = (
     "search_space", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
     "cost_weight", "skip_limit", "search_eval",
 )  # fmt: skip
-# Fields of earlier versions: new name, and new names of their values.
-RENAMED: dict[str, tuple[str, dict[str, str]]] = {
-    "search_data": ("data_source", {"faces": "recordio"}),
-    "head": ("header", {"whole": "replicated"}),
-}
 # Set by published config files, but used neither by the published code nor here.
 PUBLISHED_UNUSED = ("scale", "network")
 _MIN_SIMILARITY = 0.8  # difflib similarity above which an unknown name counts as a misspelt field
@@ -67,14 +62,6 @@ def similar_field(name: str) -> str | None:
     if name in _SYNONYMS:
         return _SYNONYMS[name]
     return next(iter(difflib.get_close_matches(name, DEFAULTS, n=1, cutoff=_MIN_SIMILARITY)), None)
-
-
-def rename_field(name: str, value: Any) -> tuple[str, Any]:
-    """Returns name and value of a field as they are called now. An earlier version may have called them otherwise."""
-    if name not in RENAMED:
-        return name, value
-    new_name, values = RENAMED[name]
-    return new_name, values.get(value, value) if isinstance(value, str) else value
 
 
 def unknown_field(name: str, value: Any) -> ConfigError:

@@ -12,20 +12,18 @@ from typing import Any
 
 from easydict import EasyDict
 
-from config.base import Config
+from config.base import RENAMED, Config, rename_field
 from config.fields import (
     DEFAULTS,
     DISTILLATION,
     PATHS,
     PUBLISHED_UNUSED,
-    RENAMED,
     ConfigError,
     check_combinations,
     check_genotype,
     check_type,
     check_value,
     parse_value,
-    rename_field,
     similar_field,
     unknown_field,
 )

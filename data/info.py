@@ -14,7 +14,7 @@ if not __package__:  # run as a script: put the repository first on the path, no
 
 import numpy as np
 
-from data.alignment.sheet import COLUMNS, Tile, draw_sheet
+from data.alignment.sheet import COLUMNS, Tile, draw_sheet, spread
 from data.packing.survey import Survey
 from utils.datasets.face_dataset import FaceDataset
 from utils.errors import UserError, one_line, run_cli
@@ -50,17 +50,12 @@ def draw_people(dataset: FaceDataset, survey: Survey) -> bytes:
     """Returns a PNG with a row of images for each of some people, then the bad records."""
     labels, counts = survey.images_per_person()
     parts: dict[str, list[Tile]] = {}
-    for i in _spread(len(labels), _MAX_PEOPLE):
+    for i in spread(len(labels), _MAX_PEOPLE):
         indices = np.flatnonzero(survey.labels == labels[i])
-        tiles = [_make_tile(dataset, survey, indices[k]) for k in _spread(len(indices), COLUMNS)]
+        tiles = [_make_tile(dataset, survey, indices[k]) for k in spread(len(indices), COLUMNS)]
         parts[f"person {labels[i]}: {counts[i]:,} images"] = tiles
     bad = [_make_tile(dataset, survey, index) for index in list(survey.problems)[:_MAX_PROBLEMS]]
     return draw_sheet(parts | {f"bad records: {len(survey.problems):,}": bad})
-
-
-def _spread(n: int, limit: int) -> list[int]:
-    """Returns at most `limit` numbers from 0 to n - 1, at even distances."""
-    return [i * n // min(n, limit) for i in range(min(n, limit))]
 
 
 def _make_tile(dataset: FaceDataset, survey: Survey, index: int) -> Tile:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.alignment.duplicates import first_equal, first_similar
 from data.alignment.record import PhotoRecord
-from data.alignment.sheet import Tile, draw_sheet
+from data.alignment.sheet import Tile, draw_sheet, spread
 from utils.errors import one_line
 from utils.filesystem import write_atomic
 
@@ -86,24 +86,18 @@ def write_sheet(path: Path, source: Path, out: Path, records: list[PhotoRecord],
     good = [record for record in records if record.faces and not notes[record.photo]]
     doubtful = [record for record in records if not record.faces or notes[record.photo]]
     doubtful.sort(key=lambda record: (bool(record.faces), record.photo))  # those without a face first
-    taken = [Tile(out / record.faces[0].file, record.photo) for record in _sample(good, MAX_TAKEN)]
+    sample = [good[i] for i in spread(len(good), MAX_TAKEN)]
+    taken = [Tile(out / record.faces[0].file, record.photo) for record in sample]
     problems = [
         Tile(
             out / record.faces[0].file if record.faces else source / record.photo,
             record.photo,
             record.status if not record.faces else notes[record.photo][0],
         )
-        for record in _sample(doubtful, MAX_PROBLEMS)
+        for record in (doubtful[i] for i in spread(len(doubtful), MAX_PROBLEMS))
     ]
     parts = {f"taken ({len(good):,})": taken, f"to look at ({len(doubtful):,})": problems}
     write_atomic(path, lambda file: file.write(draw_sheet(parts)))
-
-
-def _sample(records: list[PhotoRecord], limit: int) -> list[PhotoRecord]:
-    """Returns at most `limit` records at even distances."""
-    if len(records) <= limit:
-        return records
-    return [records[i * len(records) // limit] for i in range(limit)]
 
 
 def _count(number: int, noun: str) -> str:

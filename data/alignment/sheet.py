@@ -24,6 +24,11 @@ class Tile:
     problem: str = ""  # shown in red
 
 
+def spread(n: int, limit: int) -> list[int]:
+    """Returns at most `limit` numbers from 0 to n - 1, at even distances, to choose tiles by."""
+    return [i * n // min(n, limit) for i in range(min(n, limit))]
+
+
 def draw_sheet(parts: dict[str, list[Tile]]) -> bytes:
     """Returns a PNG with the tiles of each part under its title."""
     rows: list[NDArray[np.uint8]] = []

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.inputs.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
+from utils.datasets.alignment import SIZE
 from utils.datasets.image_header import read_image_size
 from utils.datasets.photos import MAX_PIXELS
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
 from utils.logs.progress_bar import ProgressReporter
 
-FACE_SIZE = 112  # height and width in pixels of the networks' input
 _MAX_ASPECT_RATIO = 64  # an image one pixel wide would take gigabytes when resized
 _CHUNK = 16  # images per task of a thread: hides the cost of a task, and a chunk of large photos takes under a minute
 
@@ -133,16 +133,16 @@ def _open_image(encoded: bytes) -> AbstractContextManager[NDArray[np.uint8] | No
 
 def _to_face(image: Any) -> NDArray[np.uint8]:
     """Resizes and crops an image to (112, 112, 3). Raises UserError if one side is more than 64 times the other."""
-    if image.shape == (FACE_SIZE, FACE_SIZE, 3):
+    if image.shape == (SIZE, SIZE, 3):
         return image
     height, width = image.shape[:2]
     short = min(height, width)
     if max(height, width) > _MAX_ASPECT_RATIO * short:
         raise UserError(f"is not a face: {width}×{height} pixels")
-    width, height = FACE_SIZE * width // short, FACE_SIZE * height // short
+    width, height = SIZE * width // short, SIZE * height // short
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    top, left = (height - FACE_SIZE) // 2, (width - FACE_SIZE) // 2
-    return image[top : top + FACE_SIZE, left : left + FACE_SIZE]
+    top, left = (height - SIZE) // 2, (width - SIZE) // 2
+    return image[top : top + SIZE, left : left + SIZE]
 
 
 def decode_images(
@@ -182,16 +182,16 @@ def decode_images(
                 with open_with(content) as image:
                     if image is None:
                         raise UserError("cannot be decoded")
-                    if resized is not None and image.shape != (FACE_SIZE, FACE_SIZE, 3):
+                    if resized is not None and image.shape != (SIZE, SIZE, 3):
                         resized.append(index)
                     images[row] = _to_face(image)
             except UserError as error:
                 raise image_error(index, error) from None
 
     try:
-        images = np.empty((len(indices), FACE_SIZE, FACE_SIZE, 3), np.uint8)
+        images = np.empty((len(indices), SIZE, SIZE, 3), np.uint8)
     except MemoryError:
-        size = len(indices) * FACE_SIZE * FACE_SIZE * 3 >> 20
+        size = len(indices) * SIZE * SIZE * 3 >> 20
         raise image_error(indices[0], f"and those after it need {size} MiB decoded: not enough memory") from None
 
     # OpenCV releases the GIL while it decodes. map raises the first chunk's error and cancels the rest.

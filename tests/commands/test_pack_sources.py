@@ -1,20 +1,13 @@
 """data/pack.py: folders, tar files and CSVs of the same faces, and what is wrong with them."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
 
-from tests.helpers.commands import run_command
 from tests.helpers.faces import draw_face, encode_image
-from tests.helpers.paths import ROOT
-from tests.helpers.photo_sets import as_samples, write_faces, write_tar
+from tests.helpers.photo_sets import as_samples, run_pack, write_faces, write_tar
 from utils.datasets.face_dataset import FaceDataset
-
-
-def run_pack(source, out, *options):
-    return run_command(ROOT, sys.executable, "data/pack.py", source, out, *options)
 
 
 @pytest.fixture(scope="module")

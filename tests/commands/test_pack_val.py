@@ -10,14 +10,10 @@ from data.packing.photo import Photo
 from eval.inputs.bins import read_bin
 from tests.helpers.commands import SMALL, run_command
 from tests.helpers.paths import ROOT
-from tests.helpers.photo_sets import write_faces
+from tests.helpers.photo_sets import run_pack, write_faces
 from utils.datasets.face_dataset import FaceDataset
 
 FILES = ["people.csv", "property", "train.idx", "train.rec", "val.bin"]
-
-
-def run_pack(source, out, *options):
-    return run_command(ROOT, sys.executable, "data/pack.py", source, out, *options)
 
 
 @pytest.fixture(scope="module")

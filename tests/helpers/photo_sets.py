@@ -2,12 +2,15 @@
 
 import io
 import json
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 
+from tests.helpers.commands import run_command
 from tests.helpers.faces import draw_face, encode_image
+from tests.helpers.paths import ROOT
 
 
 def write_faces(folder: Path, people: int, photos: int) -> dict[str, bytes]:
@@ -43,3 +46,8 @@ def as_samples(faces: dict[str, bytes], suffix: str = ".cls") -> dict[str, bytes
         members[f"{key}.{image_suffix}"] = face
         members[key + suffix] = str(label).encode() if suffix == ".cls" else json.dumps({"label": label}).encode()
     return members
+
+
+def run_pack(source, out, *options):
+    """Runs data/pack.py."""
+    return run_command(ROOT, sys.executable, "data/pack.py", source, out, *options)

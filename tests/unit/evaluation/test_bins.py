@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from eval import verification
-from eval.inputs.bins import FACE_SIZE, decode_images, load_bin, read_bin
+from eval.inputs.bins import decode_images, load_bin, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import load_bin_set, load_photo_set
 from tests.helpers.paths import SHARED
+from utils.datasets.alignment import SIZE
 from utils.distributed.process_group import World
 from utils.errors import UserError
 
@@ -35,7 +36,7 @@ def png(image):
 @pytest.fixture(scope="module")
 def faces():
     """Six images, three pairs: the first, third and last rows differ so that a swap would show."""
-    images = np.zeros((6, FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
     images[:, :, :56, 0], images[:, :40, :, 1], images[..., 2] = 250, 120, 7
     images += np.arange(6, dtype=np.uint8)[:, None, None, None]
     return images

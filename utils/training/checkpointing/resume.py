@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.base import SEARCH_SPACE, Config
+from config.base import Config, rename_field
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -230,21 +230,8 @@ def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoade
 
 
 def saved_config_values(state: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of a checkpoint's run, with the defaults of fields that its version did not have."""
-    values: dict[str, Any] = {
-        "loss": "arcface",
-        "optimizer": "sgd",
-        "data_source": "recordio",
-        "freeze": "",
-        "search_space": list(SEARCH_SPACE),
-    }
-    values |= state["config"]
-    # Earlier names of fields and values.
-    if search_data := values.pop("search_data", ""):
-        values["data_source"] = {"faces": "recordio"}.get(search_data, search_data)
-    if header := values.pop("head", ""):
-        values["header"] = {"whole": "replicated"}.get(header, header)
-    return values
+    """Returns the config of a checkpoint's run by today's names, with the defaults of fields that it did not have."""
+    return Config().to_dict() | dict(rename_field(name, value) for name, value in state["config"].items())
 
 
 def config_values(config: Config) -> dict[str, Any]:
