@@ -8,7 +8,7 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-SOURCES := config backbones utils eval NAS data tests benchmarks train.py train_kd.py
+SOURCES := config backbones utils eval NAS data deploy tests benchmarks train.py train_kd.py
 
 .PHONY: help install demo demo-ijb demo-kd demo-search test drills check test-mxnet format clean
 .DELETE_ON_ERROR:

@@ -39,6 +39,11 @@ def unique_folder_name(folder: Path) -> str:
     return f"{one_line(resolved.name)}-{hashlib.sha256(bytes(resolved)).hexdigest()[:6]}"
 
 
+def default_result_folder(weights: Path) -> Path:
+    """Returns the folder for results of checkpoints in a folder that no run of this project wrote."""
+    return CONFIG_FOLDER.parent / "output" / "eval" / unique_folder_name(weights)
+
+
 def result_folder(config: Config) -> Path:
     """Makes and returns the folder for results, and sets config.test_output to it.
 
@@ -47,6 +52,5 @@ def result_folder(config: Config) -> Path:
     """
     if not config.test_output:
         weights = weights_folder(config.output)
-        default = CONFIG_FOLDER.parent / "output" / "eval" / unique_folder_name(weights)
-        config.test_output = str(weights if is_run_folder(weights) else default)
+        config.test_output = str(weights if is_run_folder(weights) else default_result_folder(weights))
     return ensure_output_folder(config, "test_output")

@@ -23,7 +23,7 @@ class OpenVinoRuntime:
     _images_per_request = 2  # few enough for the CPU cache: more are slower
 
     def __init__(self, backbone: nn.Module) -> None:
-        openvino = _import_openvino()
+        openvino = import_openvino()
         # One stream per core. "f32": by default OpenVINO computes in bfloat16 on CPUs that support it.
         threads = torch.get_num_threads()
         options = {
@@ -72,7 +72,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
-def _import_openvino() -> Any:
+def import_openvino() -> Any:
     """Imports OpenVINO without its telemetry, which would report the import and create ~/intel."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
     import openvino
@@ -85,7 +85,7 @@ def _convert(backbone: nn.Module, batch: int) -> Any:
 
     Uses OpenVINO's PyTorch front end directly, because `openvino.convert_model` sends telemetry.
     """
-    openvino = _import_openvino()
+    openvino = import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -1,0 +1,137 @@
+"""Runs exported networks: ONNX with ONNX Runtime, OpenVINO's IR, LiteRT's .tflite."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.metadata import METADATA_KEY, parse_metadata
+from eval.inference.openvino import import_openvino
+from utils.datasets.alignment import SIZE
+from utils.errors import UserError, shorten
+
+BATCH = 32  # faces per call
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """A network in a file.
+
+    Attributes:
+        shape: of one input, (3, 112, 112) or (112, 112, 3).
+        is_uint8: whether inputs are pixels from 0 to 255, else floats from -1 to 1.
+        metadata: of `deploy.metadata`; empty for files of other projects.
+        run: maps inputs (B, *shape) to embeddings (B, D) float32.
+    """
+
+    shape: tuple[int, ...]
+    is_uint8: bool
+    embedding_size: int
+    metadata: dict[str, Any]
+    run: Callable[[NDArray[Any]], NDArray[np.float32]]
+
+    def __call__(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps aligned faces (N, 112, 112, 3) uint8 RGB to embeddings (N, D) float32, in batches."""
+        parts = [self.run(self.to_input(faces[start : start + BATCH])) for start in range(0, len(faces), BATCH)]
+        return np.concatenate(parts)
+
+    def to_input(self, faces: NDArray[np.uint8]) -> NDArray[Any]:
+        """Converts faces (B, 112, 112, 3) uint8 RGB to inputs (B, *shape)."""
+        pixels: NDArray[Any] = faces if self.is_uint8 else (faces.astype(np.float32) / 255 - 0.5) / 0.5
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if self.shape[0] == 3 else pixels)
+
+
+def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
+    """Opens an exported file. threads: of one call; 0: as many as the runtime chooses.
+
+    Raises UserError if the file is damaged or holds another kind of network, or its runtime is not installed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file", fix="name an exported network")
+    package, opener = RUNTIMES[path.suffix]
+    if not find_spec(package):
+        raise UserError(f"{path}: needs {package}", fix="pip install -r requirements-deploy.txt")
+    network = opener(path, threads)
+    if network.shape not in ((3, SIZE, SIZE), (SIZE, SIZE, 3)) or network.embedding_size < 1:
+        raise UserError(
+            f"{path}: has an input of {'×'.join(map(str, network.shape))} and {network.embedding_size or 'several'} "
+            f"outputs, expected {SIZE}×{SIZE} RGB pixels and one embedding",
+            fix="name a network of python -m deploy.export",
+        )
+    return network
+
+
+def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        InvalidProtobuf,
+    )  # fmt: skip
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        NotImplemented as NotSupported,
+    )
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # fatal only: other errors are raised
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotSupported, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    images, outputs = session.get_inputs()[0], session.get_outputs()
+    metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""), path)
+    return ExportedNetwork(
+        _sizes(images.shape), images.type == "tensor(uint8)", _embedding_size([o.shape for o in outputs]), metadata,
+        lambda batch: session.run([outputs[0].name], {images.name: batch})[0],
+    )  # fmt: skip
+
+
+def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
+    openvino = import_openvino()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise _damaged(path, error) from None
+    images = compiled.input(0)
+    shapes = [
+        [side.get_length() if side.is_static else None for side in port.partial_shape] for port in compiled.outputs
+    ]
+    text = str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else ""
+    return ExportedNetwork(
+        _sizes([side.get_length() if side.is_static else None for side in images.partial_shape]),
+        images.element_type == openvino.Type.u8, _embedding_size(shapes), parse_metadata(text, path),
+        lambda batch: compiled(batch)[0].copy(),
+    )  # fmt: skip
+
+
+RUNTIMES: dict[str, tuple[str, Callable[[Path, int], ExportedNetwork]]] = {
+    ".onnx": ("onnxruntime", _open_onnx),
+    ".xml": ("openvino", _open_openvino),
+}
+
+
+def _sizes(shape: Sequence[Any]) -> tuple[int, ...]:
+    """Returns the shape of one input, without the batch; 0 for sizes that are not fixed."""
+    return tuple(side if isinstance(side, int) else 0 for side in shape[1:])
+
+
+def _embedding_size(shapes: Sequence[Sequence[Any]]) -> int:
+    """Returns the size of the only output (B, D), 0 for other outputs."""
+    (sizes,) = [_sizes(shape) for shape in shapes] if len(shapes) == 1 else [()]
+    return sizes[0] if len(sizes) == 1 else 0
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: cannot be opened ({shorten(str(error).strip().splitlines()[-1], 100, quote=False)})",
+        fix="export it again",
+    )

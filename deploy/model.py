@@ -1,0 +1,79 @@
+"""Opens a network from any form that it is kept in: a checkpoint, a shared folder, an exported file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from config import Config, expand_typed_path
+from deploy.checkpoints import open_checkpoint
+from deploy.exported import RUNTIMES, open_exported
+from deploy.metadata import network_fields
+from deploy.thresholds import THRESHOLDS_FILE, SetEntries, read_evaluation
+from eval.inference.embedding import Runtime, TorchRuntime, embed, make_runtime
+from utils.distributed.process_group import World
+from utils.filesystem import sha256
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network and what is known of it.
+
+    Attributes:
+        path: the file of its weights, whose SHA-256 is `sha256`.
+        network: the config fields that define it; empty for exported files of other projects.
+        thresholds: of its embeddings, by verification set.
+        run: maps aligned faces (N, 112, 112, 3) uint8 RGB to embeddings (N, D) float32, not normalised.
+    """
+
+    path: Path
+    sha256: str
+    embedding_size: int
+    network: dict[str, Any]
+    thresholds: SetEntries
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+class CheckpointRuntime:
+    """Embeds a face as the sum of the embeddings of the image and of its hflip, as the evaluation does.
+
+    Its thresholds hold for such embeddings.
+    """
+
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
+        self._backbone, self._config = backbone, config
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._backbone.to(device)
+        self._world = World(0, 1, device)
+        self._converted: Runtime | None = None  # OpenVINO's
+
+    def __call__(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps aligned faces (N, 112, 112, 3) uint8 RGB to embeddings (N, D) float32."""
+        runtime = self._converted or make_runtime(self._backbone, self._config, self._world, len(faces))
+        if not isinstance(runtime, TorchRuntime):
+            self._converted = runtime
+        direct, flipped = embed(runtime, faces)
+        return direct + flipped
+
+
+def open_model(path: str | None = None, config_path: str | None = None) -> Model:
+    """Opens a network; see `FaceEmbedder.load` for the arguments. Raises UserError."""
+    path = None if path is None else expand_typed_path(path)
+    if path is not None and Path(path).suffix in RUNTIMES:
+        exported = open_exported(Path(path))
+        metadata = exported.metadata
+        return Model(
+            Path(path), sha256(Path(path)), exported.embedding_size, metadata.get("network", {}),
+            metadata.get("thresholds", {}), exported,
+        )  # fmt: skip
+    backbone, config, file = open_checkpoint(path, config_path)
+    digest = sha256(file)
+    thresholds = read_evaluation(file, digest, THRESHOLDS_FILE, config.test_output)
+    return Model(
+        file, digest, config.embedding_size, network_fields(config), thresholds, CheckpointRuntime(backbone, config)
+    )
