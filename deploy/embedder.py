@@ -76,7 +76,8 @@ class FaceEmbedder:
     def embed_aligned(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Returns unit vectors (N, D) of aligned faces (N, 112, 112, 3) RGB. Raises UserError if one is not finite."""
         embeddings = self.model.run(faces)
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        with np.errstate(over="ignore"):
+            norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
         if not np.isfinite(norms).all():
             raise UserError(f"{self.model.path}: its embeddings are not finite", fix="take another checkpoint")
         return embeddings / np.maximum(norms, np.finfo(np.float32).tiny)

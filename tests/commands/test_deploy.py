@@ -1,0 +1,149 @@
+"""deploy/: the commands that use a network on photos."""
+
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deploy import FaceEmbedder
+from tests.helpers.commands import run_command
+from tests.helpers.networks import write_network
+from tests.helpers.paths import ROOT
+from tests.helpers.photos import decode, draw_photo, write_people
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A network with thresholds, and photos of three people."""
+    folder = tmp_path_factory.mktemp("deploy")
+    write_network(folder / "run", cosine=0.9999)
+    write_people(folder / "photos", people=3)
+    shutil.copy(folder / "photos" / "person 0" / "0.jpg", folder / "query.jpg")
+    (folder / "photos" / "person 1" / "text.jpg").write_text("no photo")
+    (folder / "stranger.jpg").write_bytes(draw_photo(99)[0])
+    return folder
+
+
+def deploy(command, *arguments, **how):
+    return run_command(ROOT, sys.executable, "-m", f"deploy.{command}", *arguments, **how)
+
+
+def write_png(path, image):
+    path.parent.mkdir(exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1])
+
+
+@pytest.fixture(scope="module")
+def gallery(folder):
+    done = deploy("embed", folder / "photos", "--out", folder / "faces.npz", "--model", folder / "run")
+    assert done.returncode == 0, done.stderr
+    assert "person 1/text.jpg: cannot be decoded: left out" in done.stdout
+    assert done.stdout.endswith("faces.npz: 6 faces of 3 people; 1 left out\n")
+    return folder / "faces.npz"
+
+
+def test_compare(folder, tmp_path):
+    photos = folder / "photos"
+    same = deploy(
+        "compare", photos / "person 0" / "0.jpg", folder / "query.jpg", "--model", folder / "run",
+        "--picture", tmp_path / "out.png", new_interpreter=True,
+    )  # fmt: skip
+    assert (same.returncode, same.stderr) == (0, "")
+    assert same.stdout == "similarity 1.000, threshold 1.000 (FAR 0.001 on demo): the same person\n"
+    picture = decode((tmp_path / "out.png").read_bytes())
+    assert picture.shape[1] > 300
+    other = deploy("compare", photos / "person 0" / "0.jpg", photos / "person 1" / "0.jpg", "--model", folder / "run")
+    assert other.returncode == 0 and other.stdout.endswith(": different people\n")
+
+
+def test_embed_and_search(folder, gallery):
+    with np.load(gallery) as arrays:
+        assert arrays["embeddings"].shape == (6, 32) and arrays["photos"].tolist()[0] == "person 0/0.jpg"
+        np.testing.assert_allclose(np.linalg.norm(arrays["embeddings"], axis=1), 1, atol=1e-6)
+    done = deploy("search", gallery, folder / "query.jpg", folder / "stranger.jpg")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [f"{folder}/query.jpg:", "  1.000  person 0  person 0/0.jpg"]
+    assert lines[-2].startswith(f"{folder}/stranger.jpg: nobody here (nearest: person ")
+    assert lines[-1] == "threshold 1.000 (FAR 0.001 on demo); among 3 people about 0.3 % of strangers reach it"
+
+
+def test_a_gallery_of_another_network(folder, gallery, tmp_path):
+    write_network(tmp_path, "channel=8")
+    done = deploy("search", gallery, folder / "query.jpg", "--model", tmp_path)
+    assert done.returncode == 2 and "was made with another network than" in done.stderr
+
+
+def test_a_shared_folder(folder, tmp_path):
+    done = deploy("share", tmp_path / "shared", "--model", folder / "run", "--name", "tiny", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    weights = torch.load(folder / "run" / "5backbone.pth")
+    shared = load_file(tmp_path / "shared" / "model.safetensors")
+    assert weights.keys() == shared.keys() and all(torch.equal(weights[key], shared[key]) for key in weights)
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert card.startswith('---\nlicense: "mit"\n') and "| demo | 6,000 | 97.50 | 97.00 to 98.00 |" in card
+    assert "| demo | 0.001 | 1.000 | 25.00 |" in card and str(folder) not in card
+    for file in ("config.json", "thresholds.json"):
+        assert str(folder) not in (tmp_path / "shared" / file).read_text()
+    moved = shutil.move(tmp_path / "shared", tmp_path / "moved")
+    original, copy = FaceEmbedder.load(folder / "run"), FaceEmbedder.load(moved)
+    photo = folder / "query.jpg"
+    assert (original.embed([photo]) == copy.embed([photo])).all()
+    assert original.compare(photo, photo) == copy.compare(photo, photo)
+    again = deploy("share", moved, "--model", folder / "run")
+    assert again.returncode == 2 and "exists already; name another folder" in again.stderr
+
+
+def test_the_front_matter_is_yaml(folder, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    name = "a: 'quoted' \"name\" # with signs"
+    assert deploy("share", tmp_path / "out", "--model", folder / "run", "--name", name).returncode == 0
+    front_matter = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    (entry,) = front_matter["model-index"]
+    assert entry["name"] == name and entry["results"][0]["metrics"][0]["value"] == 97.5
+
+
+def test_a_shared_folder_without_an_evaluation(tmp_path):
+    write_network(tmp_path / "run", cosine=None)
+    done = deploy("share", tmp_path / "out", "--model", tmp_path / "run")
+    assert done.returncode == 0 and "No evaluation of" in done.stdout
+    assert json.loads((tmp_path / "out" / "thresholds.json").read_text()) == {"5": {}}
+    verdict = deploy("compare", "a.jpg", "b.jpg", "--model", tmp_path / "out")
+    assert verdict.returncode == 2 and "there are no thresholds for this network; evaluate it first" in verdict.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["compare", "empty.png", "query.jpg"], "empty.png: no face was found; take a photo that"),
+        (["compare", "group.png", "query.jpg"], "group.png: 2 faces were found; cut out one, or"),
+        (["compare", "missing.jpg", "query.jpg"], "missing.jpg: No such file or directory"),
+        (["compare", "query.jpg", "query.jpg", "--far", "1e-5"], "no threshold at FAR 1e-05; there are 0.01, 0.001"),
+        (["compare", "query.jpg", "query.jpg", "--set", "lfw"], "no thresholds of the set 'lfw'; there are demo"),
+        (["compare", "query.jpg", "query.jpg", "--picture", "x.abc"], "--picture x.abc: "),
+        (["compare", "query.jpg"], "the following arguments are required: B"),
+        (["embed", "nothing", "--out", "x.npz"], "nothing: no such folder"),
+        (["embed", "blank", "--out", "x.npz"], "blank: no photo with one face; --largest takes one of several faces"),
+        (["search", "query.jpg", "query.jpg"], "query.jpg: holds no embeddings"),
+        (["search", "missing.npz", "query.jpg"], "missing.npz: No such file"),
+    ],
+)
+def test_bad_input_is_one_line(folder, tmp_path, command, error):
+    shutil.copy(folder / "query.jpg", tmp_path)
+    blank = np.full((200, 200, 3), 128, np.uint8)
+    photos = [decode(draw_photo(seed)[0]) for seed in (0, 1)]
+    height = min(photo.shape[0] for photo in photos)
+    write_png(tmp_path / "empty.png", blank)
+    write_png(tmp_path / "group.png", np.hstack([photo[:height] for photo in photos]))
+    write_png(tmp_path / "blank" / "empty.png", blank)
+    done = run_command(
+        tmp_path, sys.executable, "-m", f"deploy.{command[0]}", *command[1:], "--model", folder / "run",
+        PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert error in done.stderr
