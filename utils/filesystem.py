@@ -4,10 +4,11 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +39,26 @@ def path_exists(check: Callable[[], bool]) -> bool:
 def exists_as_non_folder(path: Path) -> bool:
     """Whether the path exists and is not a folder. Pipes and devices count: opening them raises the precise error."""
     return path_exists(path.exists) and not path_exists(path.is_dir)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yields the files at any depth below a folder, in no order, without hidden ones such as the ._1.jpg of macOS.
+
+    Follows links to folders, but enters no folder twice. Raises OSError.
+    """
+    left, entered = [folder], set()
+    while left:
+        here = left.pop()
+        if (real := here.resolve()) in entered:
+            continue
+        entered.add(real)
+        for path in sorted(here.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                left.append(path)
+            else:
+                yield path
 
 
 def ensure_writable_folder(folder: Path) -> Path:
@@ -105,8 +126,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a text file atomically, as UTF-8. Raises OSError."""
-    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are not UTF-8
+    """Writes a text file atomically, as UTF-8. Raises OSError.
+
+    Bytes of file names that are not UTF-8 are written as they are, other surrogates, as JSON may hold, as escapes.
+    """
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: ascii(match[0])[1:-1], text)
+    content = text.encode("utf-8", "surrogateescape")
     write_atomic(path, lambda file: file.write(content))
 
 

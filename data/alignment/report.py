@@ -8,8 +8,8 @@ from pathlib import Path
 from data.alignment.duplicates import first_equal, first_similar
 from data.alignment.record import PhotoRecord
 from data.alignment.sheet import Tile, draw_sheet, spread
-from utils.errors import one_line
-from utils.filesystem import write_atomic
+from utils.errors import one_line, quantity
+from utils.filesystem import write_atomic, write_text_atomic
 
 COLUMNS = (
     "photo", "status", "file", "faces", "notes", "left", "top", "width", "height", "score", "scale", "sharpness",
@@ -53,14 +53,13 @@ def write_csv(path: Path, records: list[PhotoRecord], notes: Notes) -> None:
             writer.writerow([*head, face.file, record.n_faces, note, *box, *values])
         if not record.faces:
             writer.writerow([*head, "", record.n_faces, note, *[""] * 7])
-    content = text.getvalue().encode("utf-8", "surrogateescape")  # file names may not be UTF-8
-    write_atomic(path, lambda file: file.write(content))
+    write_text_atomic(path, text.getvalue())
 
 
 def summarise(records: list[PhotoRecord], notes: Notes) -> list[str]:
     """Returns the summary, in lines: what was aligned, what was not, and what should be checked."""
     n_faces = sum(len(record.faces) for record in records)
-    lines = [f"{_count(len(records), 'photo')}: {_count(n_faces, 'face')} aligned"]
+    lines = [f"{quantity(len(records), 'photo')}: {quantity(n_faces, 'face')} aligned"]
     for status in ("no face", "unreadable"):
         affected = [record for record in records if record.status == status]
         if affected:
@@ -98,8 +97,3 @@ def write_sheet(path: Path, source: Path, out: Path, records: list[PhotoRecord],
     ]
     parts = {f"taken ({len(good):,})": taken, f"to look at ({len(doubtful):,})": problems}
     write_atomic(path, lambda file: file.write(draw_sheet(parts)))
-
-
-def _count(number: int, noun: str) -> str:
-    """Returns a number with its noun, such as "2 photos"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
