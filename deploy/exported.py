@@ -94,7 +94,12 @@ def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
 
 def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     openvino = import_openvino()
-    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "CPU_DENORMALS_OPTIMIZATION": True,
+    }
     core = openvino.Core()
     try:
         model = core.read_model(path)
