@@ -1,15 +1,19 @@
 """Safe reading and writing of files and folders named by users: checks, atomic writes, hashes."""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
 import re
 import secrets
+import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +22,7 @@ import numpy as np
 from utils.errors import UserError, one_line
 
 _CHUNK = 1 << 20  # bytes read at once
+LOCK_FILE = ".lock"  # the file stays in the folder; the lock on it is released when its process ends
 _SAMPLES = 256  # chunks that a fingerprint reads of a large file
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -106,6 +111,30 @@ def open_no_follow(path: Path, flags: int) -> int:
             os.close(descriptor)
         raise UserError(f"{path}: should be a regular file", fix="remove it")
     return descriptor
+
+
+def lock_folder(folder: Path, kind: type[UserError] = UserError) -> RawIOBase:
+    """Locks the folder's lock file and returns it open; unlocked if the file system has no locks.
+
+    The lock lasts until the file is closed. Raises an error of this kind if another process holds it.
+    """
+    file = os.fdopen(open_no_follow(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
+    try:
+        # lockf, not flock: processes that this one starts do not inherit the lock and cannot keep it if it is killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace").strip()
+        file.close()
+        raise kind(
+            f"another run is using {folder} ({holder})", fix="wait until it ends, or name another folder"
+        ) from None
+    except OSError:
+        return file  # a file system without locks
+    with suppress(OSError):  # a full disk: the content is only a note for people
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,9 +1,12 @@
 """People's own pairs of photos and the verification sets made of them: every way to write them, and every slip."""
 
+import argparse
 import logging
 import os
 import pickle
+import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 
 from config.base import Config
 from eval.inference.embedding import embed
+from eval.inputs.arguments import keep_pairs_readable
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.sets import load_bin_set, load_photo_set, load_verification_sets
@@ -44,6 +48,20 @@ def write(tmp_path):
         return path
 
     return write_file
+
+
+def test_pairs_from_a_pipe_keep_their_name(photos, monkeypatch):
+    """Other processes read a copy, and name it as the first process did, also if they align the photos."""
+    read, write_end = os.pipe()
+    os.write(write_end, b"Ann/Ann_0001.jpg,Ann/Ann_0002.jpg,1\n")
+    os.close(write_end)
+    monkeypatch.setattr("sys.argv", ["eval.py"])
+    args = argparse.Namespace(pairs=Path(f"/dev/fd/{read}"), images=photos)
+    pairs = read_pairs(args.pairs, photos)
+    for first in (pairs, pairs.aligned(lambda encoded: nullcontext())):
+        with keep_pairs_readable(args, first):
+            assert sys.argv[1] == "--pairs" and read_pairs(Path(sys.argv[2]), photos).name == "pairs"
+    os.close(read)
 
 
 def named(pairs: PhotoPairs) -> list[tuple[str, str, bool]]:
