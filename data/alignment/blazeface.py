@@ -44,7 +44,7 @@ class BlazeFace:
         folder = Path(package.submodule_search_locations[0], "data")
         networks = [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
         self.name = f"BlazeFace {sha256(*networks)[:12]}"
-        # OpenVINO fills a table of types at the first use of one. Two threads that do so at once wait for each other for
+        # OpenVINO fills a table of types at the first use. Two threads that do so at once wait for each other for
         # ever: one holds Python's lock and waits for the table, the other fills the table and waits for the lock.
         with _first_use:
             openvino.Type.f32.to_dtype()
