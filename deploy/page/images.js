@@ -57,35 +57,40 @@ export function roundEven(value) {
  * linearly. Returns RGB, three values from 0 to 255 a pixel.
  */
 export function resize(image, left, top, partWidth, partHeight, width, height) {
-  const weigh = partWidth >= width && partHeight >= height ? areaWeights : linearWeights;
-  const columns = weigh(partWidth, width);
-  const rows = weigh(partHeight, height);
-  const cache = new Map(); // rows of the part after resampling along x
+  const method = partWidth >= width && partHeight >= height ? shrink : enlarge;
+  return method(image, left, top, partWidth, partHeight, width, height);
+}
+
+/** Computes in float32, as OpenCV does: sums near a half would be rounded otherwise. */
+function shrink(image, left, top, partWidth, partHeight, width, height) {
+  const columns = areaWeights(partWidth, width), rows = areaWeights(partHeight, height);
+  // Halves are rounded to even, but up where each pixel is the mean of four.
+  const half = partWidth === 2 * width && partHeight === 2 * height ? 0.125 : 0;
   const resampled = new Uint8ClampedArray(3 * width * height); // rounds halves to even
-  const sums = new Float64Array(3 * width);
+  const sums = new Float32Array(3 * width);
+  let last = [-1]; // the last row that was resampled along x, which the next one may share
   rows.forEach(({ start, weights }, y) => {
-    sums.fill(0);
+    sums.fill(half);
     weights.forEach((weight, i) => {
-      if (!cache.has(start + i)) cache.set(start + i, resampleRow(image, left, top + start + i, columns));
-      const row = cache.get(start + i);
-      for (let k = 0; k < sums.length; k++) sums[k] += weight * row[k];
+      if (last[0] !== start + i) last = [start + i, shrinkRow(image, left, top + start + i, columns)];
+      const row = last[1];
+      for (let k = 0; k < sums.length; k++) sums[k] += Math.fround(weight * row[k]);
     });
     resampled.set(sums, 3 * width * y);
-    for (const known of cache.keys()) if (known < start + weights.length - 1) cache.delete(known);
   });
   return resampled;
 }
 
-function resampleRow(image, left, y, columns) {
-  const row = new Float64Array(3 * columns.length);
+function shrinkRow(image, left, y, columns) {
+  const row = new Float32Array(3 * columns.length);
   const { data } = image;
   columns.forEach(({ start, weights }, x) => {
     let red = 0, green = 0, blue = 0;
     let k = 4 * (y * image.width + left + start);
     for (let i = 0; i < weights.length; i++, k += 4) {
-      red += weights[i] * data[k];
-      green += weights[i] * data[k + 1];
-      blue += weights[i] * data[k + 2];
+      red = Math.fround(red + Math.fround(weights[i] * data[k]));
+      green = Math.fround(green + Math.fround(weights[i] * data[k + 1]));
+      blue = Math.fround(blue + Math.fround(weights[i] * data[k + 2]));
     }
     row[3 * x] = red;
     row[3 * x + 1] = green;
@@ -104,15 +109,32 @@ function areaWeights(length, size) {
     const covered = Array.from({ length: end - start }, (_, k) => {
       return Math.min(to, start + k + 1) - Math.max(from, start + k);
     });
-    return { start, weights: covered.map((part) => part / (to - from)) };
+    return { start, weights: Float32Array.from(covered, (part) => part / (to - from)) };
   });
 }
 
+function enlarge(image, left, top, partWidth, partHeight, width, height) {
+  const columns = linearWeights(partWidth, width), rows = linearWeights(partHeight, height);
+  const resampled = new Uint8ClampedArray(3 * width * height);
+  rows.forEach(([upper, lower, up, down], y) => {
+    columns.forEach(([near, far, close, away], x) => {
+      for (let c = 0; c < 3; c++) {
+        const read = (row, column) => image.data[4 * ((top + row) * image.width + left + column) + c];
+        const above = (read(upper, near) * close + read(upper, far) * away) >> 4;
+        const below = (read(lower, near) * close + read(lower, far) * away) >> 4;
+        resampled[3 * (y * width + x) + c] = (((up * above) >> 16) + ((down * below) >> 16) + 2) >> 2;
+      }
+    });
+  });
+  return resampled;
+}
+
+/** Returns, for each new pixel, the two old pixels around it and their weights in 1/2048, as OpenCV rounds them. */
 function linearWeights(length, size) {
   return Array.from({ length: size }, (_, i) => {
     const position = Math.min(Math.max(((i + 0.5) * length) / size - 0.5, 0), length - 1);
-    const start = Math.min(Math.floor(position), Math.max(0, length - 2));
-    return { start, weights: length > 1 ? [1 - (position - start), position - start] : [1] };
+    const start = Math.floor(position), part = position - start;
+    return [start, Math.min(start + 1, length - 1), roundEven(2048 * (1 - part)), roundEven(2048 * part)];
   });
 }
 

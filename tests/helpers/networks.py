@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import onnx
 import torch
+from torch import Tensor, nn
 
 from backbones.build import build_backbone
 from config import Config, load_config, save_config
+from deploy.metadata import METADATA_KEY, network_fields
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import save_weights
 from utils.filesystem import sha256
@@ -41,6 +45,45 @@ def write_evaluation(weights: Path, cosine: float, name: str = "demo") -> None:
     step = weights.name.removesuffix("backbone.pth")
     for file, entry in (("thresholds.json", thresholds), ("results.json", results)):
         (weights.parent / file).write_text(json.dumps({step: {name: entry}}))
+
+
+class _PixelNetwork(nn.Module):
+    """Maps pixels (B, 112, 112, 3) uint8 to unit vectors (B, D), as exported networks do."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5  # (B, 3, 112, 112)
+        return nn.functional.normalize(self.backbone(inputs))
+
+
+def write_onnx(path: Path, cosine: float | None = 0.99, *overrides: str) -> Path:
+    """Writes a randomly initialised network as an exported .onnx file and returns its path.
+
+    cosine: the threshold at FAR 1e-3 on the set demo; None: no thresholds.
+    """
+    torch.manual_seed(1)
+    config = load_config(ROOT / "config" / "config_demo.py", [*SMALL, *overrides])
+    network = _PixelNetwork(build_backbone(config)).eval()
+    torch.onnx.export(
+        network, (torch.zeros(1, 112, 112, 3, dtype=torch.uint8),), path, dynamo=False, opset_version=17,
+        input_names=["images"], output_names=["embeddings"],
+        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}},
+    )  # fmt: skip
+    set_threshold(path, cosine, network_fields(config))
+    return path
+
+
+def set_threshold(path: Path, cosine: float | None, network: dict[str, Any] | None = None) -> None:
+    """Writes the metadata of an exported .onnx file: its network, and a threshold at FAR 1e-3, or none."""
+    thresholds = {} if cosine is None else {"demo": {"pairs": 6000, "different": 3000, "1e-03": {"cosine": cosine}}}
+    model = onnx.load(path)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    network = network or json.loads(known[METADATA_KEY])["network"]
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({"network": network, "thresholds": thresholds})})
+    onnx.save(model, path)
 
 
 def small_network_config() -> Config:

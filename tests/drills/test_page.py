@@ -1,0 +1,218 @@
+"""The page of deploy/web.py in a real Chromium: the same faces as the command, every message, and nothing leaves it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("websockets", reason="pip install -r requirements-dev.txt")
+
+from deploy import FaceEmbedder
+from deploy.web import PAGE, RUNTIME, RUNTIME_FILES
+from tests.helpers.browser import CHROMIUM, Browser, open_browser, serve_folder
+from tests.helpers.commands import run_command
+from tests.helpers.networks import set_threshold, write_onnx
+from tests.helpers.page import IS_LOADED, embed_in_page
+from tests.helpers.paths import ROOT
+from tests.helpers.photos import decode, draw_photo
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+MESSAGES = "[...document.querySelectorAll('.message')].map((part) => part.textContent)"
+VERDICT = "document.getElementById('verdict').innerText"
+
+
+@dataclass(frozen=True)
+class ServedPage:
+    """A page, a browser that may show it, and the command's embedder for the same file."""
+
+    url: str
+    requests: list[str]
+    browser: Browser
+    embedder: FaceEmbedder
+    photos: Path
+
+    def open(self, width: int = 900) -> Browser:
+        """Opens the page anew, and returns the browser when the networks are loaded."""
+        self.browser.resize(width, 900)
+        self.browser.open(f"{self.url}/index.html?{len(self.requests)}")
+        assert self.browser.wait(IS_LOADED) is True
+        return self.browser
+
+    def give(self, *photos: Path | None) -> list[str]:
+        """Gives a photo to each place, None for none, and returns the messages when all are done."""
+        for place, photo in enumerate(photos, start=1):
+            if photo:
+                self.browser.give_file(f"section:nth-of-type({place}) input", photo)
+        self.browser.wait(f"{MESSAGES}.every((text) => !text.startsWith('Looking'))")
+        return self.browser.evaluate(MESSAGES)
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory) -> Path:
+    """The npm package onnxruntime-web: that of deploy/page, or else one installed for the tests."""
+    package = PAGE / "node_modules" / RUNTIME
+    if all((package / "dist" / name).is_file() for name in RUNTIME_FILES):
+        return package
+    npm = shutil.which("npm")
+    if not npm:
+        pytest.skip(f"needs the npm package {RUNTIME}, and there is no npm")
+    folder = tmp_path_factory.mktemp("npm")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PAGE / name, folder)
+    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm could not install {RUNTIME}: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "node_modules" / RUNTIME
+
+
+def write_page(out: Path, model: Path, runtime: Path) -> None:
+    done = run_command(ROOT, sys.executable, "-m", "deploy.web", out, "--model", model, "--runtime", runtime)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, runtime) -> Iterator[ServedPage]:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "photos").mkdir()
+    first, second = (draw_photo(seed)[0] for seed in (0, 1))
+    pixels = [decode(photo) for photo in (first, second)]
+    smaller = cv2.resize(pixels[0], None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
+    both = np.hstack([image[:240] for image in pixels])
+    images = {"smaller": smaller, "both": both, "empty": np.full((300, 200, 3), 120, np.uint8)}
+    for name, image in images.items():
+        cv2.imwrite(str(folder / "photos" / f"{name}.png"), image[..., ::-1])
+    for name, content in {"first": first, "second": second, "text": b"no photo"}.items():
+        (folder / "photos" / f"{name}.jpg").write_bytes(content)
+    (folder / "photos" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    camera = cv2.imencode(".jpg", decode(surround(first, 640, 480))[..., ::-1])[1].tobytes()
+    (folder / "camera.mjpeg").write_bytes(camera)
+    model = write_onnx(folder / "net.onnx")
+    embedder = FaceEmbedder.load(model)
+    a, same, other = embedder.embed([folder / "photos" / name for name in ("first.jpg", "smaller.png", "second.jpg")])
+    assert a @ other < 0.95 < a @ same
+    set_threshold(model, 0.95)
+    write_page(folder / "out", model, runtime)
+    capture = f"--use-file-for-fake-video-capture={folder / 'camera.mjpeg'}"
+    with serve_folder(folder / "out") as (url, requests), open_browser(capture) as browser:
+        yield ServedPage(url, requests, browser, FaceEmbedder.load(model), folder / "photos")
+
+
+def surround(photo: bytes, width: int, height: int) -> bytes:
+    """Returns a photo at the lower right of a larger picture, as PNG: the detector looks at it in tiles."""
+    image = decode(photo)
+    large = np.full((height, width, 3), 200, np.uint8)
+    large[height - image.shape[0] :, width - image.shape[1] :] = image
+    return cv2.imencode(".png", large[..., ::-1])[1].tobytes()
+
+
+def rotate_exif(photo: bytes, orientation: int) -> bytes:
+    """Returns a JPEG with an EXIF orientation."""
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + bytes([0, orientation, 0, 0]) + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    return photo[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + photo[2:]
+
+
+def test_the_page_sees_the_faces_that_the_command_sees(page):
+    photos = [draw_photo(seed)[0] for seed in range(20)]
+    photos += [surround(photos[0], 900, 700), surround(photos[1], 500, 1400), surround(photos[2], 2000, 1000)]
+    upright = cv2.rotate(decode(photos[3]), cv2.ROTATE_90_COUNTERCLOCKWISE)
+    photos.append(rotate_exif(cv2.imencode(".jpg", upright[..., ::-1])[1].tobytes(), 6))
+    small = cv2.resize(decode(photos[4]), (110, 100), interpolation=cv2.INTER_AREA)  # smaller than the detector's input
+    photos.append(cv2.imencode(".png", small[..., ::-1])[1].tobytes())
+    photos.append(cv2.imencode(".png", page.embedder.align(photos[5])[..., ::-1])[1].tobytes())  # an aligned face
+    browser = page.open()
+    seen = [embed_in_page(browser, photo) for photo in photos]
+    faces = np.stack([page.embedder.align(photo) for photo in photos])
+    differences = np.abs(np.stack([face.aligned for face in seen]).astype(float) - faces).mean(axis=(1, 2, 3))
+    print(f"largest mean difference of pixels {differences.max():.3f}, mean {differences.mean():.4f}")
+    assert differences.max() < 0.1 and differences[-1] == 0
+    embeddings = page.embedder.embed_aligned(faces)
+    ours = np.stack([face.embedding for face in seen])
+    difference = np.abs(ours @ ours.T - embeddings @ embeddings.T).max()
+    print(f"largest difference of similarities {difference:.5f}")
+    assert difference < 0.002
+
+
+def test_two_photos_of_one_person_and_of_two(page):
+    browser = page.open()
+    messages = page.give(page.photos / "first.jpg", page.photos / "smaller.png")
+    assert all(text.startswith("Face found in ") and " ms, embedded in " in text for text in messages)
+    assert browser.wait(VERDICT).startswith("The same person") and "0.950" in browser.evaluate(VERDICT)
+    page.give(None, page.photos / "second.jpg")
+    assert browser.wait(VERDICT).startswith("Different people")
+    about = browser.evaluate("document.getElementById('about').textContent")
+    assert "one in 1,000 pairs of different people" in about and "demo" in about
+    assert browser.errors() == []
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        ("empty.png", "No face was found."),
+        ("both.png", "2 faces were found."),
+        ("text.jpg", "This file is not a photo that the browser can read."),
+        ("phone.heic", "This browser cannot read HEIC photos. Convert it to JPEG"),
+    ],
+)
+def test_a_photo_that_cannot_be_used(page, photo, message):
+    browser = page.open()
+    first, second = page.give(page.photos / photo, page.photos / "second.jpg")
+    assert first.startswith(message) and second.startswith("Face found")
+    assert browser.evaluate(VERDICT) == "" and browser.errors() == []
+    first, _ = page.give(page.photos / "first.jpg")  # another photo in the same place
+    assert first.startswith("Face found") and browser.wait(VERDICT).startswith("Different people")
+
+
+def test_the_camera(page):
+    browser = page.open()
+    browser.evaluate("document.querySelector('.camera').click()")
+    browser.wait("!document.querySelector('.shoot').hidden && document.querySelector('video').videoWidth")
+    browser.evaluate("document.querySelector('.shoot').click()")
+    browser.wait("document.querySelector('.message').textContent.startsWith('Face found')")
+    assert browser.evaluate("document.querySelector('video').srcObject") is None and browser.errors() == []
+
+
+def test_nothing_leaves_the_page(page):
+    """It asks its server for its own files alone, and may not ask another."""
+    browser = page.open()
+    before = len(page.requests)
+    page.give(page.photos / "first.jpg", page.photos / "second.jpg")
+    assert browser.wait(VERDICT) and len(page.requests) == before
+    assert all(address.startswith((page.url, "data:")) for address in browser.requested())
+    with serve_folder(page.photos) as (elsewhere, asked):
+        fetched = f"fetch('{elsewhere}/first.jpg', {{ mode: 'no-cors' }}).then(() => 'sent', (error) => error.name)"
+        assert browser.evaluate(fetched) == "TypeError"
+        shown = f"new Promise((done) => {{ const image = new Image(); image.onload = () => done('sent'); \
+            image.onerror = () => done('refused'); image.src = '{elsewhere}/first.jpg'; }})"
+        assert browser.evaluate(shown) == "refused"
+        assert asked == []
+    assert sum("Content Security Policy" in text for text in browser.errors()) >= 2
+    browser.events.clear()
+
+
+def test_a_narrow_screen(page):
+    browser = page.open(width=360)
+    page.give(page.photos / "first.jpg", page.photos / "second.jpg")
+    browser.wait(VERDICT)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+    tops = browser.evaluate("[...document.querySelectorAll('section')].map((part) => part.offsetTop)")
+    assert tops[0] < tops[1]  # below each other
+
+
+def test_a_file_that_is_missing_on_the_server(page, tmp_path):
+    browser = page.browser
+    shutil.copytree(page.photos.parent / "out", tmp_path / "page")
+    (tmp_path / "page" / "networks" / "mesh.onnx").unlink()
+    with serve_folder(tmp_path / "page") as (url, _):
+        browser.open(f"{url}/index.html")
+        assert browser.wait(IS_LOADED) == "error"
+        text = browser.evaluate("document.getElementById('state').textContent")
+    assert text == "networks/mesh.onnx could not be loaded (404). Reload the page."
+    browser.events.clear()
