@@ -10,17 +10,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("websockets", reason="pip install -r requirements-dev.txt")
 
+from config import load_config
 from deploy import FaceEmbedder
 from deploy.web import PAGE, RUNTIME, RUNTIME_FILES
 from tests.helpers.browser import CHROMIUM, Browser, open_browser, serve_folder
 from tests.helpers.commands import run_command
 from tests.helpers.networks import set_threshold, write_onnx
 from tests.helpers.page import IS_LOADED, embed_in_page
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, SHARED
 from tests.helpers.photos import decode, draw_photo
+from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 MESSAGES = "[...document.querySelectorAll('.message')].map((part) => part.textContent)"
@@ -104,6 +107,21 @@ def page(tmp_path_factory, runtime) -> Iterator[ServedPage]:
         yield ServedPage(url, requests, browser, FaceEmbedder.load(model), folder / "photos")
 
 
+@pytest.fixture(scope="module")
+def published_page(tmp_path_factory, runtime) -> Iterator[ServedPage]:
+    """A page with the published PocketNetS-128, at about the threshold of its best accuracy on LFW."""
+    weights = SHARED / "data" / "PocketNetS-128" / "295672backbone.pth"
+    photos = SHARED / "data" / "photos"
+    if not weights.is_file() or not photos.is_dir():
+        pytest.skip("needs the published weights and photos of ../shared/data")
+    folder = tmp_path_factory.mktemp("published")
+    config = load_config(ROOT / "config" / "config_PocketNetS128.py")
+    model = write_onnx(folder / "net.onnx", 0.3, config, weights)
+    write_page(folder / "out", model, runtime)
+    with serve_folder(folder / "out") as (url, requests), open_browser() as browser:
+        yield ServedPage(url, requests, browser, FaceEmbedder.load(model), photos)
+
+
 def surround(photo: bytes, width: int, height: int) -> bytes:
     """Returns a photo at the lower right of a larger picture, as PNG: the detector looks at it in tiles."""
     image = decode(photo)
@@ -137,7 +155,40 @@ def test_the_page_sees_the_faces_that_the_command_sees(page):
     ours = np.stack([face.embedding for face in seen])
     difference = np.abs(ours @ ours.T - embeddings @ embeddings.T).max()
     print(f"largest difference of similarities {difference:.5f}")
-    assert difference < 0.002
+    assert difference < 0.005
+
+
+def test_the_verdicts_of_the_command_on_100_pairs_of_photos(published_page):
+    """Photos of which both say that they show several faces are left out."""
+    page, browser = published_page, published_page.open()
+    people: list[list[tuple[NDArray, NDArray]]] = []  # of each photo the embedding of the page, and that of the command
+    times, refused = [], 0
+    for folder in sorted(page.photos.iterdir()):
+        found = []
+        for photo in sorted(folder.glob("*.jpg"))[:4]:
+            try:
+                (expected,) = page.embedder.embed([photo])
+            except UserError:
+                refused += 1
+                with pytest.raises(ValueError, match="found"):
+                    embed_in_page(browser, photo.read_bytes())
+            else:
+                face = embed_in_page(browser, photo.read_bytes())
+                times.append(face.milliseconds)
+                found.append((face.embedding, expected))
+            if len(found) == 2:
+                people.append(found)
+                break
+        if len(people) == 50:
+            break
+    pairs = [(*photos, True) for photos in people] + [(people[i - 1][0], people[i][1], False) for i in range(50)]
+    ours, command = (np.array([a[side] @ b[side] for a, b, _ in pairs]) for side in (0, 1))
+    equal, difference = np.sum((ours >= 0.3) == (command >= 0.3)), np.abs(ours - command).max()
+    right = np.mean((command >= 0.3) == np.array([same for *_, same in pairs]))
+    print(f"{equal} of {len(pairs)} verdicts equal, {100 * right:.0f} % right; {refused} photos refused by both")
+    print(f"similarities differ by at most {difference:.6f}; nearest to the threshold {np.abs(command - 0.3).min():.4f}")
+    print("medians: {:.0f} ms to find a face, {:.0f} ms to embed it".format(*np.median(times, axis=0)))
+    assert equal == len(pairs) == 100 and difference < 0.01 and right > 0.9
 
 
 def test_two_photos_of_one_person_and_of_two(page):

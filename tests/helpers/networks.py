@@ -12,7 +12,7 @@ from backbones.build import build_backbone
 from config import Config, load_config, save_config
 from deploy.metadata import METADATA_KEY, network_fields
 from tests.helpers.paths import ROOT
-from utils.checkpoints.weights import save_weights
+from utils.checkpoints.weights import load_weights, save_weights
 from utils.filesystem import sha256
 
 SMALL = ["channel=4", "n_layers=4", "embedding_size=32"]
@@ -59,18 +59,23 @@ class _PixelNetwork(nn.Module):
         return nn.functional.normalize(self.backbone(inputs))
 
 
-def write_onnx(path: Path, cosine: float | None = 0.99, *overrides: str) -> Path:
-    """Writes a randomly initialised network as an exported .onnx file and returns its path.
+def write_onnx(
+    path: Path, cosine: float | None = 0.99, config: Config | None = None, weights: Path | None = None
+) -> Path:
+    """Writes a network as an exported .onnx file and returns its path.
 
-    cosine: the threshold at FAR 1e-3 on the set demo; None: no thresholds.
+    cosine: the threshold at FAR 1e-3 on the set demo; None: no thresholds. config: of a small network by default.
+    weights: a checkpoint; None: random weights.
     """
     torch.manual_seed(1)
-    config = load_config(ROOT / "config" / "config_demo.py", [*SMALL, *overrides])
-    network = _PixelNetwork(build_backbone(config)).eval()
+    config = config or small_network_config()
+    backbone = build_backbone(config)
+    if weights:
+        load_weights(backbone, weights)
     torch.onnx.export(
-        network, (torch.zeros(1, 112, 112, 3, dtype=torch.uint8),), path, dynamo=False, opset_version=17,
+        _PixelNetwork(backbone).eval(), (torch.zeros(1, 112, 112, 3, dtype=torch.uint8),), path, dynamo=False,
         input_names=["images"], output_names=["embeddings"],
-        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}},
+        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}}, opset_version=17,
     )  # fmt: skip
     set_threshold(path, cosine, network_fields(config))
     return path
