@@ -39,12 +39,13 @@ def main() -> None:
         help=f"the npm package {RUNTIME} (default: that of npm install --prefix deploy/page)",
     )  # fmt: skip
     args = parser.parse()
-    files = collect_files(args)
     try:
+        check_output(args.out)
+        files = collect_files(args)
         for folder in sorted({(args.out / name).parent for name in files}):
             ensure_writable_folder(folder)
     except OSError as error:
-        raise UserError(f"{args.out}: {error.strerror or error}", fix="name another folder") from None
+        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from None
     writers: dict[Path, Callable[[Path], object]] = {
         args.out / name: lambda path, content=content: write_atomic(path, lambda file: file.write(content))  # type: ignore[misc]
         for name, content in files.items()
@@ -56,8 +57,7 @@ def main() -> None:
 
 
 def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
-    """Returns the contents of the files of a page by their paths in its folder. Raises UserError."""
-    check_output(args.out)
+    """Returns the contents of the files of a page by their paths in its folder. Raises UserError and OSError."""
     if args.model.suffix != ".onnx":
         raise UserError(
             f"--model {args.model}: is not an .onnx file", fix="python -m deploy.export --to onnx writes one"
@@ -92,7 +92,7 @@ def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
 
 
 def check_output(out: Path) -> None:
-    """Raises UserError if the folder holds anything else than an earlier page."""
+    """Raises UserError if the folder holds anything but an earlier page, and OSError if it cannot be read."""
     is_page = all((out / name).is_file() for name in ("index.html", SETTINGS))
     if exists_as_non_folder(out) or (out.is_dir() and any(out.iterdir()) and not is_page):
         raise UserError(f"{out}: exists already, and is no earlier page", fix="name another folder, or remove it")

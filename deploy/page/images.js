@@ -28,22 +28,27 @@ export async function readPhoto(file) {
   if (size > MOST_PIXELS || Math.max(bitmap.width, bitmap.height) > MAX_SIDE) {
     throw new PhotoError("This photo is too large. Make it smaller.");
   }
-  const scale = size > MAX_PIXELS ? 0.5 : 1;
-  return drawPixels(bitmap, Math.ceil(bitmap.width * scale), Math.ceil(bitmap.height * scale));
+  try {
+    for (const part of size > MAX_PIXELS ? [2, 4] : [1, 2]) {
+      const pixels = drawPixels(bitmap, Math.ceil(bitmap.width / part), Math.ceil(bitmap.height / part));
+      if (pixels.data.some((value) => value)) return pixels; // some browsers draw nothing on a canvas that is too large
+    }
+  } catch {
+    // others refuse to make it
+  } finally {
+    bitmap.close();
+  }
+  throw new PhotoError("This browser cannot hold so large a photo. Make it smaller.");
 }
 
-/** Returns the pixels of a picture or of the frame that a video shows. Throws PhotoError if the browser refuses. */
+/** Returns the pixels of a picture, or of the frame that a video shows, at a size. */
 export function drawPixels(source, width, height) {
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
   const context = canvas.getContext("2d", { colorSpace: "srgb", willReadFrequently: true });
-  try {
-    context.drawImage(source, 0, 0, width, height);
-    return context.getImageData(0, 0, width, height);
-  } catch {
-    throw new PhotoError("This browser cannot hold so large a photo. Make it smaller.");
-  }
+  context.drawImage(source, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height);
 }
 
 /** Rounds to the nearest integer, halves to the even one, as Python does. */

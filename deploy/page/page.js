@@ -19,6 +19,7 @@ class Slot {
     for (const kind of ["frame", "photo", "hint", "camera", "shoot", "cancel", "aligned", "message"]) {
       this[kind] = part.querySelector(`.${kind}`);
     }
+    this.progress = part.querySelector("progress");
     [this.root, this.video, this.input] = ["section", "video", "input"].map((tag) => part.querySelector(tag));
     this.name = name;
     this.embedding = null;
@@ -47,6 +48,7 @@ class Slot {
 
   /** Takes a photo from a file. */
   take(file) {
+    this.input.value = ""; // so that the same file can be chosen again
     this.closeCamera();
     return this.process(() => readPhoto(file));
   }
@@ -54,14 +56,15 @@ class Slot {
   /** Finds and embeds the face of the image that read() returns, and shows what comes out. */
   process(read) {
     const task = ++this.task;
-    this.embedding = null;
+    this.clear();
     showVerdict();
-    this.aligned.hidden = true;
     this.tell("Looking for a face …");
     const run = async () => {
+      if (task !== this.task) return;
       try {
         const embedder = await loading;
         const image = await read();
+        if (task !== this.task) return;
         this.show(image);
         const start = performance.now();
         const { box, aligned } = await embedder.align(image, this.makeProgress());
@@ -77,6 +80,8 @@ class Slot {
       } catch (error) {
         if (task === this.task) this.tell(error.message, true);
         if (!(error instanceof PhotoError)) throw error;
+      } finally {
+        if (task === this.task) this.progress.hidden = true;
       }
     };
     queue = queue.then(run, run);
@@ -88,7 +93,8 @@ class Slot {
     let last = performance.now();
     return async (part) => {
       if (performance.now() - last < FRAME) return;
-      this.tell(`Looking for a face … ${Math.round(100 * part)} %`);
+      this.progress.value = part;
+      this.progress.hidden = false;
       await new Promise((resolve) => setTimeout(resolve));
       last = performance.now();
     };
@@ -97,6 +103,14 @@ class Slot {
   tell(text, isError = false) {
     this.message.textContent = text;
     this.message.classList.toggle("error", isError);
+  }
+
+  /** Shows an empty place. */
+  clear() {
+    this.embedding = null;
+    this.aligned.hidden = this.photo.hidden = true;
+    this.hint.hidden = false;
+    this.frame.classList.remove("full");
   }
 
   /** Shows an image, smaller if it is large, and the box of the face. */
@@ -178,6 +192,7 @@ async function showVerdict() {
   const numbers = document.createElement("span");
   numbers.textContent = `Similarity ${similarity.toFixed(3)}; from ${threshold.toFixed(3)} on it counts as one person.`;
   verdict.append(words, numbers);
+  verdict.scrollIntoView({ block: "nearest" });
 }
 
 /** Returns what the threshold means, in words. */
