@@ -66,12 +66,11 @@ def measure(page: Path, photos: list[Path], repeat: int) -> bytes:
         browser.open(f"{url}/index.html")
         if browser.wait(IS_LOADED) is not True:
             raise UserError(f"{page}: {browser.evaluate(_STATE)}")
+        for photo in photos:
+            times = [embed_in_page(browser, photo.read_bytes()).milliseconds for _ in range(repeat)]
+            find, embed = np.median(times, axis=0)
+            print(f"{photo.name}: {find:.0f} ms to find and align the face, {embed:.0f} ms to embed it")
         for place, photo in enumerate(photos, start=1):
-            content = photo.read_bytes()
-            times = [embed_in_page(browser, content).milliseconds for _ in range(repeat)]
-            print("{}: {:.0f} ms to find and align the face, {:.0f} ms to embed it".format(
-                photo.name, *np.median(times, axis=0)
-            ))
             browser.give_file(f"section:nth-of-type({place}) input", photo)
         print(browser.wait(_VERDICT).replace("\n", ": "))
         return browser.screenshot()

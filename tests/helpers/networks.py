@@ -60,21 +60,27 @@ class _PixelNetwork(nn.Module):
 
 
 def write_onnx(
-    path: Path, cosine: float | None = 0.99, config: Config | None = None, weights: Path | None = None
+    path: Path,
+    cosine: float | None = 0.99,
+    config: Config | None = None,
+    weights: Path | None = None,
+    takes_pixels: bool = True,
 ) -> Path:
     """Writes a network as an exported .onnx file and returns its path.
 
     cosine: the threshold at FAR 1e-3 on the set demo; None: no thresholds. config: of a small network by default.
-    weights: a checkpoint; None: random weights.
+    weights: a checkpoint; None: random weights. takes_pixels: whether inputs are uint8 (B, 112, 112, 3) and outputs of
+    length 1; else inputs are floats (B, 3, 112, 112) and outputs of any length.
     """
     torch.manual_seed(1)
     config = config or small_network_config()
     backbone = build_backbone(config)
     if weights:
         load_weights(backbone, weights)
+    network = _PixelNetwork(backbone) if takes_pixels else backbone
+    example = torch.zeros(1, 112, 112, 3, dtype=torch.uint8) if takes_pixels else torch.zeros(1, 3, 112, 112)
     torch.onnx.export(
-        _PixelNetwork(backbone).eval(), (torch.zeros(1, 112, 112, 3, dtype=torch.uint8),), path, dynamo=False,
-        input_names=["images"], output_names=["embeddings"],
+        network.eval(), (example,), path, dynamo=False, input_names=["images"], output_names=["embeddings"],
         dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}}, opset_version=17,
     )  # fmt: skip
     set_threshold(path, cosine, network_fields(config))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.helpers.browser import Browser
+from utils.errors import UserError
 
 IS_LOADED = "document.getElementById('state').hidden || document.getElementById('state').className"
 # Returns the aligned face and its embedding, or the error, of a photo given in base64.
@@ -40,9 +41,9 @@ class PageFace:
 
 
 def embed_in_page(browser: Browser, photo: bytes) -> PageFace:
-    """Returns what the functions of the open page find in a photo. Raises ValueError with their error."""
+    """Returns what the functions of the open page find in a photo. Raises UserError with their error."""
     found: dict[str, Any] = browser.evaluate(f"{_ALIGN}({base64.b64encode(photo).decode()!r})")
     if "error" in found:
-        raise ValueError(found["error"])
+        raise UserError(found["error"])
     aligned = np.array(found["aligned"], np.uint8).reshape(112, 112, 3)
     return PageFace(found["box"], aligned, np.array(found["embedding"]), found["times"])
