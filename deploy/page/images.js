@@ -13,8 +13,8 @@ export class PhotoError extends Error {}
 export async function readPhoto(file) {
   let bitmap;
   try {
-    // Colours stay as stored, as in the command: profiles are not applied.
-    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    // Heeds the EXIF orientation by default. Colours stay as stored, as in the command: profiles are not applied.
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
   } catch {
     const start = new TextDecoder("latin1").decode(await file.slice(4, 12).arrayBuffer());
     if (start.startsWith("ftyp") && HEIC_BRANDS.includes(start.slice(4))) {
