@@ -28,17 +28,21 @@ export async function readPhoto(file) {
   if (size > MOST_PIXELS || Math.max(bitmap.width, bitmap.height) > MAX_SIDE) {
     throw new PhotoError("This photo is too large. Make it smaller.");
   }
-  try {
-    for (const part of size > MAX_PIXELS ? [2, 4] : [1, 2]) {
-      const pixels = drawPixels(bitmap, Math.ceil(bitmap.width / part), Math.ceil(bitmap.height / part));
-      if (pixels.data.some((value) => value)) return pixels; // some browsers draw nothing on a canvas that is too large
-    }
-  } catch {
-    // others refuse to make it
-  } finally {
-    bitmap.close();
+  for (const part of size > MAX_PIXELS ? [2, 4] : [1, 2]) {
+    const pixels = tryDrawing(bitmap, Math.ceil(bitmap.width / part), Math.ceil(bitmap.height / part));
+    if (pixels) return pixels;
   }
   throw new PhotoError("This browser cannot hold so large a photo. Make it smaller.");
+}
+
+/** As drawPixels, but null if the canvas is too large: some browsers refuse to make it, others draw nothing on it. */
+function tryDrawing(source, width, height) {
+  try {
+    const pixels = drawPixels(source, width, height);
+    return pixels.data.some((value) => value) ? pixels : null;
+  } catch {
+    return null;
+  }
 }
 
 /** Returns the pixels of a picture, or of the frame that a video shows, at a size. */

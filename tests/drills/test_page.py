@@ -1,5 +1,6 @@
 """The page of deploy/web.py in a real Chromium: the same faces as the command, every message, and nothing leaves it."""
 
+import base64
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,20 @@ def test_a_photo_that_cannot_be_used(page, photo, message):
     assert browser.evaluate(VERDICT) == "" and browser.errors() == []
     first, _ = page.give(page.photos / "first.jpg")  # another photo in the same place
     assert first.startswith("Face found") and browser.wait(VERDICT).startswith("Different people")
+
+
+def test_a_photo_that_is_dropped(page):
+    browser = page.open()
+    content = base64.b64encode((page.photos / "first.jpg").read_bytes()).decode()
+    browser.evaluate(f"""
+        const transfer = new DataTransfer();
+        const bytes = Uint8Array.from(atob({content!r}), (character) => character.charCodeAt(0));
+        transfer.items.add(new File([bytes], "first.jpg"));
+        const event = new DragEvent("drop", {{ dataTransfer: transfer, bubbles: true, cancelable: true }});
+        document.querySelector(".frame").dispatchEvent(event);
+    """)
+    browser.wait("document.querySelector('.message').textContent.startsWith('Face found')")
+    assert browser.errors() == []
 
 
 def test_the_camera(page):
