@@ -44,6 +44,7 @@ class ServedPage:
 
     def open(self, width: int = 900) -> Browser:
         """Opens the page anew, and returns the browser when the networks are loaded."""
+        self.browser.events.clear()
         self.browser.resize(width, 900)
         self.browser.open(f"{self.url}/index.html?{len(self.requests)}")
         assert self.browser.wait(IS_LOADED) is True
@@ -274,7 +275,6 @@ def test_nothing_leaves_the_page(page):
         assert browser.evaluate(shown) == "refused"
         assert asked == []
     assert sum("Content Security Policy" in text for text in browser.errors()) >= 2
-    browser.events.clear()
 
 
 def test_a_narrow_screen(page):
@@ -295,4 +295,3 @@ def test_a_file_that_is_missing_on_the_server(page, tmp_path):
         assert browser.wait(IS_LOADED) == "error"
         text = browser.evaluate("document.getElementById('state').textContent")
     assert text == "networks/mesh.onnx could not be loaded (404). Reload the page."
-    browser.events.clear()
