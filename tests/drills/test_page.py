@@ -3,9 +3,7 @@
 import base64
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -18,45 +16,15 @@ pytest.importorskip("websockets", reason="pip install -r requirements-dev.txt")
 from config import load_config
 from deploy import FaceEmbedder
 from deploy.web import PAGE, RUNTIME, RUNTIME_FILES
-from tests.helpers.browser import CHROMIUM, Browser, open_browser, serve_folder
-from tests.helpers.commands import run_command
+from tests.helpers.browser import CHROMIUM, open_browser, serve_folder
 from tests.helpers.networks import set_threshold, write_onnx
-from tests.helpers.page import IS_LOADED, embed_in_page
+from tests.helpers.page import IS_LOADED, VERDICT, ServedPage, embed_in_page, write_page
 from tests.helpers.paths import ROOT, SHARED
-from tests.helpers.photos import decode, draw_photo
+from tests.helpers.photos import decode, draw_photo, rotate_exif, surround
 from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-MESSAGES = "[...document.querySelectorAll('.message')].map((part) => part.textContent)"
 PUBLISHED_THRESHOLD = 0.313  # cosine, of PocketNetS-128
-VERDICT = "document.getElementById('verdict').innerText"
-
-
-@dataclass(frozen=True)
-class ServedPage:
-    """A page, a browser that may show it, and the command's embedder for the same file."""
-
-    url: str
-    requests: list[str]
-    browser: Browser
-    embedder: FaceEmbedder
-    photos: Path
-
-    def open(self, width: int = 900) -> Browser:
-        """Opens the page anew, and returns the browser when the networks are loaded."""
-        self.browser.events.clear()
-        self.browser.resize(width, 900)
-        self.browser.open(f"{self.url}/index.html?{len(self.requests)}")
-        assert self.browser.wait(IS_LOADED) is True
-        return self.browser
-
-    def give(self, *photos: Path | None) -> list[str]:
-        """Gives a photo to each place, None for none, and returns the messages when all are done."""
-        for place, photo in enumerate(photos, start=1):
-            if photo:
-                self.browser.give_file(f"section:nth-of-type({place}) input", photo)
-        self.browser.wait(f"{MESSAGES}.every((text) => !text.startsWith('Looking'))")
-        return self.browser.evaluate(MESSAGES)
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +44,6 @@ def runtime(tmp_path_factory) -> Path:
     if done.returncode:
         pytest.skip(f"npm could not install {RUNTIME}: {done.stderr.strip().splitlines()[-1]}")
     return folder / "node_modules" / RUNTIME
-
-
-def write_page(out: Path, model: Path, runtime: Path) -> None:
-    done = run_command(ROOT, sys.executable, "-m", "deploy.web", out, "--model", model, "--runtime", runtime)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -123,21 +86,6 @@ def published_page(tmp_path_factory, runtime) -> Iterator[ServedPage]:
     write_page(folder / "out", model, runtime)
     with serve_folder(folder / "out") as (url, requests), open_browser() as browser:
         yield ServedPage(url, requests, browser, FaceEmbedder.load(model), photos)
-
-
-def surround(photo: bytes, width: int, height: int) -> bytes:
-    """Returns a photo at the lower right of a larger picture, as PNG: the detector looks at it in tiles."""
-    image = decode(photo)
-    large = np.full((height, width, 3), 200, np.uint8)
-    large[height - image.shape[0] :, width - image.shape[1] :] = image
-    return cv2.imencode(".png", large[..., ::-1])[1].tobytes()
-
-
-def rotate_exif(photo: bytes, orientation: int) -> bytes:
-    """Returns a JPEG with an EXIF orientation."""
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + bytes([0, orientation, 0, 0]) + bytes(4)
-    segment = b"Exif\0\0" + tiff
-    return photo[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + photo[2:]
 
 
 def test_the_page_sees_the_faces_that_the_command_sees(page):
