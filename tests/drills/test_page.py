@@ -18,9 +18,10 @@ from deploy import FaceEmbedder
 from deploy.web import PAGE, RUNTIME, RUNTIME_FILES
 from tests.helpers.browser import CHROMIUM, open_browser, serve_folder
 from tests.helpers.networks import set_threshold, write_onnx
-from tests.helpers.page import IS_LOADED, VERDICT, ServedPage, embed_in_page, write_page
+from tests.helpers.page import IS_LOADED, embed_in_page
 from tests.helpers.paths import ROOT, SHARED
 from tests.helpers.photos import decode, draw_photo, rotate_exif, surround
+from tests.helpers.served_page import VERDICT, ServedPage, write_page
 from utils.errors import UserError
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -1,22 +1,15 @@
-"""The page of deploy/web.py in a browser, and its functions, called there."""
+"""The functions of the page of deploy/web.py, called in a browser."""
 
 import base64
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy import FaceEmbedder
 from tests.helpers.browser import Browser
-from tests.helpers.commands import run_command
-from tests.helpers.paths import ROOT
 from utils.errors import UserError
 
-MESSAGES = "[...document.querySelectorAll('.message')].map((part) => part.textContent)"
-VERDICT = "document.getElementById('verdict').innerText"
 IS_LOADED = "document.getElementById('state').hidden || document.getElementById('state').className"
 # Returns the aligned face and its embedding, or the error, of a photo given in base64.
 _ALIGN = """(async (content) => {
@@ -54,36 +47,3 @@ def embed_in_page(browser: Browser, photo: bytes) -> PageFace:
         raise UserError(found["error"])
     aligned = np.array(found["aligned"], np.uint8).reshape(112, 112, 3)
     return PageFace(found["box"], aligned, np.array(found["embedding"]), found["times"])
-
-
-@dataclass(frozen=True)
-class ServedPage:
-    """A page, a browser that may show it, and the command's embedder for the same file."""
-
-    url: str
-    requests: list[str]
-    browser: Browser
-    embedder: FaceEmbedder
-    photos: Path
-
-    def open(self, width: int = 900) -> Browser:
-        """Opens the page anew, and returns the browser when the networks are loaded."""
-        self.browser.events.clear()
-        self.browser.resize(width, 900)
-        self.browser.open(f"{self.url}/index.html?{len(self.requests)}")
-        assert self.browser.wait(IS_LOADED) is True
-        return self.browser
-
-    def give(self, *photos: Path | None) -> list[str]:
-        """Gives a photo to each place, None for none, and returns the messages when all are done."""
-        for place, photo in enumerate(photos, start=1):
-            if photo:
-                self.browser.give_file(f"section:nth-of-type({place}) input", photo)
-        self.browser.wait(f"{MESSAGES}.every((text) => !text.startsWith('Looking'))")
-        return self.browser.evaluate(MESSAGES)
-
-
-def write_page(out: Path, model: Path, runtime: Path) -> None:
-    """Writes the page of an .onnx file with deploy/web.py. runtime: the npm package onnxruntime-web."""
-    done = run_command(ROOT, sys.executable, "-m", "deploy.web", out, "--model", model, "--runtime", runtime)
-    assert done.returncode == 0, done.stderr
