@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from backbones.augment_cells import AugmentCell
 from backbones.genotypes import Genotype, parse_genotype
+from backbones.prelu import PReLU
 from config.base import Config
 
 
@@ -80,10 +81,10 @@ def make_stem(c: int) -> nn.Sequential:
 def make_tail(c: int, c_tail: int, emb: int, groups: int) -> nn.Sequential:
     """Builds the tail, which maps (B, c, 7, 7) to (B, emb, 1, 1)."""
     return nn.Sequential(
-        nn.PReLU(c),
+        PReLU(c),
         nn.Conv2d(c, c_tail, 1, bias=False),
         nn.BatchNorm2d(c_tail),
-        nn.PReLU(c_tail),
+        PReLU(c_tail),
         nn.Conv2d(c_tail, c_tail, 7, groups=groups, bias=False),  # covers the 7×7 feature map of a 112×112 image
         nn.BatchNorm2d(c_tail),
         nn.Conv2d(c_tail, emb, 1, bias=False),

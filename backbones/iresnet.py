@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from backbones.prelu import PReLU
 from config.base import Config
 
 # depth -> number of blocks in each of the four stages
@@ -24,7 +25,7 @@ class IBasicBlock(nn.Module):
         self.bn1 = _bn(c_in)
         self.conv1 = _conv(c_in, c_out, 3)
         self.bn2 = _bn(c_out)
-        self.prelu = nn.PReLU(c_out)
+        self.prelu = PReLU(c_out)
         self.conv2 = _conv(c_out, c_out, 3, stride)
         self.bn3 = _bn(c_out)
         # The first block of each stage has stride 2, so its shortcut is a projection.
@@ -46,7 +47,7 @@ class IResNet(nn.Module):
         super().__init__()
         self.conv1 = _conv(3, 64, 3)
         self.bn1 = _bn(64)
-        self.prelu = nn.PReLU(64)
+        self.prelu = PReLU(64)
         c_in = 64
         for stage, (blocks, c) in enumerate(zip(LAYERS[depth], (64, 128, 256, 512), strict=True), start=1):
             layer = [IBasicBlock(c_in if b == 0 else c, c, 2 if b == 0 else 1) for b in range(blocks)]

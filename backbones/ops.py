@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from backbones.prelu import PReLU
 from utils.registry import OPERATIONS, load_entry
 
 
@@ -21,7 +22,7 @@ class StdConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.PReLU(c_in),
+            PReLU(c_in),
             nn.Conv2d(c_in, c_in, kernel, stride, kernel // 2, groups=c_in, bias=False),
             nn.Conv2d(c_in, c_out, 1, bias=False),
             nn.BatchNorm2d(c_out, affine=affine),
@@ -36,7 +37,7 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
-        self.relu = nn.PReLU(c_in)
+        self.relu = PReLU(c_in)
         self.conv11 = nn.Conv2d(c_in, c_in, 1, 2, groups=c_in, bias=False)
         self.conv12 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
         self.conv21 = nn.Conv2d(c_in, c_in, 1, 2, groups=c_in, bias=False)
