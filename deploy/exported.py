@@ -41,8 +41,13 @@ class ExportedNetwork:
 
     def to_input(self, faces: NDArray[np.uint8]) -> NDArray[Any]:
         """Converts faces (B, 112, 112, 3) uint8 RGB to inputs (B, *shape)."""
-        pixels: NDArray[Any] = faces if self.is_uint8 else (faces.astype(np.float32) / 255 - 0.5) / 0.5
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if self.shape[0] == 3 else pixels)
+        return to_input(faces, self.shape, self.is_uint8)
+
+
+def to_input(faces: NDArray[np.uint8], shape: tuple[int, ...], is_uint8: bool) -> NDArray[Any]:
+    """Converts faces (B, 112, 112, 3) uint8 RGB to inputs (B, *shape): pixels, or floats from -1 to 1."""
+    pixels: NDArray[Any] = faces if is_uint8 else (faces.astype(np.float32) / 255 - 0.5) / 0.5
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if shape[0] == 3 else pixels)
 
 
 def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
@@ -94,7 +99,12 @@ def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
 
 def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     openvino = import_openvino()
-    options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,  # with pinning, several processes would share the first cores
+    }
     core = openvino.Core()
     try:
         model = core.read_model(path)

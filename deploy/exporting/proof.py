@@ -1,0 +1,219 @@
+"""Proof that an exported file computes what the network does: similarity, verification, size and speed."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from config import Config
+from deploy.exported import ExportedNetwork
+from eval.comparison import Comparison, compare_scores, format_table
+from eval.inference.embedding import Runtime, TorchRuntime, embed, make_runtime
+from eval.inputs.sets import VerificationSet
+from eval.scoring import Score, compute_score
+from utils.datasets.transforms import normalise
+from utils.distributed.process_group import World
+
+N_IMAGES = 256  # whose embeddings are compared with PyTorch's
+BATCH = 32  # of the throughput
+# The lowest cosine to PyTorch of one of the images. int8 may change embeddings, if the accuracy stays.
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.9}
+SLOWER = 1.05  # times the time of the baseline; smaller differences are those between two measurements
+_ROUNDS, _CALLS = 9, 3  # turns of each network, and calls in a turn
+
+Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]  # of images (N, D) and of their hflips (N, D)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one call of several networks, each called in turn: by name (rounds,)."""
+
+    seconds: Mapping[str, NDArray[np.float64]]
+
+    def typical(self, name: str) -> float:
+        """Returns the median over the rounds, in seconds."""
+        return float(np.median(self.seconds[name]))
+
+    def ratio(self, name: str, other: str) -> float:
+        """Returns how many times as long a network takes as another one: the median of the rounds' ratios."""
+        return float(np.median(self.seconds[name] / self.seconds[other]))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a file's embeddings agree with PyTorch's.
+
+    Attributes:
+        cosines: (N,) of the embeddings of N images.
+        comparisons: verification by PyTorch, A, and by the file, B, on each set.
+        scores: of the file by set name. An image's embedding is that of the image plus that of its hflip.
+        single: the same of the embeddings of the images alone, which the file gives.
+    """
+
+    cosines: NDArray[np.float64]
+    comparisons: list[Comparison]
+    scores: dict[str, Score]
+    single: dict[str, Score]
+
+    @property
+    def drop(self) -> float:
+        """Largest drop of the accuracy on a set, in percentage points."""
+        return max(100 * (comparison.a - comparison.b) for comparison in self.comparisons)
+
+    @property
+    def worst(self) -> float:
+        """Lowest cosine."""
+        return float(self.cosines.min())
+
+    def format(self) -> str:
+        """Returns the figures, with a table of the verification."""
+        worst = f"mean {self.cosines.mean():.6f}, worst {self.worst:.6f}"
+        table = format_table(self.comparisons)
+        return f"cosine to PyTorch on {len(self.cosines)} images: {worst}\nA: PyTorch, B: the file\n{table}"
+
+
+class Prover:
+    """Compares exported files with the network that they were made from, on verification sets."""
+
+    def __init__(self, backbone: nn.Module, config: Config, sets: list[VerificationSet], unit: bool) -> None:
+        """unit: whether the files' embeddings have length 1; those of the network are then normalised too."""
+        self.backbone, self.sets, self._unit = backbone, sets, unit
+        self._world = World(0, 1, torch.device("cpu"))
+        runtime = make_runtime(backbone, config, self._world, sum(len(eval_set.images) for eval_set in sets))
+        self.images = _sample(sets, N_IMAGES)
+        self._expected = TorchRuntime(backbone, self._world.device, BATCH)(self.images)[0]
+        self._scores = {eval_set.name: _score(self._embed(runtime, eval_set, "PyTorch"), eval_set) for eval_set in sets}
+
+    def check(self, network: ExportedNetwork) -> Agreement:
+        """Embeds the images with an exported network and compares. Raises UserError if an embedding is not finite."""
+        cosines = row_cosines(network(self.images), self._expected)
+        runtime = _ExportedRuntime(network)
+        embeddings = {eval_set.name: self._embed(runtime, eval_set, "the file") for eval_set in self.sets}
+        scores = {eval_set.name: _score(embeddings[eval_set.name], eval_set) for eval_set in self.sets}
+        comparisons = [
+            compare_scores(eval_set.name, self._scores[eval_set.name], scores[eval_set.name], eval_set.issame)
+            for eval_set in self.sets
+        ]
+        single = {eval_set.name: _score((embeddings[eval_set.name][0],) * 2, eval_set) for eval_set in self.sets}
+        return Agreement(cosines, comparisons, scores, single)
+
+    def _embed(self, runtime: Runtime, eval_set: VerificationSet, name: str) -> Embeddings:
+        direct, flipped = embed(runtime, eval_set.images, f"{eval_set.name}, {name}")
+        return (_normalise(direct), _normalise(flipped)) if self._unit else (direct, flipped)
+
+
+class _ExportedRuntime:
+    """Runs an exported network; see `eval.inference.embedding.Runtime`."""
+
+    batch = BATCH
+
+    def __init__(self, network: ExportedNetwork) -> None:
+        self._network = network
+
+    def __call__(self, images: NDArray[np.uint8]) -> Embeddings:
+        return self._network(images), self._network(images[:, :, ::-1])
+
+
+def time_in_turn(
+    backbone: nn.Module, files: Mapping[str, Callable[[int], ExportedNetwork]], faces: NDArray[np.uint8], threads: int
+) -> Speed:
+    """Measures PyTorch eager, under the name "PyTorch", and exported networks, called in turn on the same faces.
+
+    files: by name, a function that opens the network for a number of threads. faces: (B, 112, 112, 3).
+    """
+    with _torch_threads(threads), torch.inference_mode():
+        pixels = normalise(torch.from_numpy(faces)).contiguous()  # (B, 3, 112, 112)
+        calls: dict[str, Callable[[], object]] = {"PyTorch": lambda: backbone(pixels)}
+        for name, open_network in files.items():
+            network = open_network(threads)
+            calls[name] = _bind(network, network.to_input(faces))
+        for call in calls.values():
+            call()
+        rounds = [[_seconds(call) for call in calls.values()] for _ in range(_ROUNDS)]
+    return Speed(dict(zip(calls, np.array(rounds).T, strict=True)))
+
+
+def find_faults(precision: str, agreement: Agreement, speed: Speed | None, baseline: str, max_drop: float) -> list[str]:
+    """Returns what speaks against using a file, empty if nothing does.
+
+    speed: of one image with one thread; None if the file cannot be run here. baseline: the name that the file, "the
+    file", must not be slower than. max_drop: of the accuracy, in percentage points.
+    """
+    faults = []
+    if agreement.drop > max_drop:
+        faults.append(f"accuracy drops by {agreement.drop:.2f} points, more than --max-drop {max_drop:g}")
+    if not agreement.worst >= MIN_COSINE[precision]:
+        faults.append(f"its worst cosine to PyTorch is {agreement.worst:.4f}, below {MIN_COSINE[precision]:g}")
+    if speed and (ratio := speed.ratio("the file", baseline)) > SLOWER:
+        faults.append(f"not faster here: one image takes {ratio:.2f} times as long as with {baseline}")
+    return faults
+
+
+def row_cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the cosines (N,) of the rows of two arrays (N, D)."""
+    a, b = (_normalise(rows.astype(np.float64)) for rows in (a, b))
+    return (a * b).sum(axis=1)
+
+
+def file_size(path: Path) -> int:
+    """Returns the bytes of an exported file; of a folder, of all files in it; of OpenVINO's IR, of both files."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file == path or path.suffix == ".xml")
+
+
+def all_threads() -> int:
+    """Returns the number of threads of the throughput: one for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sample(sets: list[VerificationSet], n: int) -> NDArray[np.uint8]:
+    """Returns up to n images (n, 112, 112, 3), evenly spaced over those of all sets."""
+    ends = np.cumsum([len(eval_set.images) for eval_set in sets])
+    rows = np.unique(np.linspace(0, ends[-1] - 1, n).round().astype(np.int64))
+    numbers = np.searchsorted(ends, rows, side="right")
+    starts = ends - [len(eval_set.images) for eval_set in sets]
+    return np.stack([sets[i].images[row - starts[i]] for i, row in zip(numbers, rows, strict=True)])
+
+
+def _score(embeddings: Embeddings, eval_set: VerificationSet) -> Score:
+    return compute_score(*embeddings, eval_set.pairs, eval_set.issame)
+
+
+def _normalise(rows: NDArray[Any]) -> NDArray[Any]:
+    """Returns the rows (N, D) with length 1; a row of zeros stays."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms == 0, 1, norms)
+
+
+def _bind(network: ExportedNetwork, inputs: NDArray[Any]) -> Callable[[], object]:
+    return lambda: network.run(inputs)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Returns the seconds of a call: the fastest of a few, after one that fills the caches."""
+    call()
+    times = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
