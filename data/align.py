@@ -17,7 +17,7 @@ if not __package__:  # run as a script: put the repository first on the path, no
 from data.alignment.folder import LOG, align_folder, check_folders, list_photos
 from data.alignment.report import find_notes, summarise, write_csv, write_sheet
 from utils.errors import UserError, one_line, run_cli
-from utils.filesystem import ensure_writable_folder
+from utils.filesystem import ensure_writable_folder, lock_folder
 from utils.logs.logger import init_logging
 
 
@@ -34,12 +34,13 @@ def main() -> None:
         raise UserError(f"--workers: should be at least 1, is {args.workers}")
     try:
         check_folders(args.photos, args.out)
-        init_logging(ensure_writable_folder(args.out) / LOG)
-        photos = list_photos(args.photos, args.out)
-        records = align_folder(args.photos, args.out, photos, args.detector, args.all_faces, args.workers)
-        notes = find_notes(records)
-        write_csv(args.out / "report.csv", records, notes)
-        write_sheet(args.out / "sheet.png", args.photos, args.out, records, notes)
+        with lock_folder(ensure_writable_folder(args.out)):
+            init_logging(args.out / LOG)
+            photos = list_photos(args.photos, args.out)
+            records = align_folder(args.photos, args.out, photos, args.detector, args.all_faces, args.workers)
+            notes = find_notes(records)
+            write_csv(args.out / "report.csv", records, notes)
+            write_sheet(args.out / "sheet.png", args.photos, args.out, records, notes)
     except OSError as error:
         raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from error
     print(*map(one_line, summarise(records, notes)), sep="\n")

@@ -14,10 +14,11 @@ from pathlib import Path
 if not __package__:  # run as a script: put the repository first on the path, not this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data.packing.names import write_names
 from data.packing.sources import find_people
 from data.packing.val_set import draw_val_pairs, split_people, write_val_set
-from data.packing.writer import create_folder, write_names, write_training_set
-from utils.errors import UserError, one_line, run_cli
+from data.packing.writer import create_folder, write_training_set
+from utils.errors import UserError, one_line, quantity, run_cli
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         write_names(folder / "people.csv", train, val)
         if val:
             write_val_set(folder / "val.bin", pairs)
-    print(f"{one_line(args.out)}: {sum(map(len, train.values())):,} photos of {len(train):,} people", end="")
+    print(f"{one_line(args.out)}: {quantity(sum(map(len, train.values())), 'photo')} of {len(train):,} people", end="")
     print(f"; val.bin: {len(pairs):,} pairs of {len(val):,} others" if val else "")
     verification = "val_targets=val" if val else "eval_step=0"
     fields = shlex.join([f"rec={args.out}", "num_classes=0", verification, f"output=output/{args.out.name}"])

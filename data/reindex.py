@@ -21,7 +21,7 @@ from tqdm import tqdm
 from utils.datasets.recordio.index import as_record_error
 from utils.datasets.recordio.record_format import IMAGE_HEADER
 from utils.datasets.recordio.scan import scan_file
-from utils.errors import UserError, run_cli
+from utils.errors import UserError, quantity, run_cli
 from utils.filesystem import write_atomic
 
 KEY_LIMIT = 10**18  # exclusive limit of a key in an index
@@ -42,7 +42,7 @@ def main() -> None:
         raise UserError(f"{idx}: already exists", fix="--force replaces it")
     keys, offsets, source = read_keys(rec)
     write_index(idx, keys, offsets)
-    print(f"{idx}: {len(keys):,} records of {rec.name}, keys {source}")
+    print(f"{idx}: {quantity(len(keys), 'record')} of {rec.name}, keys {source}")
 
 
 def read_keys(rec: Path) -> tuple[np.ndarray, np.ndarray, str]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.inputs.bins import decode_images, load_bin, read_bin
-from utils.errors import UserError
+from utils.datasets.verification.bins import decode_images, load_bin, read_bin
+from utils.errors import UserError, quantity
 
 __all__ = [
     "VerificationResult", "decode_images", "embedding_norm", "evaluate", "evaluate_distances", "load_bin",
@@ -168,7 +168,8 @@ def _check_pairs(dist: ArrayLike, issame: ArrayLike, n_folds: int) -> tuple[Floa
         raise UserError(f"the distance of pair {np.argmin(np.isfinite(distances))} is not finite")
     if not 2 <= n_folds <= len(same):
         raise UserError(
-            f"{len(same)} pairs cannot be split into {n_folds} folds: take at least 2, and at most one per pair"
+            f"{quantity(len(same), 'pair')} cannot be split into {n_folds} folds: take at least 2, and at most one per "
+            "pair"
         )
     if same.all() or not same.any():
         kind = "the same person" if same[0] else "different people"

@@ -44,6 +44,11 @@ def shorten(value: object, limit: int = 80, quote: bool = True) -> str:
     return text if len(text) <= limit + 2 else text[:limit] + "…"
 
 
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """Returns a count with its noun, such as "1 photo" or "1,200 photos". plural: of the noun, where it is not -s."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 class RetryableError(UserError):
     """A failure that a restart may resolve, such as a process that died or hung."""
 

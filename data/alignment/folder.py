@@ -2,23 +2,28 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
 from data.alignment.detectors import open_detector
-from data.alignment.record import JOURNAL, Journal, PhotoRecord
+from data.alignment.record import JOURNAL, KILLED, Journal, PhotoRecord
 from data.alignment.worker import Job, run_job, start_worker
 from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.filesystem import ensure_writable_folder, path_exists
+from utils.filesystem import LOCK_FILE, ensure_writable_folder, path_exists
 from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
 
 LOG = "align.log"
 _AHEAD = 8  # photos that wait for each process
+
+PoolStarter = Callable[[int], AbstractContextManager[ProcessPoolExecutor]]  # takes the number of photos in work
 
 
 def check_folders(source: Path, out: Path) -> None:
@@ -27,7 +32,8 @@ def check_folders(source: Path, out: Path) -> None:
         raise UserError(f"{one_line(source)}: no such folder")
     if out.resolve() == source.resolve():
         raise UserError(f"{one_line(out)}: is the folder of the photos", fix="name another folder for the faces")
-    if path_exists(out.is_dir) and not (out / JOURNAL).exists() and any(path.name != LOG for path in out.iterdir()):
+    ours = {LOG, LOCK_FILE}
+    if path_exists(out.is_dir) and not (out / JOURNAL).exists() and {path.name for path in out.iterdir()} - ours:
         raise UserError(f"{one_line(out)}: is not empty, and no earlier alignment", fix="name another folder")
 
 
@@ -87,7 +93,8 @@ def align_folder(
     jobs = (Job(source, out, photo, targets[photo]) for photo in left)
     with journal, ProgressReporter(len(left), "Aligning", "photos") as progress:
         try:
-            for record in _run_jobs(jobs, min(workers, len(left)), detector, all_faces):
+            start_pool = partial(_start_pool, detector, all_faces, workers)
+            for record in _run_jobs(jobs, workers * _AHEAD, start_pool):
                 journal.add(record)
                 progress.update()
         except KeyboardInterrupt:
@@ -98,24 +105,55 @@ def align_folder(
     return [journal.records[photo] for photo in photos]
 
 
-def _run_jobs(jobs: Iterable[Job], workers: int, detector: Path | None, all_faces: bool) -> Iterator[PhotoRecord]:
-    """Yields the records of the jobs in order. Only few wait at a time, however many there are."""
-    if not workers:
-        return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (detector, all_faces))
+def _run_jobs(jobs: Iterable[Job], limit: int, start_pool: PoolStarter) -> Iterator[PhotoRecord]:
+    """Yields the records of the jobs in order. At most `limit` are in work at a time, however many there are.
+
+    Where a process ends, as one that runs out of memory or into a fault of a decoder, the photos in work are aligned
+    again, one at a time. A photo that ends its process then is recorded as unreadable.
+    """
+    jobs, in_work = iter(jobs), deque[Job]()
+    while True:
+        try:
+            with start_pool(limit) as pool:
+                futures = {}
+                while True:
+                    for job in islice(jobs, limit - len(in_work)):
+                        in_work.append(job)
+                        futures[job] = pool.submit(run_job, job)
+                    if not in_work:
+                        return
+                    yield futures.pop(in_work[0]).result()
+                    in_work.popleft()
+        except BrokenProcessPool:
+            if limit == 1:
+                yield _record_killer(in_work.popleft())
+                continue
+            log.warning(
+                f"A process ended, as when memory runs out: the {len(in_work)} photos from {in_work[0].photo} to "
+                f"{in_work[-1].photo} are aligned one at a time. If that happens often, use fewer --workers"
+            )
+        yield from _run_jobs(in_work, 1, start_pool)
+        in_work.clear()
+
+
+def _record_killer(job: Job) -> PhotoRecord:
+    """Logs and records a photo that ended the process that read it."""
+    log.warning(f"{job.source / job.photo}: {KILLED}")
+    stat = (job.source / job.photo).stat()
+    return PhotoRecord(job.photo, stat.st_size, stat.st_mtime_ns, error=KILLED)
+
+
+@contextmanager
+def _start_pool(detector: Path | None, all_faces: bool, workers: int, limit: int) -> Iterator[ProcessPoolExecutor]:
+    """Context manager around processes that align photos, no more than are in work. Raises UserError."""
+    pool = ProcessPoolExecutor(min(workers, limit), get_context("spawn"), start_worker, (detector, all_faces))
     try:
-        waiting: deque[Future[PhotoRecord]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(run_job, job))
-            if len(waiting) >= workers * _AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process of the alignment ended, as when memory runs out",
-            fix="the same command with fewer --workers goes on",
-        ) from None
+        if limit == 1:  # tells a process that cannot start from one that a photo ends
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool:
+                raise UserError("a process of the alignment cannot start, as when memory runs out") from None
+        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 

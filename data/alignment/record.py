@@ -9,6 +9,7 @@ from utils.errors import UserError
 from utils.filesystem import write_text_atomic
 
 JOURNAL = "align.jsonl"
+KILLED = "ended the process that read it, and is left out until the file changes"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class PhotoRecord:
     n_faces: int = 0  # that the detector has found
     error: str = ""  # why it could not be read; empty if it could
     faces: list[FaceRecord] = field(default_factory=list)
+    others: list[list[float]] = field(default_factory=list)  # boxes of the faces that were not taken
 
     @property
     def status(self) -> str:
@@ -65,6 +67,9 @@ class Journal:
                 raise ValueError
         except ValueError:
             raise UserError(f"{self.path}: damaged", fix="delete its folder, or name another") from None
+        detector = self.settings["detector"]
+        if settings.get("detector") == detector.split()[0]:  # earlier journals name no version of the weights
+            settings["detector"] = detector
         if settings != self.settings:
             changed = ", ".join(
                 sorted(k for k in settings.keys() | self.settings if settings.get(k) != self.settings.get(k))
@@ -80,7 +85,7 @@ class Journal:
             self.records[record.photo] = record
 
     def is_done(self, photo: str, path: Path) -> bool:
-        """Whether the photo, unchanged since, could be read and its faces exist."""
+        """Whether the photo, unchanged since, could be read and its faces exist, or it ended its process."""
         record = self.records.get(photo)
         try:
             stat = path.stat()
@@ -88,7 +93,7 @@ class Journal:
             return False
         return (
             record is not None
-            and not record.error
+            and record.error in ("", KILLED)
             and (record.size, record.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
             and all((self.path.parent / face.file).is_file() for face in record.faces)
         )

@@ -58,7 +58,9 @@ class AlignWorker:
             write_atomic(job.out / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
             faces.append(_record_face(name, face))
         digest = hashlib.sha256(encoded).hexdigest()
-        return PhotoRecord(job.photo, size, mtime, digest, len(found), faces=faces)
+        taken = {id(face.face) for face in aligned}
+        others = [face.box.tolist() for face in found if id(face) not in taken]
+        return PhotoRecord(job.photo, size, mtime, digest, len(found), faces=faces, others=others)
 
 
 def _record_face(name: str, face: AlignedFace) -> FaceRecord:

@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data.alignment.detector import Face
+from data.alignment.detector import Face, suppress_overlaps
+from data.alignment.tiles import make_tiles
 from utils.errors import UserError
 from utils.filesystem import open_regular_file
 
 MIN_SCORE = 0.6
-MAX_SIDE = 1280  # pixels; larger photos are scaled down. It sees faces from 10 pixels
+MAX_SIDE = 1280  # pixels; larger photos and tiles are scaled down. It sees faces from 7 to 14 pixels
+_MIN_TILE = 2 * MAX_SIDE  # so that nothing is scaled by less than a quarter
 
 
 class YuNet:
@@ -39,16 +41,25 @@ class YuNet:
 
     def find(self, image: NDArray[np.uint8]) -> list[Face]:
         """Returns the faces in an RGB image (H, W, 3), best first, each once."""
-        scale = min(1.0, MAX_SIDE / max(image.shape[:2]))
+        tiles = make_tiles(image.shape[1], image.shape[0], _MIN_TILE)
+        faces = [face for tile in tiles for face in self._find_in_tile(image, *tile)]
+        return suppress_overlaps(faces) if len(tiles) > 1 else sorted(faces, key=lambda face: -face.score)
+
+    def _find_in_tile(self, image: NDArray[np.uint8], left: int, top: int, side: int) -> list[Face]:
+        """Returns the faces in a square of the image, which may reach beyond its right and lower edges."""
+        part = image[top : top + side, left : left + side]
+        scale = min(1.0, MAX_SIDE / max(part.shape[:2]))
         if scale < 1:
-            size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
-        self._detector.setInputSize(image.shape[1::-1])
-        rows = self._detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+            size = [max(1, round(length * scale)) for length in part.shape[1::-1]]
+            part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        self._detector.setInputSize(part.shape[1::-1])
+        rows = self._detector.detect(cv2.cvtColor(part, cv2.COLOR_RGB2BGR))[1]
         rows = np.zeros((0, 15)) if rows is None else rows.astype(np.float64)
         rows = rows[[all(map(math.isfinite, row)) for row in rows]] if len(rows) else rows
-        faces = [Face(row[:4] / scale, float(row[14]), row[4:14].reshape(5, 2) / scale) for row in rows]
-        return sorted(faces, key=lambda face: -face.score)
+        offset = np.array([left, top, 0, 0])
+        return [
+            Face(row[:4] / scale + offset, float(row[14]), row[4:14].reshape(5, 2) / scale + offset[:2]) for row in rows
+        ]
 
     def landmarks(self, image: NDArray[np.uint8], face: Face) -> NDArray[np.float64] | None:
         """Returns the five points that YuNet has found with the face."""

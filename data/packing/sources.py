@@ -3,14 +3,15 @@
 import csv
 import io
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from data.packing.photo import Photo
 from data.packing.webdataset import list_tar
 from utils.datasets.image_header import SUFFIXES
-from utils.errors import UserError, one_line, shorten
+from utils.datasets.people_folder import describe_left_out, list_people
+from utils.errors import UserError, quantity, shorten
 from utils.filesystem import open_regular_file, path_exists
 
 People = dict[str, list[Photo]]  # the photos of each person, by name; the order of the people is that of their labels
@@ -22,37 +23,42 @@ def find_people(source: Path) -> People:
     """Returns the photos of each person.
 
     source: a folder with one folder per person; a .tar of WebDataset's form, or a folder of them; a CSV of path,label.
-    The people of a folder are sorted by name, those of other sources by label, numbers by value.
+    The people are sorted by name or label, numbers by value. Prints notes on what is left out.
 
     Raises OSError, and UserError unless at least two people have photos.
     """
+    notes: tuple[str, ...] = ()
     if path_exists(source.is_dir):
-        people = _list_folder(source) or _group(
-            pair for shard in sorted(source.glob("[!.]*.tar")) for pair in list_tar(shard)
-        )
+        people, notes = _list_folder(source)
     elif source.suffix.lower() == ".tar":
-        people = _group(list_tar(source))
+        people, notes = _list_tars(source, [source])
     elif source.suffix.lower() == ".csv":
         people = _group(_list_csv(source))
     elif not path_exists(source.exists):
         raise UserError(f"{source}: No such file or folder")
     else:
         raise UserError(f"{source}: should be a folder, a .tar or a .csv")
+    for note in notes:
+        print(note, file=sys.stderr)
     if len(people) < 2:
         fix = "training needs at least two" + ", one folder each" * source.is_dir()
-        raise UserError(f"{source}: photos of {len(people)} people ({_FORMATS})", fix)
+        raise UserError(f"{source}: photos of {quantity(len(people), 'person', 'people')} ({_FORMATS})", fix)
     return people
 
 
 def _group(labelled: Iterable[tuple[str, Photo]]) -> People:
-    """Groups photos by label. Sorts the labels that are whole numbers by value, before the others."""
+    """Groups photos by label, and sorts them by label."""
     people: People = defaultdict(list)
     labels: dict[Photo, str] = {}
     for label, photo in labelled:
         if labels.setdefault(photo, label) != label:
             raise UserError(f"{photo}: has the labels {shorten(labels[photo])} and {shorten(label)}", fix="keep one")
         people[label].append(photo)
-    people = {label: list(dict.fromkeys(photos)) for label, photos in people.items()}  # each photo once
+    return _sort({label: list(dict.fromkeys(photos)) for label, photos in people.items()})  # each photo once
+
+
+def _sort(people: People) -> People:
+    """Sorts people by label: first the labels that are whole numbers, by value, then the others."""
     return dict(sorted(people.items(), key=lambda item: _sort_key(item[0])))
 
 
@@ -62,18 +68,20 @@ def _sort_key(label: str) -> tuple[int, int, str]:
     return (0, int(label), label) if is_number else (1, 0, label)
 
 
-def _list_folder(source: Path) -> People:
-    """Returns the photos of a folder that has a folder for each person; people and photos are sorted by name."""
-    folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [sorted(path for path in folder.iterdir() if not path.name.startswith(".")) for folder in folders]
-    people = [[path for path in person if path.suffix.lower() in SUFFIXES] for person in files]
-    empty = [folder for folder, person in zip(folders, people, strict=True) if not person]
-    if empty:
-        print(f"{one_line(source)}: {len(empty)} folders without photos, as {one_line(empty[0].name)}", file=sys.stderr)
-    if n_skipped := sum(map(len, files)) - sum(map(len, people)):
-        print(f"{one_line(source)}: {n_skipped} files of other types than {_FORMATS} are skipped", file=sys.stderr)
-    named = zip(folders, people, strict=True)
-    return {folder.name: [Photo(path) for path in person] for folder, person in named if person}
+def _list_folder(source: Path) -> tuple[People, tuple[str, ...]]:
+    """Returns the people of a folder with one folder per person, or else of its tar files, and notes."""
+    paths, notes = list_people(source, SUFFIXES)
+    shards = sorted(source.glob("[!.]*.tar"))
+    if shards and not paths:
+        return _list_tars(source, shards)
+    return _sort({name: [Photo(path) for path in photos] for name, photos in paths.items()}), notes
+
+
+def _list_tars(source: Path, shards: list[Path]) -> tuple[People, tuple[str, ...]]:
+    """Returns the people of tar files, and a note on the files that are left out."""
+    left_out: Counter[str] = Counter()
+    people = _group(pair for shard in shards for pair in list_tar(shard, left_out))
+    return people, describe_left_out(source, left_out)
 
 
 def _list_csv(path: Path) -> list[tuple[str, Photo]]:

@@ -13,7 +13,7 @@ from data.packing.photo import find_problem
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.image_dataset import MAX_CLASSES
 from utils.datasets.image_header import find_suffix, read_image_size
-from utils.errors import UserError
+from utils.errors import UserError, quantity
 
 _CHUNK = 64  # images per task of a thread
 _BAR = 40  # characters of the longest bar
@@ -69,13 +69,15 @@ class Survey:
     def describe(self, n_classes: int | None) -> list[str]:
         """Returns lines about people, images and bad records. n_classes: number of people as in the file property."""
         labels, counts = self.images_per_person()
-        lines = [f"{len(self.labels):,} images of {len(labels):,} people, {self.n_bytes.sum() / 1e6:,.1f} MB"]
+        images = quantity(len(self.labels), "image")
+        lines = [f"{images} of {quantity(len(labels), 'person', 'people')}, {self.n_bytes.sum() / 1e6:,.1f} MB"]
         if n_classes is not None and n_classes != len(labels):
-            lines.append(f"property: {n_classes:,} people, {n_classes - len(labels):,} of them without images")
-        lines += [f"pixels: {_format_counts(self.sizes)}", f"formats: {_format_counts(self.suffixes)}"]
-        lines.append(f"bytes of an image: {_format_range(self.n_bytes)}")
+            people = quantity(n_classes, "person", "people")
+            lines.append(f"property: {people}, {n_classes - len(labels):,} of them without images")
+        lines += [f"pixels: {format_counts(self.sizes)}", f"formats: {format_counts(self.suffixes)}"]
+        lines.append(f"bytes of an image: {format_range(self.n_bytes)}")
         if len(counts):
-            lines += [f"images of a person: {_format_range(counts)}", *_draw_histogram(counts)]
+            lines += [f"images of a person: {format_range(counts)}", *_draw_histogram(counts)]
         few = labels[counts < FEW]
         if len(few):
             shown = ", ".join(map(str, few[:8].tolist())) + ", …" * (len(few) > 8)
@@ -97,12 +99,14 @@ def _read(dataset: FaceDataset, key: int) -> _Image:
     return _Image(int(label), size, find_suffix(content), len(content), problem)
 
 
-def _format_counts(counts: Counter[str]) -> str:
+def format_counts(counts: Counter[str]) -> str:
+    """Returns the most frequent sizes or formats with their counts, such as "jpg 25, png 14"."""
     shown = [f"{name.removeprefix('.')} {count:,}" for name, count in counts.most_common(8)]
     return ", ".join(shown + ["…"] * (len(counts) > 8)) or "none"
 
 
-def _format_range(values: np.ndarray) -> str:
+def format_range(values: np.ndarray) -> str:
+    """Returns minimum, maximum and median of at least one number."""
     return f"{values.min():,} to {values.max():,}, median {np.median(values):,.0f}"
 
 

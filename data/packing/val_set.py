@@ -8,7 +8,7 @@ import numpy as np
 from data.packing.photo import Photo
 from data.packing.sources import People
 from utils.datasets.random_pairs import Pair, draw_pairs
-from utils.errors import UserError
+from utils.errors import UserError, quantity
 
 _UNIT = 20  # pairs: one of each kind in each of the ten folds
 
@@ -40,8 +40,8 @@ def draw_val_pairs(people: People, n_pairs: int, seed: int) -> list[Pair[Photo]]
     n = 2 * min(n_same, len(pairs) - n_same) // _UNIT * _UNIT
     if not n:
         raise UserError(
-            f"--val: the {len(people)} people held out make {n_same} pairs of one person and {len(pairs) - n_same} of "
-            f"two, but {_UNIT // 2} of each are needed",
+            f"--val: the {len(people)} people held out make {quantity(n_same, 'pair')} of one person and "
+            f"{len(pairs) - n_same} of two, but {_UNIT // 2} of each are needed",
             fix="hold out more of them",
         )
     return pairs[:n]

@@ -1,7 +1,5 @@
 """Writes a training set in the layout of MS1MV2, into a folder that appears only when it is complete."""
 
-import csv
-import io
 import itertools
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ from data.packing.sources import People
 from utils.datasets.alignment import SIZE
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.errors import UserError
-from utils.filesystem import write_text_atomic
 
 
 @contextmanager
@@ -58,13 +55,3 @@ def write_training_set(folder: Path, people: People) -> None:
         for key, keys in enumerate(itertools.pairwise(ends), end):
             writer.write(key, pack(RecordHeader(2, np.array(keys), key, 0), b""))
     (folder / "property").write_text(f"{len(people)},{SIZE},{SIZE}")
-
-
-def write_names(path: Path, train: People, val: People) -> None:
-    """Writes a CSV of each person's label, name and number of photos; those held out have the label "val"."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "person", "photos"])
-    writer.writerows((label, name, len(photos)) for label, (name, photos) in enumerate(train.items()))
-    writer.writerows(("val", name, len(photos)) for name, photos in val.items())
-    write_text_atomic(path, text.getvalue())

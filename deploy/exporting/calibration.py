@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.alignment.folder import list_photos
-from eval.inputs.bins import decode_images
+from utils.datasets.verification.bins import decode_images
 from eval.inputs.sets import VerificationSet
 from utils.datasets.alignment import SIZE
 from utils.datasets.face_dataset import FaceDataset

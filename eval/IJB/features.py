@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from eval.IJB.protocol import SKIP_HINT, Images, line_number
 from eval.inference.embedding import Runtime
-from eval.inputs.bins import open_image
 from utils.datasets.alignment import crop, similarity
 from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import SharedMemoryLoader
+from utils.datasets.verification.bins import open_image
 from utils.distributed.collectives import run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError

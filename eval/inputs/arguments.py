@@ -64,7 +64,7 @@ def keep_pairs_readable(args: argparse.Namespace, photos: PhotoPairs | None) -> 
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, f"{photos.name}.csv")
+        copy = Path(folder, "pairs.csv")  # the name that read_pairs gives to pairs from a pipe
         photos.write_csv(copy)
         original = sys.argv[:]
         sys.argv += ["--pairs", str(copy)]  # the last --pairs counts

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from utils.datasets.photos import IMAGE_SUFFIXES, open_photo
 from utils.errors import UserError, one_line
-from utils.filesystem import exists_as_non_folder, path_exists, write_atomic
+from utils.filesystem import exists_as_non_folder, path_exists, write_text_atomic
 
 _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0", "false", "no", "different"), False)
 
@@ -65,8 +65,7 @@ class PhotoPairs:
         writer.writerow(["path1", "path2", "same"])
         for (first, second), same in zip(self.pairs, self.issame, strict=True):
             writer.writerow([self.paths[first].absolute(), self.paths[second].absolute(), int(same)])
-        content = text.getvalue().encode("utf-8", "surrogateescape")  # file names may not be UTF-8
-        write_atomic(file, lambda stream: stream.write(content))
+        write_text_atomic(file, text.getvalue())
 
     def more_pairs_hint(self, different: int) -> str:
         """Tells how to get that many pairs of different people."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from config.base import Config
-from eval.inputs.bins import decode_images, read_bin
 from eval.inputs.pairs import PhotoPairs
 from utils.datasets.alignment import SIZE
 from utils.datasets.photos import PhotoFiles
+from utils.datasets.verification.bins import decode_images, read_bin
 from utils.distributed.collectives import all_gather_rows, run_on_all, shard_slice
 from utils.distributed.process_group import World
-from utils.errors import UserError, one_line
+from utils.errors import UserError, one_line, quantity
 from utils.filesystem import path_exists
 from utils.logs.logger import log
 
@@ -39,9 +39,9 @@ class VerificationSet:
         if not self.resized:
             return ""
         if self.aligned:
-            return f"in {len(self.resized)} photos no face was found: they were scored as they are"
+            return f"in {quantity(len(self.resized), 'photo')} no face was found: scored without alignment"
         return (
-            f"{len(self.resized)} photos were not {SIZE}×{SIZE} and were resized, so they are probably not aligned "
+            f"{quantity(len(self.resized), 'photo')} not {SIZE}×{SIZE} and therefore resized, so probably not aligned "
             "faces: these thresholds hold only for such photos; --align aligns them"
         )
 
@@ -89,8 +89,8 @@ def _warn_about_pairs(eval_set: VerificationSet, content_ids: np.ndarray) -> Non
         log.warning(f"{eval_set.name}: {repeated} of {len(pairs)} pairs repeat another pair: every repetition counts")
     if (same & different).any():
         log.warning(
-            f"{eval_set.name}: {int(np.sum(same & different))} pairs are listed both as the same person and as "
-            "different people: one of the labels must be wrong"
+            f"{eval_set.name}: {quantity(int(np.sum(same & different)), 'pair')} listed both as the same person "
+            "and as different people: one of the labels must be wrong"
         )
 
 
@@ -132,7 +132,7 @@ def load_config_sets(config: Config, world: World) -> list[VerificationSet]:
     files = {path.resolve(): target for target, path in reversed(present.items())}  # the first name of each file
     repeated = sum(target in present for target in config.val_targets) - len(files)
     if repeated:
-        log.warning(f"config val_targets names {repeated} set{'s' if repeated > 1 else ''} more than once: scored once")
+        log.warning(f"config val_targets names {quantity(repeated, 'set')} more than once: scored once")
     distinct = {target: path for target, path in present.items() if files[path.resolve()] == target}
     count = Counter(path.stem for path in distinct.values())
     return [
@@ -180,6 +180,6 @@ def _check_kinds(source: str, issame: np.ndarray) -> None:
     """Raises UserError if there are fewer pairs than folds, or all pairs are of one kind."""
     if len(issame) < N_FOLDS or issame.all() or not issame.any():
         raise UserError(
-            f"{source}: {len(issame)} pairs, {int(issame.sum())} of them of one person: verification needs pairs of "
-            f"both kinds, {N_FOLDS} at least"
+            f"{source}: {quantity(len(issame), 'pair')}, {int(issame.sum())} of them of one person: verification needs "
+            f"pairs of both kinds, {N_FOLDS} at least"
         )

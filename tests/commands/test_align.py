@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import sys
 
 import cv2
@@ -19,6 +21,7 @@ from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
 from tests.helpers.photos import decode, draw_photo, write_people
 from tests.helpers.training import CPU
+from utils.filesystem import lock_folder
 
 
 def align(photos, out, *options, **how):
@@ -118,6 +121,26 @@ def test_the_photos_are_never_written_to(tmp_path):
     assert (photos / names[0]).read_bytes() == content
 
 
+def test_two_alignments_into_one_folder(aligned):
+    with lock_folder(aligned / "out"):
+        done = align(aligned / "photos", aligned / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: another run is using {aligned / 'out'} (process {os.getpid()} on ")
+
+
+def test_a_folder_aligned_before_detectors_had_versions_goes_on(aligned, tmp_path):
+    shutil.copytree(aligned / "out", tmp_path / "out")
+    settings, *records = (tmp_path / "out" / JOURNAL).read_text().splitlines(keepends=True)
+    name = json.loads(settings)["detector"]
+    assert re.fullmatch("BlazeFace [0-9a-f]{12}", name)
+    for former, code in (("BlazeFace", 0), ("BlazeFace 000000000000", 2)):
+        changed = settings.replace(name, former)
+        (tmp_path / "out" / JOURNAL).write_text("".join([changed, *records]))
+        done = align(aligned / "photos", tmp_path / "out")
+        assert done.returncode == code and ("another detector" in done.stderr) == bool(code)
+        assert code or "5 of 5 photos are aligned already" in done.stdout
+
+
 def test_names_that_would_clash(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -160,7 +183,7 @@ def test_photos_of_every_kind(tmp_path):
     (photos / "empty.jpg").touch()
     (photos / "notes.txt").touch()
     cv2.imwrite(str(photos / "wall.png"), np.full((200, 300, 3), 90, np.uint8))
-    cv2.imwrite(str(photos / "wide.png"), np.zeros((3000, 20_000, 3), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    cv2.imwrite(str(photos / "wide.png"), np.zeros((3400, 20_000, 3), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     done = align(photos, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "skipped, not a suffix of photos: 1 .txt" in done.stdout
@@ -168,7 +191,7 @@ def test_photos_of_every_kind(tmp_path):
     status = {name: line["status"] for name, line in lines.items()}
     left_out = {"text.jpg": "unreadable", "empty.jpg": "unreadable", "wide.png": "unreadable", "wall.png": "no face"}
     assert status == dict.fromkeys(status, "aligned") | left_out and len(status) == 11
-    assert "is too large: 20000×3000 pixels" in lines["wide.png"]["notes"]
+    assert "is too large: 20000×3400 pixels" in lines["wide.png"]["notes"]
     assert "tiny" in lines["tiny.png"]["notes"] and "blurred" in lines["blurred.png"]["notes"]
     assert "no face: 1, for example wall.png" in done.stdout and "unreadable: 3, for example" in done.stdout
     faces = {

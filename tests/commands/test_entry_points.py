@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.inputs.bins import load_bin
 from tests.helpers.commands import DEMO, SMALL, run_command
 from tests.helpers.paths import ROOT, SHARED
+from utils.datasets.verification.bins import load_bin
 
 SPEED_LINE = r"Training: .*-Speed [\d.]+ samples/sec   Loss [\d.]+   Epoch: \d+   Global Step: \d+   Required: [\d.]+ h"
 
@@ -223,8 +223,8 @@ def test_published_weights_give_the_published_embeddings(runtime):
     from backbones.build import build_backbone
     from config import load_config
     from eval.inference.embedding import embed, make_runtime
-    from eval.inputs.bins import decode_images, read_bin
     from utils.checkpoints.weights import load_weights
+    from utils.datasets.verification.bins import decode_images, read_bin
     from utils.distributed.process_group import World
 
     config = load_config(ROOT / "config" / "config_PocketNetS128.py", [f"eval_runtime={runtime}"])

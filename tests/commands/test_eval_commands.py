@@ -25,13 +25,13 @@ from backbones.build import build_backbone
 from config import load_config
 from eval.compare import archive_previous
 from eval.comparison import compare_all_sets, compare_scores
-from eval.inputs.bins import read_bin
 from eval.inputs.pairs import read_pairs
 from eval.inputs.sets import VerificationSet, load_bin_set, load_photo_set
 from eval.verification import evaluate_distances, pair_distances, resampled_accuracies
 from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error, write_overflowing
 from tests.helpers.commands import DEMO, SMALL, copy_run, run_command
 from tests.helpers.faces import draw_face, encode_image, write_data
+from utils.datasets.verification.bins import read_bin
 from utils.distributed.process_group import World
 from utils.errors import UserError
 
@@ -410,7 +410,7 @@ def test_photos_that_are_not_aligned(run_main, demo, own_photos, tmp_path):
     done = run_main("eval/eval.py", *DEMO, *folder)
     assert done.returncode == 0, done.stderr
     warning = read_json(tmp_path / "out" / "results_large.json")["12"]["large"]["warning"]
-    assert warning.startswith("48 photos were not 112×112 and were resized")
+    assert warning.startswith("48 photos not 112×112 and therefore resized")
     table = done.stdout.partition("Thresholds:")[2]
     assert f"large: {warning}" in table and "squared" not in table and "threshold" not in table.splitlines()[1]
     # beside the checkpoints of the demo's run

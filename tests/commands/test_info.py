@@ -1,5 +1,6 @@
 """data/info.py: what is in a training set, and its bad records."""
 
+import pickle
 import sys
 
 import numpy as np
@@ -100,6 +101,51 @@ def test_a_set_of_bad_records_alone(tmp_path):
     assert done.returncode == 2 and "2 bad records" in done.stderr
     lines = ["2 images of 0 people, 0.0 MB", "pixels: none", "formats: none", "bytes of an image: 0 to 4, median 2"]
     assert done.stdout.splitlines()[:5] == [*lines, "bad records: 2"]
+
+
+def test_a_set_of_one(tmp_path):
+    (face,) = write_set(tmp_path, [1])
+    (tmp_path / "property").write_text("1,112,112")
+    done = run_info(tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"1 image of 1 person, {len(face) / 1e6:.1f} MB\n")
+
+
+def test_a_verification_set(tmp_path):
+    """Images of several pairs count once; the sheet shows both images of a pair beside each other."""
+    rng = np.random.default_rng(2)
+    faces = [encode_image(draw_face(i // 2, rng), ".jpg" if i % 2 else ".png") for i in range(20)]
+    images = [*faces, faces[0], faces[3], faces[1], faces[4]]
+    path = tmp_path / "val.bin"
+    path.write_bytes(pickle.dumps((images, [True] * 10 + [False] * 2)))
+    done = run_info(path, "--sheet", tmp_path / "sheet.png", new_interpreter=True)
+    assert done.returncode == 0, done.stderr
+    sizes = sorted(map(len, faces))
+    assert done.stdout.splitlines() == [
+        f"12 pairs of 20 images, {sum(sizes) / 1e6:.1f} MB",
+        "of one person: 10 pairs, 83.3%",
+        "pixels: 112×112 20",
+        "formats: png 10, jpg 10",
+        f"bytes of an image: {sizes[0]:,} to {sizes[-1]:,}, median {np.median(sizes):,.0f}",
+        "bad images: 0",
+    ]
+    sheet = decode((tmp_path / "sheet.png").read_bytes())
+    assert sheet.shape == (2 * 40 + 3 * 150, 8 + 12 * 120, 3)
+    for row, column, face in ((40, 0, 0), (40, 1, 1), (40 + 150, 7, 19), (2 * 40 + 2 * 150, 3, 4)):
+        top, left = row, 8 + 120 * column
+        np.testing.assert_array_equal(sheet[top : top + 112, left : left + 112], decode(faces[face]))
+
+
+def test_bad_images_of_a_verification_set(tmp_path):
+    face = encode_image(draw_face(0, np.random.default_rng(0)))
+    path = tmp_path / "val.BIN"
+    path.write_bytes(pickle.dumps(([face, face, face, face[: len(face) // 4]], [1, 0])))
+    done = run_info(path, "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 2 and done.stderr == f"error: {path}: 1 bad image; evaluation ends at each of them\n"
+    assert done.stdout.splitlines()[-2:] == ["bad images: 1", "  image 3 of 4, in pair 1: cannot be decoded"]
+    assert decode((tmp_path / "sheet.png").read_bytes()).shape[0] == 3 * (40 + 150)
+    path.write_bytes(b"text")
+    done = run_info(path)
+    assert done.returncode == 2 and f"error: {path}: not a verification set, or cut short" in done.stderr
 
 
 def test_problems_with_files_are_one_line(tmp_path):

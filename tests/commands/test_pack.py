@@ -41,7 +41,7 @@ def packed(photos, out):
 def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     done = packed(photos, tmp_path / "new" / "out")
     assert done.returncode == 0
-    assert done.stderr.endswith("photos: 1 files of other types than .jpg, .jpeg, .png, .bmp, .webp are skipped\n")
+    assert done.stderr == f"{photos}: 1 file left out: 1 .txt\n{photos}: 1 folder without photos, as empty\n"
     out = tmp_path / "new" / "out"
     assert done.stdout == (
         f"{out}: 5 photos of 2 people\ntrain with: ./train.sh rec={out} num_classes=0 eval_step=0 output=output/out\n"
@@ -54,6 +54,26 @@ def test_photos_become_training_data_byte_for_byte(photos, tmp_path):
     ranges = [unpack(data.reader.read(key))[0].label.tolist() for key in (0, 6, 7)]
     assert ranges == [[6, 8], [1, 4], [4, 6]] and len(data.reader) == 8
     assert read_keys(data.reader.rec)[0].tolist() == list(range(8))
+
+
+def test_photos_in_further_folders_are_packed(photos, tmp_path):
+    """As data/align.py writes them, in the folders of the photos: the first folder is the person."""
+    before = packed(photos, tmp_path / "flat")
+    for name in ("Ann/b.jpeg", "Bob/2.png", "Bob/1.jpg"):
+        path = photos / name
+        (path.parent / "z" / "y").mkdir(parents=True, exist_ok=True)
+        path.rename(path.parent / "z" / "y" / path.name)
+    done = packed(photos, tmp_path / "deep")
+    assert done.returncode == 0 and done.stderr == before.stderr and "5 photos of 2 people" in done.stdout
+    data = FaceDataset(tmp_path / "deep")
+    names = ["Ann/a.JPG", "Ann/c.png", "Ann/z/y/b.jpeg", "Bob/z/y/1.jpg", "Bob/z/y/2.png"]
+    assert [data.reader.read_image(key)[1] for key in data.keys] == [(photos / name).read_bytes() for name in names]
+    assert data.label_values.tolist() == [0, 0, 0, 1, 1]
+    (tmp_path / "top").mkdir()
+    photos.rename(tmp_path / "top" / "train")
+    failed = packed(tmp_path / "top", tmp_path / "out")
+    assert failed.returncode == 2 and f"name {tmp_path}/top/train\n" in failed.stderr
+    assert "top: photos of 1 person (.jpg, .jpeg, .png, .bmp, .webp); training needs at least two" in failed.stderr
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -1,6 +1,7 @@
 """data/pack.py: folders, tar files and CSVs of the same faces, and what is wrong with them."""
 
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -79,6 +80,52 @@ def test_names_that_are_not_utf8(faces, tmp_path):
     expect_error(run_pack(tmp_path / "photos", tmp_path / "bad"), tmp_path / "bad", r"Zo\udceb/\udcff.jpg: not a JPEG")
 
 
+def test_links_and_other_kinds_of_files_in_a_tar(faces, tmp_path):
+    """A link is the file that it names, whether before or after it; what is neither photo nor label is counted."""
+    _, photos, expected = faces
+    samples = {name: content for name, content in as_samples(photos).items() if name != "p00/1.png"}
+    other = {
+        "p00/0.seg.jpg": b"text",
+        "p00/0.SEG.jpg": b"text",
+        "p03/0.txt": b"",
+        "p02/._0.jpg": b"",
+        "p00/x.cls": b"0",
+    }
+    links = [
+        ("p00/1.png", tarfile.LNKTYPE, "./store/a"),
+        ("p04/a/2.jpg", tarfile.SYMTYPE, "../../p04/2.png"),
+        ("p04/2.png", tarfile.SYMTYPE, "0.jpg"),
+        ("p04/a/2.cls", tarfile.LNKTYPE, "p04/0.cls"),
+        ("p05/9.jpg", tarfile.SYMTYPE, "9.jpg"),
+        ("p05/8.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        ("p05/pipe.jpg", tarfile.FIFOTYPE, ""),
+    ]
+    stored = {"store/a": photos["p00/1.png"], "p04/2.cls": b"4"}
+    source = write_tar(tmp_path / "set.tar", samples | other | stored, links)
+    done = run_pack(source, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == (
+        f"{source}: 8 files left out: 2 .seg.jpg, 2 linking to no file in it, 1 .txt, 1 without a suffix, "
+        "1 no regular file, 1 labelling no image\n"
+    )
+    data = FaceDataset(tmp_path / "out")
+    packed = {(label, data.reader.read_image(key)[1]) for key, label in zip(data.keys, data.label_values, strict=True)}
+    assert packed == {(int(name[1:3]), photo) for name, photo in photos.items()}
+    assert len(data) == 24 + 2  # p04/2.png and p04/a/2.jpg are p04/0.jpg
+    repeated = write_tar(tmp_path / "links.tar", samples | {"store/a": photos["p00/1.png"]}, links[:1])
+    assert run_pack(repeated, tmp_path / "same").returncode == 0
+    assert (tmp_path / "same" / "train.rec").read_bytes() == expected
+
+
+def test_names_that_no_encoding_has(faces, tmp_path):
+    """A label of JSON may hold half a character; it is written as an escape."""
+    faces = {name: photo for name, photo in faces[1].items() if name[:3] in ("p00", "p01")}
+    members = as_samples(faces, ".json") | {f"p00/{i}.json": b'{"label": "A\\ud800-\\udcff"}' for i in range(2)}
+    done = run_pack(write_tar(tmp_path / "set.tar", members), tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "people.csv").read_bytes().splitlines()[1:] == [b"0,1,2", b"1,A\\ud800-\xff,2"]
+
+
 def test_bad_folders(tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
@@ -87,9 +134,9 @@ def test_bad_folders(tmp_path):
     (tmp_path / "one" / "nobody").mkdir()
     done = run_pack(tmp_path / "one", out)
     expect_error(
-        done, out, "one: photos of 1 people (.jpg, .jpeg, .png, .bmp, .webp); training needs at least two, one"
+        done, out, "one: photos of 1 person (.jpg, .jpeg, .png, .bmp, .webp); training needs at least two, one"
     )
-    assert done.stderr.startswith(f"{tmp_path / 'one'}: 1 folders without photos, as nobody\n")
+    assert done.stderr.startswith(f"{tmp_path / 'one'}: 1 folder without photos, as nobody\n")
     write_faces(tmp_path / "two", people=2, photos=1)
     photo = tmp_path / "two" / "p01" / "0.jpg"
     whole = photo.read_bytes()
@@ -134,7 +181,7 @@ def test_bad_csvs_and_other_sources(tmp_path):
         ("p00/0.jpg,1\np01,2", "p01: is not a regular file (a folder)"),
         ("p00/0.jpg,1\np\0,2", "set.csv line 2: "),
         (f"p00/0.jpg,1\n{'x' * 200_000},2", "set.csv line 2: field larger than field limit"),
-        ("p00/0.jpg,1\np01/0.jpg,1", "set.csv: photos of 1 people"),
+        ("p00/0.jpg,1\np01/0.jpg,1", "set.csv: photos of 1 person"),
     ):
         path.write_text(text)
         expect_error(run_pack(path, out), out, message)

@@ -7,11 +7,11 @@ import pytest
 
 from data import pack
 from data.packing.photo import Photo
-from eval.inputs.bins import read_bin
 from tests.helpers.commands import SMALL, run_command
 from tests.helpers.paths import ROOT
 from tests.helpers.photo_sets import run_pack, write_faces
 from utils.datasets.face_dataset import FaceDataset
+from utils.datasets.verification.bins import read_bin
 
 FILES = ["people.csv", "property", "train.idx", "train.rec", "val.bin"]
 

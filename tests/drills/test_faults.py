@@ -150,7 +150,7 @@ def test_two_runs_in_a_folder_are_one_too_many(tiny_data, tmp_path):
     assert run.until("Global Step: 6 "), run.output
     other = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
     assert other.returncode == 2
-    assert f"error: config output: another run is using {tmp_path} (process {run.process.pid} on " in other.stderr
+    assert f"error: another run is using {tmp_path} (process {run.process.pid} on " in other.stderr
     run.process.kill()  # and lets it go, though its loader worker lives on for a moment
     other = run_command(ROOT, sys.executable, "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=4")
     assert other.returncode == 0, other.stderr

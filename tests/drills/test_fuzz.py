@@ -35,7 +35,6 @@ from torch import nn
 
 from backbones.augment_cells import AugmentCell
 from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, parse_genotype, to_json, to_text
-from eval.inputs.bins import load_bin, read_bin
 from tests.helpers.faces import encode_image, write_data
 from tests.helpers.paths import ROOT
 from tests.helpers.pickles import memory_bytes, read_data_pickle, zip_checkpoint
@@ -46,6 +45,7 @@ from utils.datasets.image_dataset import MAX_CLASSES
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.datasets.training_data import load_training_data
+from utils.datasets.verification.bins import load_bin, read_bin
 from utils.errors import UserError
 from utils.logs.meters import MeanMeter
 from utils.losses.arcface import ArcFace

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,17 @@ def write_faces(folder: Path, people: int, photos: int) -> dict[str, bytes]:
     return faces
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """Writes a tar of these files."""
+def write_tar(path: Path, members: dict[str, bytes], links: Sequence[tuple[str, bytes, str]] = ()) -> Path:
+    """Writes a tar of these files, and then of the members (name, type, name of the target)."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+        for name, member_type, target in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = member_type, target
+            tar.addfile(member)
     return path
 
 

@@ -11,7 +11,7 @@ from utils.checkpoints.state_dicts import CheckpointError
 from utils.datasets.recordio.index import RecordError
 from utils.datasets.sampler import ListSampler
 from utils.datasets.shared_loader import SharedMemoryLoader
-from utils.errors import RetryableError, UserError, out_of_memory
+from utils.errors import RetryableError, UserError, out_of_memory, quantity
 
 KINDS = [UserError, RetryableError, ConfigError, CheckpointError, RecordError, GenotypeError]
 
@@ -42,6 +42,11 @@ def test_a_loader_worker_passes_the_fix_on():
     with pytest.raises(RecordError) as raised:
         list(loader.iter_epoch(0))
     assert (raised.value.problem, raised.value.fix) == ("train.rec: is cut short", "copy it again")
+
+
+def test_a_count_has_its_noun():
+    assert [quantity(n, "photo") for n in (0, 1, 2000)] == ["0 photos", "1 photo", "2,000 photos"]
+    assert [quantity(n, "person", "people") for n in (1, 2)] == ["1 person", "2 people"]
 
 
 def test_a_lack_of_memory_has_a_fix():

@@ -14,7 +14,14 @@ from utils.distillation.cache import TeacherCache
 from utils.distributed.process_group import World
 from utils.distributed.run_lock import lock_output_dir
 from utils.errors import UserError, one_line
-from utils.filesystem import open_no_follow, open_regular_file, write_atomic, write_files, write_text_atomic
+from utils.filesystem import (
+    open_no_follow,
+    open_regular_file,
+    walk_files,
+    write_atomic,
+    write_files,
+    write_text_atomic,
+)
 from utils.logs.logger import init_logging, log
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -33,6 +40,29 @@ def test_a_link_is_replaced(linked):
     assert not linked.is_symlink() and linked.read_text(encoding="utf-8") == "new é"
     assert (linked.parent / "precious").read_text() == "precious"
     assert len(list(linked.parent.iterdir())) == 2
+
+
+def test_any_text_is_written(tmp_path):
+    """Bytes of a file name that is not UTF-8 as they are, the rest of the surrogates as escapes."""
+    write_text_atomic(tmp_path / "file", "é \udcff\udc80 \ud800 \udc7f \udd00 \udfff 😀")
+    assert (
+        tmp_path / "file"
+    ).read_bytes() == "é ".encode() + b"\xff\x80 \\ud800 \\udc7f \\udd00 \\udfff " + "😀".encode()
+
+
+def test_files_of_all_folders_below(tmp_path):
+    """Once each, through links to folders too, without hidden ones, and without an end in a circle of links."""
+    for name in ("a/b/1", "a/2", "3", ".4", "a/.b/5", "other/6"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).touch()
+    (tmp_path / "top" / "other").rename(tmp_path / "other")
+    (tmp_path / "top" / "link").symlink_to(tmp_path / "other")
+    (tmp_path / "top" / "a" / "again").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "up").symlink_to(tmp_path / "top")
+    (tmp_path / "top" / "broken").symlink_to(tmp_path / "none")
+    assert sorted(path.name for path in walk_files(tmp_path / "top")) == ["1", "2", "3", "6", "broken"]
+    with pytest.raises(FileNotFoundError):
+        list(walk_files(tmp_path / "none"))
 
 
 def test_the_file_has_the_rights_of_a_new_one(tmp_path):

@@ -1,4 +1,4 @@
-"""Which room imports which: config → data → backbones and losses → training → checkpoints → evaluation."""
+"""Which room imports which: config → data → backbones and losses → training → checkpoints → evaluation → deploy."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 
-OURS = {"config", "backbones", "utils", "eval", "data", "NAS", "train", "train_kd", "benchmarks"}
+OURS = {"config", "backbones", "utils", "eval", "data", "deploy", "NAS", "train", "train_kd", "benchmarks"}
 
 
 def imports(path: Path) -> set[str]:
@@ -58,6 +58,14 @@ ALLOWED = {
     **{tool: [*ROOMS, "backbones", "config", "eval"] for tool in TOOLS},
     "utils.doctor": [*ROOMS, "backbones", "config", "eval", "NAS"],  # it starts every kind of run
     "eval": ["backbones", "config", "data.alignment", *ROOMS[: ROOMS.index("utils.training")]],
+    "deploy": [
+        "backbones",
+        "config",
+        "eval",
+        "data.alignment",
+        "utils.flops",
+        *ROOMS[: ROOMS.index("utils.training")],
+    ],
     "NAS": ["backbones", "config", "utils.flops", *ROOMS[: ROOMS.index("utils.distillation")]],
     "data": [
         "utils.errors",
@@ -68,9 +76,11 @@ ALLOWED = {
         "utils.datasets.face_dataset",
         "utils.datasets.image_dataset",
         "utils.datasets.image_header",
+        "utils.datasets.people_folder",
         "utils.datasets.photos",
         "utils.datasets.random_pairs",
         "utils.datasets.transforms",
+        "utils.datasets.verification",
         "utils.datasets.recordio.record_format",
         "utils.datasets.recordio.index",
         "utils.datasets.recordio.scan",
@@ -88,7 +98,7 @@ def is_within(name: str, places: list[str]) -> bool:
 
 def modules() -> dict[str, set[str]]:
     """The project's modules, and which of them each imports, anywhere in its file."""
-    tops = ("config", "backbones", "utils", "eval", "NAS", "data")
+    tops = ("config", "backbones", "utils", "eval", "NAS", "data", "deploy")
     files = {file: names for top in tops for file, names in of_folder(top).items()}
     found = {file.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): n for file, n in files.items()}
     # `from package import module` is an import of the module, not of the package.
@@ -146,7 +156,7 @@ def test_importing_has_no_side_effects(tmp_path):
     """No path changed, no file written, no process group, no seed set, nothing printed."""
     modules = [
         str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
-        for folder in ("config", "backbones", "utils", "eval", "NAS", "data")
+        for folder in ("config", "backbones", "utils", "eval", "NAS", "data", "deploy")
         for path in sorted((ROOT / folder).rglob("*.py"))
         if path.name not in ("config.py", "__main__.py")
     ]

@@ -18,8 +18,9 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 HEIC_SUFFIXES = (".heic", ".heif", ".hif", ".avif")
 CONVERT_HEIC = "HEIC is not supported: convert the photos to JPEG (iPhone: Settings, Camera, Formats, Most Compatible)"
-MAX_PIXELS = 1 << 25  # per image: 100 MB decoded
-_MAX_JPEG_PIXELS = 1 << 27  # 134 megapixels; a JPEG is decoded at half its size above MAX_PIXELS
+MAX_PIXELS = 1 << 25  # per image: 100 MB decoded; a JPEG above it is decoded at half its size
+_MAX_JPEG_PIXELS = 1 << 27  # 134 megapixels
+_MAX_OTHER_PIXELS = 1 << 26  # 67 megapixels: 200 MB decoded, since other formats are decoded at full size
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 
@@ -70,20 +71,21 @@ _budget = PixelBudget(_MAX_JPEG_PIXELS)  # shared by all threads of the process:
 def open_photo(encoded: bytes) -> Iterator[NDArray[np.uint8]]:
     """Context manager that yields a photo's RGB pixels (H, W, 3), rotated by its EXIF orientation.
 
-    Decodes the first image of a GIF or TIFF. A JPEG of more than 2^25 pixels, and at most 2^27, is decoded at half its
-    width and height. Raises UserError with the reason if the bytes are not such a photo.
+    Decodes the first image of a GIF or TIFF. A JPEG may have 2^27 pixels, and is decoded at half its width and height
+    above 2^25; other formats may have 2^26. Raises UserError with the reason if the bytes are not such a photo.
     """
     width, height = read_photo_size(encoded) or (0, 0)
     if not width * height:
         is_heic = encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIC_BRANDS
         raise UserError(f"cannot be decoded: {CONVERT_HEIC}" if is_heic else "cannot be decoded")
-    limit = _MAX_JPEG_PIXELS if encoded.startswith(b"\xff\xd8\xff") else MAX_PIXELS
+    is_jpeg = encoded.startswith(b"\xff\xd8\xff")
+    limit = _MAX_JPEG_PIXELS if is_jpeg else _MAX_OTHER_PIXELS
     if width * height > limit:
         raise UserError(
             f"is too large: {width}×{height} pixels, {limit / 1e6:.0f} megapixels at most", fix="make it smaller"
         )
     with _budget.hold(width * height):
-        yield _decode(encoded, half=width * height > MAX_PIXELS)
+        yield _decode(encoded, half=is_jpeg and width * height > MAX_PIXELS)
 
 
 def _decode(encoded: bytes, half: bool) -> NDArray[np.uint8]:

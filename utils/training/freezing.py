@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from torch import nn
 
@@ -43,9 +44,10 @@ def expand_ranges(names: str) -> Iterator[str]:
 
 def _keep_in_eval_mode(module: nn.Module) -> None:
     """Makes module.train(), which is also called after each verification, leave the module in evaluation mode."""
-
-    def train(mode: bool = True) -> nn.Module:
-        return nn.Module.train(module, False)
-
-    module.train = train  # type: ignore[method-assign, assignment]
+    module.train = partial(_stay_in_eval_mode, module)  # type: ignore[method-assign]
     module.eval()
+
+
+def _stay_in_eval_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Replaces module.train. A partial of it belongs, unlike a closure, to the copy of a module that is copied."""
+    return nn.Module.train(module, False)

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -36,6 +37,19 @@ def test_people_are_found_and_aligned(tmp_path):
     large[500 : 500 + image.shape[0], 900 : 900 + image.shape[1]] = image
     (face, *_), _ = align_photo(large, detector)
     assert np.abs(face.face.centre - aligned[0].face.centre - (900, 500)).max() < 20
+
+
+@needs_yunet
+def test_small_faces_of_a_large_photo_are_found():
+    """A row of people whose heads are about 60 pixels wide, 15 once the whole photo is scaled down."""
+    large, width = np.zeros((1000, 5400, 3), np.uint8), 450
+    for seed in range(12):
+        image = cv2.resize(decode(draw_photo(seed)[0]), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[
+            :900, :width
+        ]
+        large[50 : 50 + image.shape[0], width * seed : width * seed + image.shape[1]] = image
+    people = [int(face.centre[0] // width) for face in open_detector(FILE).find(large)]
+    assert len({*people}) >= 10 and len(people) == len({*people})  # each once
 
 
 @needs_yunet

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from eval import verification
-from eval.inputs.bins import decode_images, load_bin, read_bin
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import load_bin_set, load_photo_set
 from tests.helpers.paths import SHARED
 from utils.datasets.alignment import SIZE
+from utils.datasets.verification.bins import decode_images, load_bin, read_bin
 from utils.distributed.process_group import World
 from utils.errors import UserError
 

@@ -1,9 +1,12 @@
 """People's own pairs of photos and the verification sets made of them: every way to write them, and every slip."""
 
+import argparse
 import logging
 import os
 import pickle
+import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,14 @@ import torch
 
 from config.base import Config
 from eval.inference.embedding import embed
-from eval.inputs.bins import load_bin
+from eval.inputs.arguments import keep_pairs_readable
 from eval.inputs.folder_pairs import make_pairs
 from eval.inputs.pairs import PhotoPairs, read_pairs
 from eval.inputs.sets import load_bin_set, load_photo_set, load_verification_sets
 from eval.scoring import compute_score
 from tests.helpers.faces import draw_face, encode_image
 from utils.datasets.photos import PhotoFiles
+from utils.datasets.verification.bins import load_bin
 from utils.distributed.process_group import World
 from utils.errors import UserError
 
@@ -44,6 +48,20 @@ def write(tmp_path):
         return path
 
     return write_file
+
+
+def test_pairs_from_a_pipe_keep_their_name(photos, monkeypatch):
+    """Other processes read a copy, and name it as the first process did, also if they align the photos."""
+    read, write_end = os.pipe()
+    os.write(write_end, b"Ann/Ann_0001.jpg,Ann/Ann_0002.jpg,1\n")
+    os.close(write_end)
+    monkeypatch.setattr("sys.argv", ["eval.py"])
+    args = argparse.Namespace(pairs=Path(f"/dev/fd/{read}"), images=photos)
+    pairs = read_pairs(args.pairs, photos)
+    for first in (pairs, pairs.aligned(lambda encoded: nullcontext())):
+        with keep_pairs_readable(args, first):
+            assert sys.argv[1] == "--pairs" and read_pairs(Path(sys.argv[2]), photos).name == "pairs"
+    os.close(read)
 
 
 def named(pairs: PhotoPairs) -> list[tuple[str, str, bool]]:
@@ -289,7 +307,7 @@ def test_folders_of_which_no_pairs_can_be_made(tmp_path, counts, n_people):
     (tmp_path / "own").mkdir()
     folder = photo_folder(tmp_path / "own", counts)
     with pytest.raises(
-        UserError, match=f"--folder .*own: {n_people} folders with photos; expected one folder per person"
+        UserError, match=f"--folder .*own: {n_people} folders? with photos; expected one folder per person"
     ):
         make_pairs(folder, 100, 0)
 
@@ -403,7 +421,7 @@ def test_photos_of_another_size_are_resized_with_a_warning(own_photos, caplog):
         (held,) = load_verification_sets(Config(), own_photos, ALONE)
     assert held.images.shape == (9, 112, 112, 3) and held.images.dtype == np.uint8
     (message,) = [text for text in caplog.messages if "112×112" in text]
-    assert held.resized == (2, 5) and held.warning.startswith("2 photos were not 112×112 and were resized")
+    assert held.resized == (2, 5) and held.warning.startswith("2 photos not 112×112 and therefore resized")
     assert message.startswith(f"2 of 9 photos are not 112×112, for example {own_photos.paths[2]}: resized.")
     assert np.abs(held.images[2].astype(float) - held.images[5]).max() == 0
     caplog.clear()

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.build import build_backbone
 from eval.inference.embedding import TorchRuntime
-from eval.inputs.bins import read_bin
 from eval.scoring import Scorer
 from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_small
 from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
+from utils.datasets.verification.bins import read_bin
 from utils.distributed.collectives import all_gather_rows, shard_slice
 from utils.distributed.process_group import init_distributed, to_device, unwrap_ddp, wrap_ddp
 from utils.errors import UserError

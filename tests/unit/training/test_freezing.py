@@ -1,10 +1,14 @@
 """Fine-tuning with frozen modules: freeze=stem,cells.0-8."""
 
+import copy
+import pickle
 import re
+import shutil
 import sys
 
 import pytest
 import torch
+from torch import nn
 
 from backbones.iresnet import IResNet
 from tests.helpers.commands import DEMO, run_command
@@ -32,6 +36,7 @@ def finetune(demo, out, *arguments, command="train.py", **environment):
         (["eval_step=2"], {}),  # verification puts the network in evaluation mode and back
         (["optimizer=adamw", "precision=bf16"], {}),
         ([], {"NPROC": "2"}),
+        (["header=sharded"], {"NPROC": "2"}),
         (TEACHER, {"command": "train_kd.py"}),
     ],
 )
@@ -55,6 +60,12 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_weights(demo, tmp_path):
         assert finetune(demo, tmp_path / "cut", *fields, stop).returncode == 0
     uncut, cut = (read_weights_files(tmp_path / name) for name in ("uncut", "cut"))
     assert_same_weights(uncut, {name: cut[name] for name in uncut})
+
+
+def test_a_run_with_the_same_modules_in_other_words_is_resumed(demo, tmp_path):
+    assert finetune(demo, tmp_path, "max_steps=1").returncode == 0
+    done = finetune(demo, tmp_path, "max_steps=2", "freeze=cells.1, cells.0,stem ")
+    assert done.returncode == 0 and "Resumes at step 1: " in done.stdout, done.stderr
 
 
 def test_a_run_with_other_frozen_modules_is_not_resumed(demo, tmp_path):
@@ -91,6 +102,43 @@ def test_any_part_of_any_backbone_may_be_frozen():
     expected = ("conv1.", "layer1.", "layer2.", "fc.", "features.weight")
     assert frozen == {name for name, _ in network.named_parameters() if name.startswith(expected)}
     assert not network.layer1[1].bn2.training and network.layer3[0].bn1.training and network.features.training
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))])
+def test_a_copy_of_a_frozen_network_is_frozen_for_itself(copied):
+    network = IResNet(18, 16)
+    freeze_modules(network, "layer1")
+    other = copied(network)
+    network.eval()
+    other.train()
+    assert other.layer2.training and not other.layer1[1].bn2.training and not network.layer2.training
+    other.layer1.train()
+    assert not other.layer1.training and other.layer1.train() is other.layer1
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_keeps_what_is_frozen():
+    def block(channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4))
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(block(3), block(4))
+    freeze_modules(plain, "0")
+    compiled = copy.deepcopy(plain)
+    compiled.compile()
+    before, images = copy.deepcopy(plain.state_dict()), torch.randn(4, 3, 8, 8)
+    for network in (plain, compiled):
+        network.eval()
+        network(images)  # as a verification does
+        network.train()
+        network(images).square().mean().backward()
+    assert {name for name, value in compiled.state_dict().items() if torch.equal(value, before[name])} == {
+        name for name in before if name.startswith("0.") or name.endswith(("weight", "bias"))
+    }
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict())
+    for one, other in zip(compiled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+    assert all((weight.grad is None) == name.startswith("0.") for name, weight in compiled.named_parameters())
 
 
 def test_ranges():

@@ -19,6 +19,7 @@ from utils.filesystem import archive_files, path_exists
 from utils.logs.logger import log
 from utils.training.checkpointing.progress import INITIAL_PROGRESS, TrainProgress, progress_from_checkpoint
 from utils.training.checkpointing.step_ranges import StepRanges
+from utils.training.freezing import expand_ranges
 from utils.training.learning_rate import global_batch_size
 from utils.training.task import Task
 
@@ -196,12 +197,18 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
         )
     saved = saved_config_values(state)
     for name in ("optimizer", "freeze", *task_type.fixed_fields):
-        if saved[name] != (current := getattr(config, name)):
+        current = getattr(config, name)
+        if saved[name] != current and not (name == "freeze" and _names_same_modules(saved[name], current)):
             raise UserError(
                 f"config {name}: {shorten(current, 200, quote=False) or 'empty'}, but the run in {config.output} has "
                 f"{shorten(saved[name], 200)}",
                 fix=f"use that; {START_OVER_HINT}",
             )
+
+
+def _names_same_modules(saved: object, current: str) -> bool:
+    """Whether two values of config.freeze name the same modules, in any order, with spaces or as ranges."""
+    return {*expand_ranges(str(saved))} == {*expand_ranges(current)}
 
 
 def _log_resume(state: dict[str, Any], config: Config, loader: SharedMemoryLoader, world: World) -> None:

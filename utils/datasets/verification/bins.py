@@ -1,8 +1,8 @@
 """Reads verification sets: `.bin` files of pairs of faces (lfw.bin, cfp_fp.bin, agedb_30.bin, ...).
 
 A `.bin` is a pickle of `(images, issame)`: 2N encoded images, of which 2i and 2i + 1 are pair i, and N flags. Files of
-Python 2 and Python 3 and all pickle protocols are read, with `eval.inputs.unpickler`, which builds only data: images as
-bytes or uint8 arrays, in a list or an object array; flags as bools or numbers that are 0 or 1.
+Python 2 and Python 3 and all pickle protocols are read, with `unpickler`, which builds only data: images as bytes or
+uint8 arrays, in a list or an object array; flags as bools or numbers that are 0 or 1.
 """
 
 import mmap
@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.inputs.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
 from utils.datasets.alignment import SIZE
 from utils.datasets.image_header import read_image_size
 from utils.datasets.photos import MAX_PIXELS
-from utils.errors import UserError
+from utils.datasets.verification.unpickler import CORRUPT, DataUnpickler, RefusedError, StoredArray
+from utils.errors import UserError, quantity
 from utils.filesystem import open_regular_file
 from utils.logs.progress_bar import ProgressReporter
 
@@ -105,7 +105,7 @@ def read_bin(path: str | os.PathLike[str]) -> tuple[list[bytes], NDArray[np.bool
             raise UserError("not a verification set: it should hold a pair (images, flags)")
         encoded, issame = _parse_images(data[0]), _parse_flags(data[1])
         if len(encoded) != 2 * len(issame):
-            raise UserError(f"{len(encoded)} images for {len(issame)} pairs, expected two per pair")
+            raise UserError(f"{quantity(len(encoded), 'image')} for {quantity(len(issame), 'pair')}, not two each")
         if not encoded:
             raise UserError("the set is empty")
     except UserError as error:
