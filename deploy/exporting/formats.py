@@ -50,9 +50,7 @@ class Format:
     def require(self, name: str, precision: str) -> None:
         """Raises UserError if the format has no such precision, or a package is missing."""
         if precision not in self.precisions:
-            raise UserError(
-                f"--precision {precision}: not for --to {name}", fix=f"take {' or '.join(self.precisions)}"
-            )
+            raise UserError(f"--precision {precision}: not for --to {name}", fix=f"take {' or '.join(self.precisions)}")
         packages = (*self.packages, *(["nncf"] if precision == "int8" else []))
         if missing := [package for package in packages if not find_spec(package)]:
             raise UserError(

@@ -106,7 +106,9 @@ def slim(model: Any) -> None:
         for field in ("name", "doc_string", "metadata_props"):
             node.ClearField(field)
         for values in (node.input, node.output):
-            values[:] = [renamed[value] if value in renamed else renamed.setdefault(value, next(names)) for value in values]
+            values[:] = [
+                renamed[value] if value in renamed else renamed.setdefault(value, next(names)) for value in values
+            ]
     del graph.value_info[:]
     onnx.checker.check_model(model, full_check=True)
 

@@ -141,20 +141,23 @@ def time_in_turn(
     return Speed(dict(zip(calls, np.array(rounds).T, strict=True)))
 
 
-def find_faults(precision: str, agreement: Agreement, speed: Speed | None, baseline: str, max_drop: float) -> list[str]:
-    """Returns what speaks against using a file, empty if nothing does.
+def find_faults(precision: str, agreement: Agreement, max_drop: float) -> list[str]:
+    """Returns where a file disagrees with PyTorch, empty if nowhere.
 
-    speed: of one image with one thread; None if the file cannot be run here. baseline: the name that the file, "the
-    file", must not be slower than. max_drop: of the accuracy, in percentage points.
+    max_drop: of the accuracy, in percentage points.
     """
     faults = []
     if agreement.drop > max_drop:
-        faults.append(f"accuracy drops by {agreement.drop:.2f} points, more than --max-drop {max_drop:g}")
+        faults.append(f"its accuracy is {agreement.drop:.2f} points lower, more than --max-drop {max_drop:g}")
     if not agreement.worst >= MIN_COSINE[precision]:
         faults.append(f"its worst cosine to PyTorch is {agreement.worst:.4f}, below {MIN_COSINE[precision]:g}")
-    if speed and (ratio := speed.ratio("the file", baseline)) > SLOWER:
-        faults.append(f"not faster here: one image takes {ratio:.2f} times as long as with {baseline}")
     return faults
+
+
+def find_slowness(speed: Speed, name: str, baseline: str) -> str:
+    """Returns by how much a network is slower than the baseline, empty if it is not."""
+    ratio = speed.ratio(name, baseline)
+    return f"it is slower here: one image takes {ratio:.2f} times as long as with {baseline}" if ratio > SLOWER else ""
 
 
 def row_cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,7 +170,9 @@ def file_size(path: Path) -> int:
     """Returns the bytes of an exported file; of a folder, of all files in it; of OpenVINO's IR, of both files."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file == path or path.suffix == ".xml")
+    return sum(
+        file.stat().st_size for file in (path, path.with_suffix(".bin")) if file == path or path.suffix == ".xml"
+    )
 
 
 def all_threads() -> int:
