@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.alignment.folder import list_photos
-from utils.datasets.verification.bins import decode_images
 from eval.inputs.sets import VerificationSet
 from utils.datasets.alignment import SIZE
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.photos import PhotoFiles, open_photo
+from utils.datasets.verification.bins import decode_images
 from utils.errors import UserError, one_line
 from utils.filesystem import path_exists
 
