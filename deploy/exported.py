@@ -100,6 +100,8 @@ def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
 
 def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     openvino = import_openvino()
+    from openvino.frontend import FrontEndManager
+
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -109,11 +111,12 @@ def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     }
     core = openvino.Core()
     try:
-        model = core.read_model(path)
+        reader = FrontEndManager().load_by_framework("ir")  # core.read_model would try other formats, with complaints
+        model = reader.convert(reader.load(str(path)))
         compiled = core.compile_model(model, "CPU", options)
+        images = compiled.input(0)
     except RuntimeError as error:
         raise _damaged(path, error) from None
-    images = compiled.input(0)
     shapes = [
         [side.get_length() if side.is_static else None for side in port.partial_shape] for port in compiled.outputs
     ]

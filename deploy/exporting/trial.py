@@ -108,7 +108,7 @@ class Exporter:
 
     def _check(self, precision: str) -> Agreement:
         log.info("Comparing with PyTorch")
-        return self.prover.check(self.kind.open(self.path(precision), all_threads()))
+        return self.prover.check(partial(self.kind.open, self.path(precision)))
 
 
 def install(path: Path, out: Path) -> None:
