@@ -1,6 +1,8 @@
 """Runs exported networks: ONNX with ONNX Runtime, OpenVINO's IR, LiteRT's .tflite."""
 
+import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.metadata import METADATA_KEY, parse_metadata
+from deploy.metadata import METADATA_FILE, METADATA_KEY, parse_metadata
 from eval.inference.openvino import import_openvino
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError, shorten
@@ -128,9 +130,36 @@ def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     )  # fmt: skip
 
 
+def _open_litert(path: Path, threads: int) -> ExportedNetwork:
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(str(path), num_threads=threads or None)
+        interpreter.allocate_tensors()
+        with zipfile.ZipFile(path) if zipfile.is_zipfile(path) else nullcontext() as archive:
+            text = archive.read(METADATA_FILE).decode() if archive else ""
+    except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+    images, outputs = interpreter.get_input_details()[0], interpreter.get_output_details()
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        rows = []
+        for row in batch:  # such a file takes one image at a time
+            interpreter.set_tensor(images["index"], row[np.newaxis])
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(outputs[0]["index"]))
+        return np.concatenate(rows)
+
+    return ExportedNetwork(
+        _sizes(images["shape"].tolist()), images["dtype"] == np.uint8,
+        _embedding_size([output["shape"].tolist() for output in outputs]), parse_metadata(text, path), run,
+    )  # fmt: skip
+
+
 RUNTIMES: dict[str, tuple[str, Callable[[Path, int], ExportedNetwork]]] = {
     ".onnx": ("onnxruntime", _open_onnx),
     ".xml": ("openvino", _open_openvino),
+    ".tflite": ("ai_edge_litert", _open_litert),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.exported import ExportedNetwork, open_exported
+from deploy.exporting.mil import open_mlpackage
 from deploy.exporting.network import ExportNetwork, Interface
 from utils.errors import UserError
 
@@ -75,7 +76,21 @@ def _to_openvino(*arguments: Any) -> Conversion:
     return OpenVinoConversion(*arguments)
 
 
+def _to_litert(*arguments: Any) -> Conversion:
+    from deploy.exporting.litert import LiteRtConversion
+
+    return LiteRtConversion(*arguments)
+
+
+def _to_coreml(*arguments: Any) -> Conversion:
+    from deploy.exporting.coreml import CoreMlConversion
+
+    return CoreMlConversion(*arguments)
+
+
 FORMATS = {
     "onnx": Format(".onnx", PRECISIONS, ("onnx", "onnxruntime"), _to_onnx),
     "openvino": Format(".xml", PRECISIONS, ("onnx", "onnxruntime", "openvino"), _to_openvino),
+    "litert": Format(".tflite", ("fp32",), ("litert_torch", "ai_edge_litert"), _to_litert, channels_last=True),
+    "coreml": Format(".mlpackage", ("fp32", "fp16"), ("coremltools",), _to_coreml, open_mlpackage, runs_here=False),
 }

@@ -55,7 +55,8 @@ def trace(network: ExportNetwork) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            network, (network.interface.example(2),), file, dynamo=False, opset_version=OPSET, input_names=[INPUT],
+            network, (network.interface.example(2),), file, dynamo=False,  # type: ignore[arg-type]  # streams are taken
+            opset_version=OPSET, input_names=[INPUT],
             output_names=[OUTPUT], dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
         )  # fmt: skip
     model = onnx.load_from_string(file.getvalue())
