@@ -66,7 +66,9 @@ def _compute(function: Any, input_name: str, image: Tensor) -> Tensor:
         if kind == "const":
             continue
         if kind not in _OPERATIONS:
-            raise UserError(f"a Core ML program with the operation {kind}, which cannot be checked here")
+            raise UserError(
+                f"Core ML: the program has an operation {kind}, which deploy/exporting/mil.py does not know"
+            )
         arguments = partial(_get, operation.inputs, value_of)
         values[operation.outputs[0].name] = _OPERATIONS[kind](arguments)
     return values[function.outputs[0].name]
@@ -91,6 +93,14 @@ def _conv(get: Arguments) -> Tensor:
 
 def _max_pool(get: Arguments) -> Tensor:
     return F.max_pool2d(_pad(get("x"), get, -torch.inf), _ints(get("kernel_sizes")), _ints(get("strides")))
+
+
+def _avg_pool(get: Arguments) -> Tensor:
+    kernel, strides = _ints(get("kernel_sizes")), _ints(get("strides"))
+    sums = F.avg_pool2d(_pad(get("x"), get, 0.0), kernel, strides)
+    if not get("exclude_padding_from_average"):
+        return sums
+    return sums / F.avg_pool2d(_pad(torch.ones_like(get("x")), get, 0.0), kernel, strides)
 
 
 def _pad(x: Tensor, get: Arguments, value: float) -> Tensor:
@@ -119,6 +129,9 @@ def _ints(values: Any) -> list[int]:
 
 _OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
     "conv": _conv,
+    "linear": lambda get: F.linear(get("x"), get("weight"), get("bias")),
+    "relu": lambda get: F.relu(get("x")),
+    "leaky_relu": lambda get: F.leaky_relu(get("x"), float(get("alpha"))),  # a PReLU whose slopes are equal
     "prelu": lambda get: F.prelu(get("x"), get("alpha")),
     "add": lambda get: get("x") + get("y"),
     "mul": lambda get: get("x") * get("y"),
@@ -127,6 +140,7 @@ _OPERATIONS: dict[str, Callable[[Arguments], Tensor]] = {
     "concat": lambda get: torch.cat(get("values"), int(get("axis"))),
     "batch_norm": _batch_norm,
     "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
     "slice_by_index": _slice,
     "reshape": lambda get: get("x").reshape(_ints(get("shape"))),
     "cast": lambda get: get("x"),
