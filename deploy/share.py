@@ -38,7 +38,8 @@ def main() -> None:
         raise UserError(f"{args.out}: exists already", fix="name another folder, or remove it")
     backbone, config, file = open_checkpoint(args.model, args.config)
     results, thresholds = (
-        read_evaluation(file, sha256(file), pattern, config.test_output) for pattern in (RESULTS_FILES, THRESHOLDS_FILE)
+        without_warnings(read_evaluation(file, sha256(file), pattern, config.test_output))
+        for pattern in (RESULTS_FILES, THRESHOLDS_FILE)
     )
     content = save_safetensors({name: value.contiguous() for name, value in backbone.state_dict().items()})
     card = ModelCard(
@@ -63,6 +64,11 @@ def main() -> None:
     print(f"{args.out}: {SAFETENSORS_FILE} ({len(content):,} bytes), {', '.join(texts)}")
     if not results or not thresholds:
         print(f"No evaluation of {file} was found: python eval/eval.py output={file}, then this command again")
+
+
+def without_warnings(entries: SetEntries) -> SetEntries:
+    """Returns the entries without those of photos that were not aligned, which say little about the network."""
+    return {name: entry for name, entry in entries.items() if not entry.get("warning")}
 
 
 def to_shared_entries(entries: SetEntries, digest: str) -> SetEntries:

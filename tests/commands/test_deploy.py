@@ -99,6 +99,17 @@ def test_a_shared_folder(folder, tmp_path):
     assert again.returncode == 2 and "exists already; name another folder" in again.stderr
 
 
+def test_sets_with_a_warning_are_not_shared(tmp_path):
+    weights = write_network(tmp_path / "run")
+    for file in ("results.json", "thresholds.json"):
+        content = json.loads((weights.parent / file).read_text())
+        content["5"]["folder:raw"] = content["5"]["demo"] | {"warning": "the photos are not aligned"}
+        (weights.parent / file).write_text(json.dumps(content))
+    assert deploy("share", tmp_path / "out", "--model", tmp_path / "run").returncode == 0
+    assert [*json.loads((tmp_path / "out" / "thresholds.json").read_text())["5"]] == ["demo"]
+    assert "raw" not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_front_matter_is_yaml(folder, tmp_path):
     yaml = pytest.importorskip("yaml")
     name = "a: 'quoted' \"name\" # with signs"

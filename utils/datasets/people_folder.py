@@ -25,12 +25,12 @@ def list_people(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, list
         if path.name.startswith("."):
             continue
         if not path.is_dir():
-            left_out[f"{_suffix(path)} outside the people's folders"] += 1
+            left_out[f"{suffix_of(path)} outside the people's folders"] += 1
             continue
         people[path.name] = []
         for file in sorted(walk_files(path)):
             if file.suffix.lower() not in suffixes:
-                left_out[_suffix(file)] += 1
+                left_out[suffix_of(file)] += 1
             elif not file.is_file():
                 left_out["no regular file"] += 1
             else:
@@ -58,5 +58,6 @@ def describe_left_out(source: Path, left_out: Counter[str]) -> tuple[str, ...]:
     return (f"{note}. {CONVERT_HEIC}" if is_heic else note,)
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """Returns the suffix of a file, in lower case and cut to 20 characters, for a note on the files left out."""
     return one_line(path.suffix.lower())[:20] or "without a suffix"
