@@ -18,7 +18,14 @@ from pathlib import Path
 
 import torch
 
-from config import CommandParser, add_config_arguments, collect_overrides, path_argument, require_data
+from config import (
+    CommandParser,
+    add_config_arguments,
+    collect_overrides,
+    path_argument,
+    require_data,
+    warn_unused_fields,
+)
 from deploy.checkpoints import open_checkpoint
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.description import describe
@@ -51,6 +58,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as name:
             folder = Path(name)
             init_logging(folder / "export.log")
+            warn_unused_fields(config, "eval")
             sets = load_verification_sets(config, photos, World(0, 1, torch.device("cpu")))
             needs_faces = args.precision == "int8"
             faces = load_calibration_faces(args.calibration or Path(config.rec), sets) if needs_faces else None

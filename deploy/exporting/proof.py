@@ -57,12 +57,14 @@ class Agreement:
         comparisons: verification by PyTorch, A, and by the file, B, on each set.
         scores: of the file by set name. An image's embedding is that of the image plus that of its hflip.
         single: the same of the embeddings of the images alone, which the file gives.
+        expected: PyTorch's scores.
     """
 
     cosines: NDArray[np.float64]
     comparisons: list[Comparison]
     scores: dict[str, Score]
     single: dict[str, Score]
+    expected: dict[str, Score]
 
     @property
     def drop(self) -> float:
@@ -76,9 +78,18 @@ class Agreement:
 
     def format(self) -> str:
         """Returns the figures, with a table of the verification."""
-        worst = f"mean {self.cosines.mean():.6f}, worst {self.worst:.6f}"
-        table = format_table(self.comparisons)
-        return f"cosine to PyTorch on {len(self.cosines)} images: {worst}\nA: PyTorch, B: the file\n{table}"
+        cosines = f"mean {self.cosines.mean():.6f}, worst {self.worst:.6f}"
+        accuracies = [
+            f"accuracy on {name}: PyTorch {_format_accuracy(self.expected[name])}, the file {_format_accuracy(score)}"
+            for name, score in self.scores.items()
+        ]
+        head = [f"cosine to PyTorch on {len(self.cosines)} images: {cosines}", *accuracies, "A: PyTorch, B: the file"]
+        return "\n".join([*head, format_table(self.comparisons)])
+
+
+def _format_accuracy(score: Score) -> str:
+    low, high = score.interval
+    return f"{100 * score.accuracy:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
 
 
 class Prover:
@@ -109,7 +120,7 @@ class Prover:
             for eval_set in self.sets
         ]
         single = {eval_set.name: _score((embeddings[eval_set.name][0],) * 2, eval_set) for eval_set in self.sets}
-        return Agreement(cosines, comparisons, scores, single)
+        return Agreement(cosines, comparisons, scores, single, self._scores)
 
     def _embed(self, runtime: Runtime, eval_set: VerificationSet, name: str) -> Embeddings:
         direct, flipped = embed(runtime, eval_set.images, f"{eval_set.name}, {name}")

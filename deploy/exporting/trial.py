@@ -50,7 +50,10 @@ class Trial:
 
     def _format_speed(self) -> str:
         if not self.latency or not self.throughput:
-            return "speed: not measured, because the runtime of this format does not run on this system"
+            return (
+                "speed: not measured, and computed with PyTorch, not on a device: the runtime of this format does not "
+                "run here"
+            )
         single = ", ".join(f"{name} {1000 * self.latency.typical(name):.1f} ms" for name in self.latency.seconds)
         batch = ", ".join(f"{name} {BATCH / self.throughput.typical(name):.0f}" for name in self.throughput.seconds)
         return f"one image, one thread: {single}\n{BATCH} images, {all_threads()} threads, images a second: {batch}"

@@ -51,7 +51,8 @@ def test_an_export_that_agrees(backbone, eval_set, unit):
         np.testing.assert_allclose(agreement.scores["tiny"].distances, score.distances, atol=1e-6)
     alone = compute_score(direct, np.zeros_like(direct), eval_set.pairs, eval_set.issame)
     np.testing.assert_allclose(agreement.single["tiny"].distances, alone.distances, atol=1e-6)
-    assert "tiny" in agreement.format() and "on 40 images: mean 1.000000, worst 1.000000" in agreement.format()
+    assert "accuracy on tiny: PyTorch " in agreement.format()
+    assert "on 40 images: mean 1.000000, worst 1.000000" in agreement.format()
 
 
 def test_an_export_that_disagrees(backbone, eval_set):
@@ -71,7 +72,7 @@ def test_an_export_that_disagrees(backbone, eval_set):
 )
 def test_the_bounds(drop, worst, precision, count):
     comparison = Comparison("set", 6000, 0.99, 0.99 - drop / 100, (0, 0), 0, 0, 1.0)
-    agreement = Agreement(np.array([1, worst]), [comparison], {}, {})
+    agreement = Agreement(np.array([1, worst]), [comparison], {}, {}, {})
     assert len(find_faults(precision, agreement, 0.2)) == count
 
 
