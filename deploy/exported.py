@@ -16,7 +16,7 @@ from eval.inference.openvino import import_openvino
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError, shorten
 
-BATCH = 32  # faces per call
+BATCH = 4  # faces per call: few enough for the caches of the CPU
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from deploy.exported import open_exported
+from deploy.exporting import quantisation
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.network import ExportNetwork, Interface
 from deploy.exporting.onnx import OnnxConversion
@@ -47,10 +48,11 @@ def test_int8(folder, tmp_path, name, file):
     assert metadata["precision"] == "int8" and metadata["cosine_to_pytorch"]["worst"] > 0.9
 
 
-def test_accuracy_control_keeps_layers_in_float(folder):
+def test_accuracy_control_keeps_layers_in_float(folder, monkeypatch):
     from deploy.checkpoints import open_checkpoint
 
     backbone, _, _ = open_checkpoint(str(folder / "run"), None)
+    monkeypatch.setattr(quantisation, "MIN_COSINE", 0.9995)  # a small network loses little by int8
     with torch.no_grad():  # a channel a thousand times as large as the others, which int8 resolves badly
         backbone.stem[1].weight[0] *= 1000
     faces = load_calibration_faces(folder / "data", [])
@@ -63,4 +65,4 @@ def test_accuracy_control_keeps_layers_in_float(folder):
         cosines.append(row_cosines(open_exported(folder / f"{number}.onnx")(faces), expected).mean())
         nodes = onnx.load(folder / f"{number}.onnx").graph.node
         quantised.append(sum(node.op_type == "QuantizeLinear" for node in nodes))
-    assert cosines[0] < 0.998 <= cosines[1] + 1e-3 and quantised[0] > quantised[1] > 0
+    assert cosines[0] < 0.9995 <= cosines[1] + 1e-4 and quantised[0] > quantised[1] > 0
