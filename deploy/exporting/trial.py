@@ -89,25 +89,30 @@ class Exporter:
             )
             conversion = self.convert(precision, faces, controlled=True)
             agreement = self._check(precision)
-        baseline, latency, throughput = "PyTorch", None, None
-        if self.kind.runs_here:
-            log.info("Measuring the speed")
-            files = [(FILE, precision)]
-            if precision != "fp32":
-                baseline = "fp32"
-                if not self.path("fp32").exists():
-                    self.convert("fp32")
-                files.append((baseline, "fp32"))
-            openers = {name: partial(self.kind.open, self.path(stored)) for name, stored in files}
-            backbone, images = self.prover.backbone, self.prover.images
-            batch = np.resize(images, (BATCH, *images.shape[1:]))  # repeats them where there are fewer
-            latency = time_in_turn(backbone, openers, images[:1], 1)
-            throughput = time_in_turn(backbone, openers, batch, all_threads())
         faults = find_faults(precision, agreement, max_drop)
-        if latency and (fault := find_slowness(latency, FILE, baseline)):
+        latency, throughput = self._time(precision) if self.kind.runs_here else (None, None)
+        if latency and (fault := find_slowness(latency, FILE, self._baseline(precision))):
             faults.append(fault)
         path = self.path(precision)
         return Trial(conversion, path, file_size(path), agreement, latency, throughput, faults)
+
+    def _baseline(self, precision: str) -> str:
+        """Returns the name of the network that a precision must not be slower than."""
+        return "PyTorch" if precision == "fp32" else "fp32"
+
+    def _time(self, precision: str) -> tuple[Speed, Speed]:
+        """Measures one image with one thread, and 32 with all, in turn with the baseline and PyTorch."""
+        log.info("Measuring the speed")
+        files = {FILE: precision}
+        if precision != "fp32":
+            files["fp32"] = "fp32"
+            if not self.path("fp32").exists():
+                self.convert("fp32")
+        openers = {name: partial(self.kind.open, self.path(stored)) for name, stored in files.items()}
+        backbone, images = self.prover.backbone, self.prover.images
+        batch = np.resize(images, (BATCH, *images.shape[1:]))  # repeats them where there are fewer
+        single = time_in_turn(backbone, openers, images[:1], 1)
+        return single, time_in_turn(backbone, openers, batch, all_threads())
 
     def _check(self, precision: str) -> Agreement:
         log.info("Comparing with PyTorch")
