@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.exported import ExportedNetwork, open_exported
-from deploy.exporting.mil import open_mlpackage
+from deploy.exporting.converters.mil import open_mlpackage
 from deploy.exporting.network import ExportNetwork, Interface
 from utils.errors import UserError
 
@@ -65,25 +65,25 @@ class Format:
 
 
 def _to_onnx(*arguments: Any) -> Conversion:
-    from deploy.exporting.onnx import OnnxConversion
+    from deploy.exporting.converters.onnx import OnnxConversion
 
     return OnnxConversion(*arguments)
 
 
 def _to_openvino(*arguments: Any) -> Conversion:
-    from deploy.exporting.openvino import OpenVinoConversion
+    from deploy.exporting.converters.openvino import OpenVinoConversion
 
     return OpenVinoConversion(*arguments)
 
 
 def _to_litert(*arguments: Any) -> Conversion:
-    from deploy.exporting.litert import LiteRtConversion
+    from deploy.exporting.converters.litert import LiteRtConversion
 
     return LiteRtConversion(*arguments)
 
 
 def _to_coreml(*arguments: Any) -> Conversion:
-    from deploy.exporting.coreml import CoreMlConversion
+    from deploy.exporting.converters.coreml import CoreMlConversion
 
     return CoreMlConversion(*arguments)
 

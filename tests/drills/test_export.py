@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from deploy.exported import open_exported
-from deploy.exporting import quantisation
 from deploy.exporting.calibration import load_calibration_faces
+from deploy.exporting.converters import quantisation
+from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork, Interface
-from deploy.exporting.onnx import OnnxConversion
 from deploy.exporting.proof import row_cosines
 from eval.inference.embedding import TorchRuntime
 from tests.helpers.commands import run_command

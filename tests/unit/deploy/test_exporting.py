@@ -11,9 +11,9 @@ from torch import nn
 from backbones.build import build_backbone
 from deploy import FaceEmbedder
 from deploy.exported import open_exported
+from deploy.exporting.converters.onnx import slim, store_as_float16, trace
 from deploy.exporting.formats import FORMATS
 from deploy.exporting.network import ExportNetwork
-from deploy.exporting.onnx import slim, store_as_float16, trace
 from deploy.exporting.trial import install
 from deploy.metadata import METADATA_KEY, network_fields
 from eval.inference.embedding import TorchRuntime

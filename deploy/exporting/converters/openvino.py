@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork
-from deploy.exporting.onnx import OnnxConversion
 from deploy.metadata import METADATA_KEY
 from eval.inference.openvino import import_openvino
 

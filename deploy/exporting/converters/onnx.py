@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deploy.exporting.converters.quantisation import quantise
 from deploy.exporting.network import INPUT, OUTPUT, ExportNetwork
-from deploy.exporting.quantisation import quantise
 from deploy.metadata import METADATA_KEY
 from utils.filesystem import write_atomic
 

@@ -67,7 +67,7 @@ def _compute(function: Any, input_name: str, image: Tensor) -> Tensor:
             continue
         if kind not in _OPERATIONS:
             raise UserError(
-                f"Core ML: the program has an operation {kind}, which deploy/exporting/mil.py does not know"
+                f"Core ML: the program has an operation {kind}, which deploy/exporting/converters/mil.py does not know"
             )
         arguments = partial(_get, operation.inputs, value_of)
         values[operation.outputs[0].name] = _OPERATIONS[kind](arguments)
