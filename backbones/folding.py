@@ -17,7 +17,9 @@ def fold(network: nn.Module) -> nn.Module:
     In every nn.Sequential, batch norms are folded into the convolution before them, and 1×1 depthwise convolutions into
     the convolution after them; so are those of FactorizedReduce. The weights are computed in float64. Other layers stay
     as they are. Weights too small to change a result in float32 become zero: with them some products leave the normal
-    range of float32, on which CPUs take several times as long. The copy has other keys than the network: it is for inference, not for checkpoints.
+    range of float32, on which CPUs take several times as long.
+
+    The copy has other keys than the network: it is for inference, not for checkpoints.
     """
     folded = _fold(copy.deepcopy(network).eval())
     for parameter in folded.parameters():

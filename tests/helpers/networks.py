@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from backbones.build import build_backbone
 from config import Config, load_config, save_config
+from deploy.metadata import METADATA_KEY, network_fields
 from tests.helpers.paths import ROOT
-from utils.checkpoints.weights import save_weights
+from utils.checkpoints.weights import load_weights, save_weights
 from utils.filesystem import sha256
 
 SMALL = ["channel=4", "n_layers=4", "embedding_size=32"]
@@ -41,6 +44,58 @@ def write_evaluation(weights: Path, cosine: float, name: str = "demo") -> None:
     step = weights.name.removesuffix("backbone.pth")
     for file, entry in (("thresholds.json", thresholds), ("results.json", results)):
         (weights.parent / file).write_text(json.dumps({step: {name: entry}}))
+
+
+class _PixelNetwork(nn.Module):
+    """Maps pixels (B, 112, 112, 3) uint8 to unit vectors (B, D), as exported networks do."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5  # (B, 3, 112, 112)
+        return nn.functional.normalize(self.backbone(inputs))
+
+
+def write_onnx(
+    path: Path,
+    cosine: float | None = 0.99,
+    config: Config | None = None,
+    weights: Path | None = None,
+    takes_pixels: bool = True,
+) -> Path:
+    """Writes a network as an exported .onnx file and returns its path.
+
+    cosine: the threshold at FAR 1e-3 on the set demo; None: no thresholds. config: of a small network by default.
+    weights: a checkpoint; None: random weights. takes_pixels: whether inputs are uint8 (B, 112, 112, 3) and outputs of
+    length 1; else inputs are floats (B, 3, 112, 112) and outputs of any length.
+    """
+    torch.manual_seed(1)
+    config = config or small_network_config()
+    backbone = build_backbone(config)
+    if weights:
+        load_weights(backbone, weights)
+    network = _PixelNetwork(backbone) if takes_pixels else backbone
+    example = torch.zeros(1, 112, 112, 3, dtype=torch.uint8) if takes_pixels else torch.zeros(1, 3, 112, 112)
+    torch.onnx.export(
+        network.eval(), (example,), path, dynamo=False, input_names=["images"], output_names=["embeddings"],
+        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}}, opset_version=17,
+    )  # fmt: skip
+    set_threshold(path, cosine, network_fields(config))
+    return path
+
+
+def set_threshold(path: Path, cosine: float | None, network: dict[str, Any] | None = None) -> None:
+    """Writes the metadata of an exported .onnx file: its network, and a threshold at FAR 1e-3, or none."""
+    import onnx  # here: most tests write no .onnx file
+
+    thresholds = {} if cosine is None else {"demo": {"pairs": 6000, "different": 3000, "1e-03": {"cosine": cosine}}}
+    model = onnx.load(path)
+    known = {entry.key: entry.value for entry in model.metadata_props}
+    network = network or json.loads(known[METADATA_KEY])["network"]
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps({"network": network, "thresholds": thresholds})})
+    onnx.save(model, path)
 
 
 def small_network_config() -> Config:

@@ -33,3 +33,18 @@ def write_people(folder: Path, people: int = 2, photos: int = 2) -> list[str]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(draw_photo(seed)[0])
     return names
+
+
+def surround(photo: bytes, width: int, height: int) -> bytes:
+    """Returns a photo at the lower right of a larger picture, as PNG: the detector looks at it in tiles."""
+    image = decode(photo)
+    large = np.full((height, width, 3), 200, np.uint8)
+    large[height - image.shape[0] :, width - image.shape[1] :] = image
+    return cv2.imencode(".png", large[..., ::-1])[1].tobytes()
+
+
+def rotate_exif(photo: bytes, orientation: int) -> bytes:
+    """Returns a JPEG with an EXIF orientation."""
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + bytes([0, orientation, 0, 0]) + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    return photo[:2] + b"\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment + photo[2:]

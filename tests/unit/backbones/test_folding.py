@@ -81,3 +81,11 @@ def test_layers_that_must_stay():
         folded = fold(network)
         assert [type(layer) for layer in folded] == [type(layer) for layer in layers]
         torch.testing.assert_close(folded(x), network(x))
+
+
+def test_negligible_weights_become_zero():
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.PReLU(2))
+    network[0].weight.data = torch.tensor([[1e-3, 1e-38], [-1e-14, -1e-16]]).view(2, 2, 1, 1)
+    folded = fold(network)
+    torch.testing.assert_close(folded[0].weight.flatten(), torch.tensor([1e-3, 0, -1e-14, 0]), rtol=0, atol=0)
+    assert network[0].weight[0, 1] != 0
