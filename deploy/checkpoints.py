@@ -1,5 +1,6 @@
 """Opens the networks of checkpoints and of shared folders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from utils.filesystem import open_regular_file
 SAFETENSORS_FILE = "model.safetensors"
 
 
-def open_checkpoint(path: str | None, config_path: str | None) -> tuple[nn.Module, Config, Path]:
+def open_checkpoint(
+    path: str | None, config_path: str | None, overrides: Sequence[str] = ()
+) -> tuple[nn.Module, Config, Path]:
     """Returns the network, in evaluation mode on the CPU, its config and the file of its weights.
 
     Args:
@@ -25,18 +28,19 @@ def open_checkpoint(path: str | None, config_path: str | None) -> tuple[nn.Modul
             of config/config.py.
         config_path: the config. None: config.json beside the weights, or else the shipped config whose network has the
             shapes of the weights.
+        overrides: of config fields, "field=value".
 
     Raises UserError.
     """
     if path is None:
-        config = load_config(config_path)
+        config = load_config(config_path, overrides)
         path, config_path = config.output, config_path or str(find_saved_config(config.output) or "") or None
         if config_path is None:
             return _load(find_weights(path, "config output"), config)
     file = find_weights(path, "--model")
     if config_path is None and (saved := find_saved_config(file)):
         config_path = str(saved)
-    return _load(file, load_config(config_path) if config_path else None)
+    return _load(file, load_config(config_path, overrides) if config_path else None, overrides)
 
 
 def find_weights(path: str, option: str) -> Path:
@@ -49,9 +53,9 @@ def find_weights(path: str, option: str) -> Path:
     return list(find_backbones(path, option).values())[-1]
 
 
-def _load(file: Path, config: Config | None) -> tuple[nn.Module, Config, Path]:
+def _load(file: Path, config: Config | None, overrides: Sequence[str] = ()) -> tuple[nn.Module, Config, Path]:
     weights = read_safetensors(file) if file.suffix == ".safetensors" else read_weights(file)
-    config = config or match_config(weights, file)
+    config = config or match_config(weights, file, overrides)
     backbone = build_backbone(config)
     load_checked_state_dict(backbone, weights, str(file))
     return backbone.eval(), config, file
@@ -68,11 +72,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: is not a readable safetensors file ({error!s:.80})") from None
 
 
-def match_config(weights: dict[str, Tensor], file: Path) -> Config:
-    """Returns the shipped config whose network has the names and shapes of the weights. Raises CheckpointError."""
+def match_config(weights: dict[str, Tensor], file: Path, overrides: Sequence[str] = ()) -> Config:
+    """Returns the shipped config whose network has the names and shapes of the weights. Raises UserError."""
     shapes = {name: value.shape for name, value in weights.items()}
     for path in shipped_configs():
-        config = load_config(path)
+        config = load_config(path, overrides)
         with torch.device("meta"):
             expected = build_backbone(config).state_dict()
         if shapes == {name: value.shape for name, value in expected.items()}:

@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.registry import BACKBONES
 
 METADATA_KEY = "pocketnet"  # under which an exported file keeps the JSON
+METADATA_FILE = "pocketnet.json"  # its name in the archive at the end of a .tflite
 # What a network expects, in words for people who run the file elsewhere.
 PREPROCESSING = "face aligned to the ArcFace template, 112×112 pixels, RGB"
 

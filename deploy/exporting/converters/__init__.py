@@ -1,0 +1,1 @@
+"""One module for each format of exported files, and the quantisation to int8."""

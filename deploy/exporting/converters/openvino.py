@@ -1,0 +1,38 @@
+"""Export to OpenVINO's IR: a file .xml with the operations and a file .bin with the weights beside it."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.exporting.converters.onnx import OnnxConversion
+from deploy.exporting.network import ExportNetwork
+from deploy.metadata import METADATA_KEY
+from eval.inference.openvino import import_openvino
+
+
+class OpenVinoConversion:
+    """A network as OpenVINO's IR, converted from its ONNX.
+
+    Its batch is free. fp16 stores the weights in float16; OpenVINO computes in float32.
+    """
+
+    def __init__(
+        self, network: ExportNetwork, precision: str, faces: NDArray[np.uint8] | None = None, controlled: bool = False
+    ) -> None:
+        """See `OnnxConversion`."""
+        openvino = import_openvino()
+        from openvino._offline_transformations import apply_moc_transformations
+
+        conversion = OnnxConversion(network, "int8" if precision == "int8" else "fp32", faces, controlled)
+        self.model = openvino.Core().read_model(conversion.model.SerializeToString())
+        apply_moc_transformations(self.model, cf=True)  # half the operations remain
+        self._half = precision == "fp16"
+
+    def save(self, path: Path, metadata: str = "") -> None:
+        """Writes both files. Raises OSError."""
+        self.model.set_rt_info(metadata, METADATA_KEY)
+        try:
+            import_openvino().save_model(self.model, path, compress_to_fp16=self._half)
+        except RuntimeError as error:  # OpenVINO's for a full disk
+            raise OSError(str(error).strip().splitlines()[-1]) from None

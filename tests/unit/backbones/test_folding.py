@@ -1,0 +1,91 @@
+"""fold: the folded copy of a network computes the same embeddings with fewer layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import ops
+from backbones.build import build_backbone
+from backbones.folding import fold
+from backbones.iresnet import IResNet
+from config import load_config, shipped_configs
+
+
+def train_statistics(network, shape):
+    """Gives every layer values of its own, batch norms too: those of a new network change nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            if module.affine:
+                module.weight.data.uniform_(-1.5, 1.5, generator=generator)
+                module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+    return network.eval(), torch.randn(shape, generator=generator)
+
+
+def count(network, kind):
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+@pytest.mark.parametrize("path", shipped_configs(), ids=lambda path: path.stem)
+def test_shipped_networks(path):
+    config = load_config(path)
+    network = build_backbone(config)
+    if isinstance(network, IResNet):  # untrained, its values would overflow
+        for convolution in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.normal_(convolution.weight, std=0.01)
+    network, images = train_statistics(network, (2, 3, 112, 112))
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    folded = fold(network)
+    with torch.inference_mode():
+        expected, found = network(images), folded(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
+    if "PocketNet" in path.stem:
+        kept = {name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)}
+        pools = {name for name, module in folded.named_modules() if isinstance(module, ops.PoolBN)}
+        assert kept == {f"{name}.bn" for name in pools}  # a batch norm after max pooling has no convolution before it
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_depthwise_separable_convolutions(kernel, affine, stride):
+    network, x = train_statistics(ops.StdConv(6, 10, kernel, stride, affine), (3, 6, 8, 8))
+    folded = fold(network)
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-5, atol=1e-5)
+    assert count(folded, nn.BatchNorm2d) == 0 and count(folded, nn.Conv2d) == (1 if kernel == 1 else 2)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_factorized_reduce(affine):
+    network, x = train_statistics(ops.FactorizedReduce(6, 10, affine), (3, 6, 8, 8))
+    folded = fold(nn.ModuleList([network]))[0]
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-5, atol=1e-5)
+    assert count(folded, nn.BatchNorm2d) == 0 and count(folded, nn.Conv2d) == 2
+
+
+def test_layers_that_must_stay():
+    """Padding after a scaling, a stride of the second convolution, a batch norm without a convolution."""
+    scaling = nn.Conv2d(4, 4, 1, groups=4)
+    for layers in (
+        [scaling, nn.Conv2d(4, 4, 3, padding=1)],
+        [scaling, nn.Conv2d(4, 8, 1, 2)],
+        [nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1)],
+        [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)],
+        [nn.Conv2d(4, 4, 1), nn.PReLU(4), nn.BatchNorm2d(4)],
+    ):
+        network, x = train_statistics(nn.Sequential(*layers), (2, 4, 8, 8))
+        folded = fold(network)
+        assert [type(layer) for layer in folded] == [type(layer) for layer in layers]
+        torch.testing.assert_close(folded(x), network(x))
+
+
+def test_negligible_weights_become_zero():
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), nn.PReLU(2))
+    network[0].weight.data = torch.tensor([[1e-3, 1e-38], [-1e-14, -1e-16]]).view(2, 2, 1, 1)
+    folded = fold(network)
+    torch.testing.assert_close(folded[0].weight.flatten(), torch.tensor([1e-3, 0, -1e-14, 0]), rtol=0, atol=0)
+    assert network[0].weight[0, 1] != 0
