@@ -8,7 +8,8 @@ from backbones import ops
 from backbones.build import build_backbone
 from backbones.folding import fold
 from backbones.iresnet import IResNet
-from config import load_config, shipped_configs
+from config import load_config
+from tests.helpers.paths import ROOT
 
 
 def train_statistics(network, shape):
@@ -28,9 +29,11 @@ def count(network, kind):
     return sum(isinstance(module, kind) for module in network.modules())
 
 
-@pytest.mark.parametrize("path", shipped_configs(), ids=lambda path: path.stem)
-def test_shipped_networks(path):
-    config = load_config(path)
+@pytest.mark.parametrize(
+    "name", ["PocketNetS128", "PocketNetM256", "iresnet100"]
+)  # others differ in the last layer alone
+def test_shipped_networks(name):
+    config = load_config(ROOT / "config" / f"config_{name}.py")
     network = build_backbone(config)
     if isinstance(network, IResNet):  # untrained, its values would overflow
         for convolution in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
@@ -43,7 +46,7 @@ def test_shipped_networks(path):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
-    if "PocketNet" in path.stem:
+    if "PocketNet" in name:
         kept = {name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)}
         pools = {name for name, module in folded.named_modules() if isinstance(module, ops.PoolBN)}
         assert kept == {f"{name}.bn" for name in pools}  # a batch norm after max pooling has no convolution before it
