@@ -21,6 +21,9 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
 class Config:
     """The checked config of a command, made by `config.load_config`."""
 
+    # --- device
+    device: str = "auto"  # cuda: a GPU for each process; cpu; auto: cuda if there is a GPU
+
     # --- data
     dataset: str = "emoreIresNet"  # name of the data set, a note for people
     rec: str = "data/faces_emore"  # folder of train.rec, train.idx, property and the verification sets (*.bin)

@@ -14,6 +14,7 @@ from utils.registry import DATA_SOURCES, LOSSES, OPERATIONS, OPTIMIZERS
 
 DEFAULTS = Config().to_dict()
 CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
     "optimizer": tuple(OPTIMIZERS),
     "loss": tuple(LOSSES),
     "data_source": tuple(DATA_SOURCES),

@@ -35,7 +35,7 @@ def main() -> None:
             "config teacher_cache: is empty", fix="name the folder for the embeddings: teacher_cache=FOLDER"
         )
     folder = ensure_output_folder(config, "teacher_cache")
-    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+    with translate_runtime_errors(config), init_distributed(config.device, config.timeout) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         warn_unused_fields(config, "train_kd")
         data = open_dataset(config)

@@ -39,20 +39,17 @@ class World:
 
 
 @contextmanager
-def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
+def init_distributed(device: str = "auto", timeout: int = 1800) -> Iterator[World]:
     """Initialises the process group for the duration of the block. Collective.
 
     A signal that requests a checkpoint does not end the process inside the block; utils.distributed.shutdown handles
-    it. Raises UserError if there are more processes than GPUs.
+    it. Raises UserError as `select_device`.
 
-    device: "cpu", or None for a GPU if there is one. timeout: seconds after which a collective fails.
+    device: as config.device. timeout: seconds after which a collective fails.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = torch.cuda.is_available() and device != "cpu"
-    if gpu and local_rank >= torch.cuda.device_count():
-        raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
-    rank_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    rank_device = select_device(device)
+    gpu = rank_device.type == "cuda"
     if gpu:
         torch.cuda.set_device(rank_device)
     else:
@@ -69,6 +66,32 @@ def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def count_gpus(device: str) -> int:
+    """Returns the number of GPUs of this machine that commands use. device: as config.device."""
+    return 0 if device == "cpu" else torch.cuda.device_count()
+
+
+def select_device(device: str) -> torch.device:
+    """Returns the device of this rank. device: as config.device.
+
+    Raises UserError if a GPU is requested and there is none, or if there are more processes than GPUs.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "config device: cuda, but PyTorch finds no GPU",
+            fix="check nvidia-smi and that torch is built for CUDA, or take device=cpu",
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"NPROC: process {local_rank + 1} of this machine finds {gpus} GPUs",
+            fix=f"NPROC={gpus} at most, or device=cpu",
+        )
+    return torch.device("cuda", local_rank)
 
 
 def launcher_folder() -> Path | None:

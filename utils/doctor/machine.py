@@ -45,11 +45,12 @@ def check_config(plan: RunPlan) -> Iterator[Check]:
 
 def check_device(plan: RunPlan) -> Iterator[Check]:
     """Reports the GPUs; without any, checks that there is a core for each process."""
-    local, gpus = plan.world.size, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if gpus:
+    local = plan.world.size
+    if plan.world.device.type == "cuda":
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found = f"{format_processes(local)} here, {len(gpus)} GPUs: {', '.join(dict.fromkeys(gpus))}"
         yield Check("device", PASS, found)
-    elif shutil.which("nvidia-smi"):
+    elif plan.config.device != "cpu" and shutil.which("nvidia-smi"):
         fix = "run nvidia-smi, check that CUDA_VISIBLE_DEVICES is not empty and that torch is built for CUDA"
         yield Check("device", WARN, "PyTorch finds no GPU here: the run would use the CPU", fix)
     else:

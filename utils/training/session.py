@@ -22,7 +22,7 @@ def training_session(config: Config, log_file: str, prefix: str) -> Iterator[Wor
     rank's World. Raises UserError if another run holds the lock of the folder.
     """
     output = Path(config.output)
-    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+    with translate_runtime_errors(config), init_distributed(config.device, config.timeout) as world:
         exit_if_ended(world)
         # Here, because leaving init_distributed may wait for other ranks.
         with record_exit_code(), lock_output_dir(output, world):
