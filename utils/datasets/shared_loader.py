@@ -200,6 +200,7 @@ def leave_signals_to_parent(worker: int) -> None:
     Ctrl-C in a terminal and a scheduler's signals reach workers too. The training process handles them: it completes
     its step, writes a checkpoint, then ends its workers.
     """
+    signal.set_wakeup_fd(-1)  # of the training process, see blocked.py
     for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from pathlib import Path
 from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT, count_gpus
 from utils.distributed.restart import read_exit_code, request_checkpoint
 from utils.distributed.signals import CHECKPOINT_SIGNALS, ignore_checkpoint_signals, is_ignored
-from utils.errors import UserError
+from utils.errors import UserError, print_error
 
 
 def launch(arguments: list[str]) -> int:
@@ -47,12 +47,25 @@ def launch(arguments: list[str]) -> int:
         except SignalException as error:
             return 128 + error.sigval
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
+            rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
-                print(error, file=sys.stderr)
+                print_error(describe_death(rank, -failure.exitcode))
                 return 128 - failure.exitcode
             return failure.exitcode
         return read_exit_code(folder)
+
+
+def describe_death(rank: int, number: int) -> UserError:
+    """Returns the error for a process that a signal has ended, with what usually sends it."""
+    senders = {
+        signal.SIGABRT: ", as by NCCL where a GPU waits for another process for twice the config's timeout",
+        signal.SIGKILL: ", as when memory runs out",
+    }
+    sender = senders.get(signal.Signals(number), "")
+    return UserError(
+        f"process {rank} was ended by {signal.Signals(number).name} (exit code {-number}){sender}",
+        fix="lines above may say more; the same command resumes from the last checkpoint",
+    )
 
 
 def _loopback_rendezvous(file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The process group of a run: ranks started by torchrun, or a single process. NCCL on GPUs, gloo on CPUs."""
+"""The process group of a run: ranks started by torchrun, or a single process."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
-from utils.errors import UserError
+from utils.errors import UserError, end_at_once
 
 LAUNCHER_FOLDER_ENV = "POCKETNET_LAUNCHER_FOLDER"
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
@@ -54,18 +54,43 @@ def init_distributed(device: str = "auto", timeout: int = 1800) -> Iterator[Worl
         torch.cuda.set_device(rank_device)
     else:
         _keep_freed_memory()
+    world = World(rank, size, rank_device)
     if size > 1:
-        limit, store = timedelta(seconds=timeout), None  # without a store, torch uses MASTER_ADDR
-        if (folder := launcher_folder()) and is_one_machine():
-            store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file needs no open port
-            store.set_timeout(limit)
-        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        _init_process_group(world, timedelta(seconds=timeout))
     try:
         with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
-            yield World(rank, size, rank_device)
+            yield world
+    except BaseException as error:
+        if gpu and size > 1:
+            end_at_once(error)  # NCCL's clean-up waits for ranks that know nothing of the error
+        raise
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def _init_process_group(world: World, timeout: timedelta) -> None:
+    """Initialises the default process group. Collective.
+
+    On GPUs it has two backends: NCCL for tensors there, gloo for tensors on the CPU and for objects, which so never
+    pass through the memory of a GPU. NCCL ends a process at its time-out with SIGABRT, while gloo raises an error. So
+    NCCL waits twice as long.
+    """
+    gpu, store = world.device.type == "cuda", None  # without a store, torch uses MASTER_ADDR
+    if (folder := launcher_folder()) and is_one_machine():
+        store = dist.FileStore(str(folder / f"store-{restart_count()}"), world.size)  # a file needs no open port
+        store.set_timeout(timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=2 * timeout if gpu else timeout,
+        # Connects NCCL now. Not with other machines: where one has ended the run, it joins with gloo only (restart.py).
+        device_id=world.device if gpu and is_one_machine() else None,
+    )
+    if gpu and dist.group.WORLD:
+        dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
 
 
 def count_gpus(device: str) -> int:

@@ -27,9 +27,8 @@ from utils.distributed.process_group import (
     LAUNCHER_FOLDER_ENV,
     LOOPBACK_ENVIRONMENT,
     count_gpus,
-    init_distributed,
 )
-from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.distributed.runtime_errors import init_run
 from utils.doctor.data import check_images, check_sets
 from utils.doctor.machine import check_config, check_device, check_disk, check_output, check_precision
 from utils.doctor.plan import DISTILLATION, SEARCH, TRAINING, Kind, RunPlan
@@ -80,15 +79,10 @@ def _run_process(rank: int, local: int, processes: int, folder: str) -> None:
     os.environ |= LOOPBACK_ENVIRONMENT | {name: str(value) for name, value in ranks.items()}
     os.environ[LAUNCHER_FOLDER_ENV] = folder
     counts = dict.fromkeys((PASS, WARN, FAIL), 0)
-    try:
-        for check in collect_checks("processes", _open_and_check(processes)):
-            if rank == 0 or (check.state == FAIL and check.subject not in SAME_ON_ALL):
-                counts[check.state] += 1
-                _print(check)
-    except SystemExit:
-        if rank == 0:
-            raise
-        return  # rank 0 reports the error and goes on
+    for check in collect_checks("processes", _open_and_check(processes)):
+        if rank == 0 or (check.state == FAIL and check.subject not in SAME_ON_ALL):
+            counts[check.state] += 1
+            _print(check)
     if rank == 0:
         print(", ".join(f"{number} {state}" for state, number in counts.items()), flush=True)
     if counts[FAIL]:
@@ -98,8 +92,13 @@ def _run_process(rank: int, local: int, processes: int, folder: str) -> None:
 def _open_and_check(processes: int) -> Iterator[Check]:
     """Yields all checks of this rank. Raises UserError if the processes cannot work together."""
     config, kind = parse_arguments()
-    with translate_runtime_errors(config), init_distributed(config.device, config.timeout) as world:
-        yield from run_checks(RunPlan(config, kind, world, processes))
+    with init_run(config) as world:
+        try:
+            yield from run_checks(RunPlan(config, kind, world, processes))
+        except SystemExit:
+            if world.is_main:
+                raise
+            # else rank 0 reports the error and goes on
 
 
 def run_checks(plan: RunPlan) -> Iterator[Check]:
