@@ -69,7 +69,8 @@ class Config:
     lr_func: Callable[[int], float] | None = None
     max_steps: int = 0  # stop after this many steps; 0: after num_epoch epochs
     seed: int = 0  # for initial weights, image order and horizontal flips
-    precision: str = "fp32"  # fp32, bf16 or fp16 (the header and the loss are always float32)
+    # fp32, tf32 (coarser, faster convolutions on NVIDIA GPUs), bf16 or fp16; the header and the loss are always float32
+    precision: str = "fp32"
     # stop after so many consecutive steps with a non-finite loss or gradient, which are skipped
     max_bad_steps: int = 20
     compile: bool = False  # torch.compile the backbone: takes minutes at the start, then faster steps

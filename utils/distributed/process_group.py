@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.distributed.precision import PRECISIONS, allow_tf32, tf32_of
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
 from utils.errors import UserError, end_at_once
 
@@ -54,6 +55,7 @@ def init_distributed(device: str = "auto", timeout: int = 1800) -> Iterator[Worl
         torch.cuda.set_device(rank_device)
     else:
         _keep_freed_memory()
+    allow_tf32(False)  # torch's default allows it in convolutions
     world = World(rank, size, rank_device)
     if size > 1:
         _init_process_group(world, timedelta(seconds=timeout))
@@ -154,16 +156,14 @@ def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(world: World, precision: str) -> torch.autocast:
-    """Returns a context in which networks compute in fp32, bf16 or fp16, whatever the surrounding context.
-
-    precision: a key of PRECISIONS.
-    """
+@contextmanager
+def autocast(world: World, precision: str) -> Iterator[None]:
+    """Makes networks compute in a precision, a key of PRECISIONS, whatever the surrounding context."""
+    dtype = PRECISIONS[precision]
     # No cache of cast weights: the search changes weights in place, and the cache would hold their old values.
-    return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=False)
+    options = {"enabled": dtype != torch.float32, "cache_enabled": False}
+    with tf32_of(precision), torch.autocast(world.device.type, dtype, **options):
+        yield
 
 
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:

@@ -65,7 +65,11 @@ def check_precision(plan: RunPlan) -> Iterator[Check]:
     gpu = plan.world.device.type == "cuda"
     for name in ("precision", *(["teacher_precision"] if plan.kind.command == "train_kd" else [])):
         precision = getattr(plan.config, name)
-        if precision != "fp32" and not gpu:
+        if precision == "tf32" and not (gpu and torch.cuda.get_device_capability(plan.world.device) >= (8, 0)):
+            yield Check(
+                "precision", WARN, f"{name}=tf32: this device has no TF32, and computes in fp32", f"{name}=fp32"
+            )
+        elif precision != "fp32" and not gpu:
             found = f"{name}={precision} on a CPU: several times slower if the CPU has no instructions for it"
             yield Check("precision", WARN, found, f"{name}=fp32")
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
