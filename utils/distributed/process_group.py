@@ -181,6 +181,7 @@ def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
             device_ids=[world.device] if world.device.type == "cuda" else None,
             broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
             gradient_as_bucket_view=True,
+            bucket_cap_mb=25,  # torch's default has a small first bucket: a PocketNet's gradients are one all-reduce
         )
 
 

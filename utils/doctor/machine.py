@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,10 @@ def check_precision(plan: RunPlan) -> Iterator[Check]:
         if not shutil.which(compiler):
             found = f"compile=True, by {compiler}: not found"
             yield Check("precision", FAIL, found, f"install {compiler}, or compile=False")
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        if not header.is_file():
+            found = f"compile=True: no {header}, which compiled kernels include"
+            yield Check("precision", FAIL, found, "install Python's headers (python3-dev), or compile=False")
 
 
 def check_output(plan: RunPlan) -> Iterator[Check]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, parse_genotype, to_json, to_text
 from config import load_config
@@ -358,6 +359,23 @@ def search_task(*overrides: str, sample: int = 0) -> SearchTask:
 
 def step_of_training() -> TaskBatch:
     return TaskBatch(golden_images(1, 4), torch.tensor([0, 1, 2, 0]), torch.arange(4), torch.zeros(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1"])
+def test_a_step_of_the_search_does_not_make_the_host_wait(field):
+    """Reading a number off the device is the operation _local_scalar_dense."""
+
+    class Count(TorchDispatchMode):
+        waits = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.waits += func._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
+            return func(*args, **(kwargs or {}))
+
+    task = search_task(field)
+    with Count() as mode:  # no more than one step: torch's loader draws a seed on the CPU where its data start again
+        task(step_of_training())["Loss"].backward()
+    assert mode.waits == 0
 
 
 def test_the_cost_weight_pulls_the_cost_down():

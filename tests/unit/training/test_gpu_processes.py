@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from config.base import Config
+from tests.helpers.training import spawn_ranks
 from utils.distributed.blocked import end_if_blocked
 from utils.distributed.collectives import run_on_main
 from utils.distributed.launch import describe_death
-from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed, wrap_ddp
 from utils.distributed.runtime_errors import init_run
 from utils.errors import UserError, run_cli
 
@@ -101,6 +103,18 @@ def test_a_rank_without_gpu_meets_the_gloo_backend_of_the_others(tmp_path):
     for process in ranks:
         process.join(30)
     assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def _count_all_reduces(world, folder) -> None:
+    network = wrap_ddp(nn.Sequential(*(nn.Linear(200, 200) for _ in range(60))), world)  # 9 MB in 120 parameters
+    for step in range(3):  # after the first step DDP arranges the gradients anew
+        network(torch.ones(1, 200)).sum().backward()
+        sizes = network._get_ddp_logging_data()["rebuilt_bucket_sizes" if step == 2 else "bucket_sizes"]
+        assert [int(size) for size in sizes.split(", ")] == [60 * 200 * 201 * 4]
+
+
+def test_the_gradients_of_a_small_network_are_one_all_reduce(tmp_path):
+    spawn_ranks(_count_all_reduces, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- signals
