@@ -47,7 +47,7 @@ class SharedMemoryLoader(Generic[SourceT]):
 
         Args:
             workers: number of processes; 0 decodes in this process.
-            pin: yields copies in pinned memory, for the current GPU; a thread makes them while earlier batches are used.
+            pin: yields copies in pinned memory, for the current GPU; a thread makes them while earlier ones are used.
             skip_bad: logs an unreadable image and replaces it by another image of its batch, instead of raising.
             timeout: seconds to wait for the workers; 0 waits forever.
         """
