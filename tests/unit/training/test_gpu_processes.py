@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from utils.distributed.collectives import run_on_main
 from utils.distributed.launch import describe_death
 from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed, wrap_ddp
 from utils.distributed.runtime_errors import init_run
+from utils.distributed.shutdown import GracefulShutdown
 from utils.errors import UserError, run_cli
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -152,6 +154,19 @@ def test_a_process_that_handles_its_signals_goes_on(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, old_handler)
     assert received == [signal.SIGTERM] and not ended and signal.set_wakeup_fd(-1) == -1
+
+
+def _shut_down(world, folder) -> None:
+    on_gpu = replace(world, device=torch.device("cuda", 0))
+    with GracefulShutdown(on_gpu, timeout=60) as shutdown:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert shutdown.requested_signal == signal.SIGTERM and signal.set_wakeup_fd(-1) != -1
+    with GracefulShutdown(world, timeout=60):
+        assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_only_ranks_on_gpus_watch_for_signals_that_they_cannot_handle(tmp_path):
+    spawn_ranks(_shut_down, tmp_path)
 
 
 def test_the_launcher_names_the_signal_that_ended_a_process():
