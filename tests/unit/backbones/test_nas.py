@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, parse_genotype, to_json, to_text
 from config import load_config
@@ -26,6 +25,7 @@ from NAS.task import SearchTask
 from NAS.visualize import draw_cells
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN
+from tests.helpers.waits import CountWaits
 from utils.datasets.cifar10 import Cifar10
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
@@ -363,17 +363,10 @@ def step_of_training() -> TaskBatch:
 
 @pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1"])
 def test_a_step_of_the_search_does_not_make_the_host_wait(field):
-    """Reading a number off the device is the operation _local_scalar_dense."""
-
-    class Count(TorchDispatchMode):
-        waits = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.waits += func._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
-            return func(*args, **(kwargs or {}))
-
     task = search_task(field)
-    with Count() as mode:  # no more than one step: torch's loader draws a seed on the CPU where its data start again
+    with (
+        CountWaits() as mode
+    ):  # a single step: where its data start again, torch's loader draws a seed
         task(step_of_training())["Loss"].backward()
     assert mode.waits == 0
 
