@@ -364,9 +364,7 @@ def step_of_training() -> TaskBatch:
 @pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1"])
 def test_a_step_of_the_search_does_not_make_the_host_wait(field):
     task = search_task(field)
-    with (
-        CountWaits() as mode
-    ):  # a single step: where its data start again, torch's loader draws a seed
+    with CountWaits() as mode:  # a single step: where its data start again, torch's loader draws a seed
         task(step_of_training())["Loss"].backward()
     assert mode.waits == 0
 
