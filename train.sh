@@ -2,7 +2,7 @@
 # Trains with ArcFace: ./train.sh [--config FILE] [field=value ...]
 #
 # Environment variables:
-#   NPROC        processes on this machine (default: one per GPU, or one that uses all CPU cores)
+#   NPROC        processes on this machine (default: one per GPU; with device=cpu or without GPUs one that uses all cores)
 #   NNODES       number of machines (default 1); with several, run this on each of them and set also
 #   NODE_RANK    rank of this machine, from 0
 #   MASTER_ADDR  address of the machine of rank 0

@@ -79,8 +79,8 @@ class SearchTask(Task):
             fused=True,  # its found_inf skips a step without a synchronisation
         )
         normal, reduce = operation_costs(self.net.net)
+        self._uniform_cost = float(sum(cost.mean(dim=1).sum() for cost in (*normal, *reduce)))
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
-        self._uniform_cost = float(sum(cost.mean(dim=1).sum() for cost in self.costs))
         self.optimizer: torch.optim.Optimizer
         self.val_epoch = self.val_seen = 0  # position in the validation half after the last used batch
         self.loaders = (val_loader,)

@@ -21,6 +21,9 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
 class Config:
     """The checked config of a command, made by `config.load_config`."""
 
+    # --- device
+    device: str = "auto"  # cuda: a GPU for each process; cpu; auto: cuda if there is a GPU
+
     # --- data
     dataset: str = "emoreIresNet"  # name of the data set, a note for people
     rec: str = "data/faces_emore"  # folder of train.rec, train.idx, property and the verification sets (*.bin)
@@ -66,7 +69,8 @@ class Config:
     lr_func: Callable[[int], float] | None = None
     max_steps: int = 0  # stop after this many steps; 0: after num_epoch epochs
     seed: int = 0  # for initial weights, image order and horizontal flips
-    precision: str = "fp32"  # fp32, bf16 or fp16 (the header and the loss are always float32)
+    # fp32, tf32 (coarser, faster convolutions on NVIDIA GPUs), bf16 or fp16; the header and the loss are always float32
+    precision: str = "fp32"
     # stop after so many consecutive steps with a non-finite loss or gradient, which are skipped
     max_bad_steps: int = 20
     compile: bool = False  # torch.compile the backbone: takes minutes at the start, then faster steps

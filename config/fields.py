@@ -14,10 +14,11 @@ from utils.registry import DATA_SOURCES, LOSSES, OPERATIONS, OPTIMIZERS
 
 DEFAULTS = Config().to_dict()
 CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
     "optimizer": tuple(OPTIMIZERS),
     "loss": tuple(LOSSES),
     "data_source": tuple(DATA_SOURCES),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
     "teacher_precision": ("fp32", "bf16", "fp16"),
     "alpha_gradient": ("validation", "published"),
     "eval_runtime": ("auto", "torch", "openvino"),

@@ -16,15 +16,15 @@ from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, write_text_atomic
 
 CONFIG_FILE = "config.json"
-_NOT_SAVED = ("resume", "global_step")  # how one start of the run begins
+_NOT_SAVED = ("resume", "global_step", "device")  # how one start of the run begins, on its machine
 log = logging.getLogger("pocketnet")  # the logger of utils.logs.logger
 
 
 def save_config(config: Config) -> None:
     """Writes the config to {output}/config.json, with paths as in a config file.
 
-    Leaves out resume and global_step, which apply to one start of the run only. Warns if the file cannot be written;
-    the run continues without it.
+    Leaves out resume, global_step and device, which apply to one start of the run only. Warns if the file cannot be
+    written; the run continues without it.
     """
     fields: dict[str, Any] = {
         name: relative_to_project(value) if name in PATHS and isinstance(value, str) else value

@@ -25,12 +25,14 @@ _UNUSED_BY = {
 }  # fmt: skip
 # Fields that other commands use. They share config files with training, so only fields from the command line count.
 _USED_BY = {
-    "eval": (*_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image"),
+    "eval": (
+        *_NETWORK, *_EVALUATION, "rec", "dataset", "output", "workers", "timeout", "num_classes", "num_image", "device",
+    ),
     "flops": (*_NETWORK, "output"),
     "visualize": ("genotype", "genotypes"),
     "derive": ("output",),
     "derive --genotype": (),
-}
+}  # fmt: skip
 
 
 def warn_unused_fields(config: Config, command: str, name: str = "this command") -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror}", fix="name another folder") from None
 
-    with init_distributed() as world:
+    with init_distributed(configs[0].device) as world:
         init_logging(args.out / "compare.log")
         for config in {id(config): config for config in configs}.values():
             warn_unused_fields(config, "eval")

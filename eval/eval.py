@@ -62,10 +62,10 @@ def main() -> None:
     checkpoints = select_steps(find_backbones(config.output, "config output"), args.steps, config.output)
     folder = result_folder(config)
     with keep_pairs_readable(args, photos):
-        launch_on_all_gpus()
+        launch_on_all_gpus(config.device)
 
     failed: dict[Path, UserError] = {}
-    with init_distributed() as world:
+    with init_distributed(config.device) as world:
         init_logging(folder / "test.log" if world.is_main else None)
         warn_unused_fields(config, "eval")
         sets = load_verification_sets(config, photos, world)

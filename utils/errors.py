@@ -1,9 +1,11 @@
 """Errors that a user can fix, and how entry scripts report them."""
 
 import errno
+import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -55,8 +57,8 @@ class RetryableError(UserError):
 
 # Messages of torch and NumPy about sizes that exceed the memory or the range of an integer.
 _NO_MEMORY = re.compile(
-    "can't allocate memory|out of memory|size calculation overflowed|integer multiplication overflow|"
-    "overflow when unpacking long|array is too big",
+    "can't allocate memory|out of memory|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED|"
+    "size calculation overflowed|integer multiplication overflow|overflow when unpacking long|array is too big",
     re.IGNORECASE,
 )
 
@@ -72,15 +74,34 @@ def out_of_memory(error: Exception) -> RetryableError | None:
     )
 
 
+_GPU_FAILED = re.compile("CUDA error: |CUDNN_STATUS_|CUBLAS_STATUS_|NCCL error")
+
+
+def gpu_failure(error: Exception) -> RetryableError | None:
+    """Returns a one-line error for an exception that reports a failed operation on a GPU, None for any other exception.
+
+    None too with CUDA_LAUNCH_BLOCKING=1, which makes the traceback show the operation.
+    """
+    text = str(error)
+    if not _GPU_FAILED.search(text) or os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
+        return None
+    reason = shorten(text.partition("\n")[0], 160, quote=False)
+    if "device-side assert" in text:
+        fix = "a label or an index is out of range: check num_classes and the data; CUDA_LAUNCH_BLOCKING=1 shows where"
+    else:
+        fix = "run it again; if it fails again, CUDA_LAUNCH_BLOCKING=1 shows where, and device=cpu runs without GPU"
+    return RetryableError(f"an operation on the GPU failed ({reason})", fix=fix)
+
+
 @contextmanager
-def translate_out_of_memory() -> Iterator[None]:
-    """Translates exceptions that report a lack of memory into a RetryableError. Any other exception passes through."""
+def translate_resource_errors() -> Iterator[None]:
+    """Translates exceptions that report a lack of memory or a failed GPU into a RetryableError. Others pass through."""
     try:
         yield
     except UserError:
         raise
     except (MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if (problem := out_of_memory(error)) is None:
+        if (problem := out_of_memory(error) or gpu_failure(error)) is None:
             raise
         raise problem from None
 
@@ -88,12 +109,12 @@ def translate_out_of_memory() -> Iterator[None]:
 def run_cli(main: Callable[[], None]) -> NoReturn:
     """Runs an entry script and exits.
 
-    Exit codes: 0 on success; 2 with a one-line error for a UserError or a lack of memory; 130 for Ctrl-C.
+    Exit codes: 0 on success; 2 with a one-line error for a UserError, a lack of memory or a failed GPU; 130 for Ctrl-C.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold bytes that are not UTF-8
     try:
-        with translate_out_of_memory():
+        with translate_resource_errors():
             main()
     except UserError as error:
         print_error(error)
@@ -101,6 +122,26 @@ def run_cli(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)
+
+
+def end_at_once(error: BaseException) -> NoReturn:
+    """Reports an error as `run_cli` does, then ends the process without any clean-up, which could wait for others."""
+
+    def fail() -> None:
+        raise error
+
+    code: object = 1
+    try:
+        run_cli(fail)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with ignore_broken_pipe(stream):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def print_error(error: UserError) -> None:

@@ -18,8 +18,7 @@ from utils.distillation.cache import fill_cache
 from utils.distillation.schedule import prepare_teacher
 from utils.distillation.targets import open_caches
 from utils.distributed.collectives import main_process_first
-from utils.distributed.process_group import init_distributed
-from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.distributed.runtime_errors import init_run
 from utils.errors import UserError, run_cli
 from utils.logs.logger import init_logging, log
 from utils.training.checkpointing.progress import compute_epoch_end_steps
@@ -35,7 +34,7 @@ def main() -> None:
             "config teacher_cache: is empty", fix="name the folder for the embeddings: teacher_cache=FOLDER"
         )
     folder = ensure_output_folder(config, "teacher_cache")
-    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+    with init_run(config) as world:
         init_logging(folder / "fill.log" if world.is_main else None)
         warn_unused_fields(config, "train_kd")
         data = open_dataset(config)

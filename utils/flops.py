@@ -5,6 +5,7 @@ Without --config it counts every config in config/.
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def count_operations(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
-            multiply_adds = output.numel() * module.weight[0].numel()  # each output sums over one filter
+            multiply_adds = output.numel() * (module.weight.numel() // len(module.weight))  # each sums over one filter
             cost.multiply_adds += multiply_adds
             cost.published_flops += 2 * multiply_adds
         elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
@@ -48,7 +49,8 @@ def count_operations(backbone: nn.Module, shape: tuple[int, ...] = (3, 112, 112)
     handles: list[Any] = [module.register_forward_hook(add) for module in backbone.modules()]
     was_training = backbone.training
     with torch.inference_mode():
-        device = next((parameter.device for parameter in backbone.parameters()), None)
+        # A pooling of the search has no parameters, but statistics; an identity has neither.
+        device = next((tensor.device for tensor in chain(backbone.parameters(), backbone.buffers())), None)
         backbone.eval()(torch.zeros(1, *shape, device=device))
     backbone.train(was_training)
     for handle in handles:

@@ -62,8 +62,8 @@ def main() -> None:
     prefix = args.model_prefix or config.output
     checkpoints = find_backbones(prefix, "--model-prefix")
     folder = make_result_folder(args.result_dir, args.job or unique_folder_name(weights_folder(prefix)))
-    launch_on_all_gpus()
-    with init_distributed() as world:
+    launch_on_all_gpus(config.device)
+    with init_distributed(config.device) as world:
         init_logging(folder / "test.log" if world.is_main else None)
         warn_unused_fields(config, "eval")
         evaluate(args, config, checkpoints, folder, world)

@@ -39,7 +39,9 @@ class TorchRuntime:
         was_training = self.backbone.training
         self.backbone.eval()
         pixels = normalise(torch.from_numpy(images).to(self.device))  # (B, 3, 112, 112)
-        direct, flipped = self.backbone(pixels).float(), self.backbone(pixels.flip(3)).float()
+        # `forward` itself: of a network in training that is compiled, this runs the uncompiled code. The other would be
+        # compiled anew for evaluation mode and for each batch size.
+        direct, flipped = self.backbone.forward(pixels).float(), self.backbone.forward(pixels.flip(3)).float()
         self.backbone.train(was_training)
         return direct.cpu().numpy(), flipped.cpu().numpy()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.checkpoints.safe_pickle import UnsupportedContent, check_file
+from utils.checkpoints.snapshot import cpu_snapshot
 from utils.checkpoints.state_dicts import NETWORK_FIELDS, CheckpointError, check_state_dict, extract_state_dict
 from utils.errors import UserError, one_line
 from utils.filesystem import open_regular_file, write_atomic
@@ -24,18 +25,6 @@ _DAMAGE_ERRORS = (
     MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 _NOT_A_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # names of other .pth files
-
-
-def cpu_snapshot(content: Any) -> Any:
-    """Returns a copy of nested dicts and lists with all tensors copied to the CPU. Tuples become lists."""
-    if isinstance(content, Tensor):
-        # contiguous: files should not depend on the memory format of the run that wrote them
-        return content.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-    if isinstance(content, dict):
-        return {key: cpu_snapshot(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [cpu_snapshot(value) for value in content]
-    return content
 
 
 def save_atomic(path: Path, content: Any) -> None:

@@ -9,15 +9,18 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from types import FrameType
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 import cv2
+import torch
 from torch.utils.data import DataLoader
 
 from utils.datasets.sampler import BatchSampler
-from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers, SlotRef
+from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS
 from utils.errors import RetryableError, UserError
 from utils.logs.logger import log
@@ -44,13 +47,16 @@ class SharedMemoryLoader(Generic[SourceT]):
 
         Args:
             workers: number of processes; 0 decodes in this process.
-            pin: yields copies in pinned memory, for a GPU.
+            pin: yields copies in pinned memory, for the current GPU; a thread makes them while earlier ones are used.
             skip_bad: logs an unreadable image and replaces it by another image of its batch, instead of raising.
             timeout: seconds to wait for the workers; 0 waits forever.
         """
         self.dataset = dataset
         self.sampler = sampler
-        self.pin = pin
+        self._pinning: ThreadPoolExecutor | None = None
+        if pin:  # a new thread starts with the first GPU, and would occupy memory there
+            use_gpu = partial(torch.cuda.set_device, torch.cuda.current_device())
+            self._pinning = ThreadPoolExecutor(1, "pin", use_gpu)
         self.timeout = timeout if workers else 0
         # Before forking: a worker inherits OpenCV's threads dead and hangs in its next OpenCV call or at its exit.
         cv2.setNumThreads(1)
@@ -87,7 +93,7 @@ class SharedMemoryLoader(Generic[SourceT]):
         self.sampler.epoch, self.sampler.samples_seen = epoch, samples_seen
         self.pending_error = None
         refs = self._start()
-        queue: deque[SlotRef] = deque()
+        queue: deque[_Fetched] = deque()
         self._fetch(LOOKAHEAD, refs, queue)
         if self.pending_error:
             self.raise_pending_error()
@@ -95,12 +101,11 @@ class SharedMemoryLoader(Generic[SourceT]):
             self._fetch(1, refs, queue)
             if not queue:
                 break
-            ref = queue.popleft()
-            for message in ref[3]:
+            batch, pinned, messages = queue.popleft()
+            for message in messages:
                 self.skipped += 1
                 log.error(f"{message}: skipped ({self.skipped} so far)")  # error: ranks other than 0 log only errors
-            batch = self._buffers.batch(ref)
-            yield HostBatch(batch.images.pin_memory(), batch.labels.pin_memory(), batch.indices) if self.pin else batch
+            yield pinned.result() if pinned else batch
         if self.pending_error:
             self.raise_pending_error()
 
@@ -130,8 +135,8 @@ class SharedMemoryLoader(Generic[SourceT]):
         finally:
             del error  # its traceback refers to this frame: a cycle that would delay the end of the workers
 
-    def _fetch(self, count: int, refs: Iterator[Any], queue: "deque[SlotRef]") -> None:
-        """Appends up to `count` slot references to the queue; sets `pending_error` and stops at an error."""
+    def _fetch(self, count: int, refs: Iterator[Any], queue: "deque[_Fetched]") -> None:
+        """Appends up to `count` batches to the queue; sets `pending_error` and stops at an error."""
         if self._sigchld_handler and self._sigchld_handler.error:
             self.pending_error = self.pending_error or self._sigchld_handler.error
         try:
@@ -139,7 +144,9 @@ class SharedMemoryLoader(Generic[SourceT]):
                 if isinstance(ref, UserError):
                     self.pending_error = ref
                     break
-                queue.append(ref)
+                batch = self._buffers.batch(ref)
+                pinned = self._pinning.submit(_pin, batch) if self._pinning else None
+                queue.append(_Fetched(batch, pinned, ref[3]))
         except RuntimeError as error:
             self.pending_error = self._translate(error)
 
@@ -152,6 +159,19 @@ class SharedMemoryLoader(Generic[SourceT]):
         return RetryableError(
             f"no images have come for {self.timeout} s (config timeout): a loader worker hangs, or waits for its disk"
         )
+
+
+class _Fetched(NamedTuple):
+    """A batch fetched from a worker and not yet yielded."""
+
+    batch: HostBatch  # in its slot
+    pinned: Future[HostBatch] | None  # a copy in pinned memory
+    messages: list[str]  # of images that are skipped
+
+
+def _pin(batch: HostBatch) -> HostBatch:
+    """Copies what goes to the GPU to pinned memory."""
+    return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
 
 
 class _DeferredSigchldHandler:
@@ -200,6 +220,7 @@ def leave_signals_to_parent(worker: int) -> None:
     Ctrl-C in a terminal and a scheduler's signals reach workers too. The training process handles them: it completes
     its step, writes a checkpoint, then ends its workers.
     """
+    signal.set_wakeup_fd(-1)  # of the training process, see blocked.py
     for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
 from utils.distillation.cache import Identity, TeacherCache, embed_and_cache, fill_cache, teacher_fingerprint
 from utils.distillation.teacher import Teacher, teacher_description
-from utils.distributed.process_group import World
+from utils.distributed.process_group import World, to_device_async
 from utils.logs.logger import log
 from utils.training.task import Batch
 
@@ -72,7 +72,7 @@ class CachedTeacherTargets(TeacherTargets):
             missing = np.flatnonzero(~cached)
             images = batch.images[missing]
             embeddings[missing] = embed_and_cache(self.cache, self.teacher, images, indices[missing], flipped[missing])
-        return torch.from_numpy(embeddings).to(batch.images.device, non_blocking=True).float()
+        return to_device_async(torch.from_numpy(embeddings), batch.images.device).float()
 
 
 def open_caches(config: Config, files: list[Path], data: ImageDataset) -> Caches:

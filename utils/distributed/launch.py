@@ -12,12 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
-from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT, count_gpus
 from utils.distributed.restart import read_exit_code, request_checkpoint
 from utils.distributed.signals import CHECKPOINT_SIGNALS, ignore_checkpoint_signals, is_ignored
-from utils.errors import UserError
+from utils.errors import UserError, print_error
 
 
 def launch(arguments: list[str]) -> int:
@@ -49,12 +47,25 @@ def launch(arguments: list[str]) -> int:
         except SignalException as error:
             return 128 + error.sigval
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
+            rank, failure = error.get_first_failure()
             if failure.exitcode < 0:
-                print(error, file=sys.stderr)
+                print_error(describe_death(rank, -failure.exitcode))
                 return 128 - failure.exitcode
             return failure.exitcode
         return read_exit_code(folder)
+
+
+def describe_death(rank: int, number: int) -> UserError:
+    """Returns the error for a process that a signal has ended, with what usually sends it."""
+    senders = {
+        signal.SIGABRT: ", as by NCCL where a GPU waits for another process for twice the config's timeout",
+        signal.SIGKILL: ", as when memory runs out",
+    }
+    sender = senders.get(signal.Signals(number), "")
+    return UserError(
+        f"process {rank} was ended by {signal.Signals(number).name} (exit code {-number}){sender}",
+        fix="lines above may say more; the same command resumes from the last checkpoint",
+    )
 
 
 def _loopback_rendezvous(file: Path) -> list[str]:
@@ -65,13 +76,13 @@ def _loopback_rendezvous(file: Path) -> list[str]:
     return [*options, "store_type=file,keep_alive_interval=3600", "--rdzv-id", "pocketnet", "--local-addr", "127.0.0.1"]
 
 
-def launch_on_all_gpus() -> None:
+def launch_on_all_gpus(device: str) -> None:
     """Runs this command again with torchrun, one process on each GPU, and exits. Returns if one process is enough.
 
-    The environment variable NPROC sets another number of processes, as for train.sh. Raises UserError if it is not a
-    number from 1 to 1024.
+    device: as config.device. The environment variable NPROC sets another number of processes, as for train.sh. Raises
+    UserError if it is not a number from 1 to 1024.
     """
-    nproc = os.environ.get("NPROC") or str(torch.cuda.device_count() or 1)
+    nproc = os.environ.get("NPROC") or str(count_gpus(device) or 1)
     if not nproc.isdecimal() or not 1 <= int(nproc) <= 1024:
         raise UserError(f"NPROC: should be a whole number from 1, is {nproc!r}")
     if "RANK" in os.environ or nproc == "1":

@@ -45,6 +45,10 @@ fi
 if [ -z "${NPROC:-}" ]; then
   NPROC=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) ||
     fail "$PYTHON has no torch; run make install, or name another interpreter with PYTHON="
+  if [ "$NPROC" != 1 ]; then
+    device=$("$PYTHON" -m config --print device "$@") || exit
+    [ "$device" != cpu ] || NPROC=1
+  fi
 fi
 NNODES=${NNODES:-1} MAX_RESTARTS=${MAX_RESTARTS:-0}
 require_int NPROC 1

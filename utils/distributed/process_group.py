@@ -1,4 +1,4 @@
-"""The process group of a run: ranks started by torchrun, or a single process. NCCL on GPUs, gloo on CPUs."""
+"""The process group of a run: ranks started by torchrun, or a single process."""
 
 import ctypes
 import os
@@ -15,8 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.distributed.precision import PRECISIONS, allow_tf32, tf32_of
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
-from utils.errors import UserError
+from utils.errors import UserError, end_at_once
 
 LAUNCHER_FOLDER_ENV = "POCKETNET_LAUNCHER_FOLDER"
 _DEVICE = "lo0" if sys.platform == "darwin" else "lo"
@@ -39,36 +40,85 @@ class World:
 
 
 @contextmanager
-def init_distributed(device: str | None = None, timeout: int = 1800) -> Iterator[World]:
+def init_distributed(device: str = "auto", timeout: int = 1800) -> Iterator[World]:
     """Initialises the process group for the duration of the block. Collective.
 
     A signal that requests a checkpoint does not end the process inside the block; utils.distributed.shutdown handles
-    it. Raises UserError if there are more processes than GPUs.
+    it. Raises UserError as `select_device`.
 
-    device: "cpu", or None for a GPU if there is one. timeout: seconds after which a collective fails.
+    device: as config.device. timeout: seconds after which a collective fails.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    gpu = torch.cuda.is_available() and device != "cpu"
-    if gpu and local_rank >= torch.cuda.device_count():
-        raise UserError(f"NPROC: process {local_rank + 1} of this machine finds {torch.cuda.device_count()} GPUs")
-    rank_device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    rank_device = select_device(device)
+    gpu = rank_device.type == "cuda"
     if gpu:
         torch.cuda.set_device(rank_device)
     else:
         _keep_freed_memory()
+    allow_tf32(False)  # torch's default allows it in convolutions
+    world = World(rank, size, rank_device)
     if size > 1:
-        limit, store = timedelta(seconds=timeout), None  # without a store, torch uses MASTER_ADDR
-        if (folder := launcher_folder()) and is_one_machine():
-            store = dist.FileStore(str(folder / f"store-{restart_count()}"), size)  # a file needs no open port
-            store.set_timeout(limit)
-        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=limit)
+        _init_process_group(world, timedelta(seconds=timeout))
     try:
         with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
-            yield World(rank, size, rank_device)
+            yield world
+    except BaseException as error:
+        if gpu and size > 1:
+            end_at_once(error)  # NCCL's clean-up waits for ranks that know nothing of the error
+        raise
     finally:
         if size > 1:
             dist.destroy_process_group()
+
+
+def _init_process_group(world: World, timeout: timedelta) -> None:
+    """Initialises the default process group. Collective.
+
+    On GPUs it has two backends: NCCL for tensors there, gloo for tensors on the CPU and for objects, which so never
+    pass through the memory of a GPU. NCCL ends a process at its time-out with SIGABRT, while gloo raises an error. So
+    NCCL waits twice as long.
+    """
+    gpu, store = world.device.type == "cuda", None  # without a store, torch uses MASTER_ADDR
+    if (folder := launcher_folder()) and is_one_machine():
+        store = dist.FileStore(str(folder / f"store-{restart_count()}"), world.size)  # a file needs no open port
+        store.set_timeout(timeout)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpu else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=2 * timeout if gpu else timeout,
+        # Connects NCCL now. Not with other machines: where one has ended the run, it joins with gloo only (restart.py).
+        device_id=world.device if gpu and is_one_machine() else None,
+    )
+    if gpu and dist.group.WORLD:
+        dist.group.WORLD._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
+
+
+def count_gpus(device: str) -> int:
+    """Returns the number of GPUs of this machine that commands use. device: as config.device."""
+    return 0 if device == "cpu" else torch.cuda.device_count()
+
+
+def select_device(device: str) -> torch.device:
+    """Returns the device of this rank. device: as config.device.
+
+    Raises UserError if a GPU is requested and there is none, or if there are more processes than GPUs.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "config device: cuda, but PyTorch finds no GPU",
+            fix="check nvidia-smi and that torch is built for CUDA, or take device=cpu",
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise UserError(
+            f"NPROC: process {local_rank + 1} of this machine finds {gpus} GPUs",
+            fix=f"NPROC={gpus} at most, or device=cpu",
+        )
+    return torch.device("cuda", local_rank)
 
 
 def launcher_folder() -> Path | None:
@@ -106,16 +156,14 @@ def to_device_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(world: World, precision: str) -> torch.autocast:
-    """Returns a context in which networks compute in fp32, bf16 or fp16, whatever the surrounding context.
-
-    precision: a key of PRECISIONS.
-    """
+@contextmanager
+def autocast(world: World, precision: str) -> Iterator[None]:
+    """Makes networks compute in a precision, a key of PRECISIONS, whatever the surrounding context."""
+    dtype = PRECISIONS[precision]
     # No cache of cast weights: the search changes weights in place, and the cache would hold their old values.
-    return torch.autocast(world.device.type, PRECISIONS[precision], enabled=precision != "fp32", cache_enabled=False)
+    options = {"enabled": dtype != torch.float32, "cache_enabled": False}
+    with tf32_of(precision), torch.autocast(world.device.type, dtype, **options):
+        yield
 
 
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
@@ -133,6 +181,7 @@ def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
             device_ids=[world.device] if world.device.type == "cuda" else None,
             broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
             gradient_as_bucket_view=True,
+            bucket_cap_mb=25,  # torch's default has a small first bucket: a PocketNet's gradients are one all-reduce
         )
 
 

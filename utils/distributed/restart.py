@@ -64,7 +64,7 @@ def restartable(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         if read_exit_code(launcher_folder()):
             if not is_one_machine():  # the others wait in training_session
-                with init_distributed() as world:
+                with init_distributed("cpu") as world:  # gloo: it meets the gloo backend of ranks with GPUs too
                     exit_if_ended(world)
             sys.exit(0)
         with record_exit_code():

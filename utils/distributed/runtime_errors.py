@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from config.base import Config
+from utils.distributed.process_group import World, init_distributed
 from utils.errors import RetryableError
 
 _SILENT = re.compile(r"timed?[ -]?out|timeout", re.IGNORECASE)  # messages of gloo and NCCL
@@ -46,3 +47,17 @@ def translate_runtime_errors(config: Config) -> Iterator[None]:
         if _GONE.search(text):
             raise RetryableError("another process ended in the middle of a step", fix=resume_hint(config)) from None
         raise
+
+
+@contextmanager
+def init_run(config: Config) -> Iterator[World]:
+    """Initialises the process group of a run by its config, and translates RuntimeErrors, also those of the block.
+
+    Collective. Raises UserError as `init_distributed`, which may end the process itself at an error of the block.
+    """
+    with (
+        translate_runtime_errors(config),
+        init_distributed(config.device, config.timeout) as world,
+        translate_runtime_errors(config),
+    ):
+        yield world

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.distributed as dist
 
+from utils.distributed.blocked import end_if_blocked
 from utils.distributed.process_group import World
 from utils.distributed.restart import pop_checkpoint_request
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS, is_ignored
@@ -35,6 +37,8 @@ class GracefulShutdown:
         self.requested_signal = 0  # the signal received that ends the run, or 0
         self.checkpoint_requested = False  # by a signal
         self._prints = world.is_main
+        self._on_gpu = world.device.type == "cuda"
+        self._guard = ExitStack()
         self._group: Any = (
             dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
         )
@@ -45,9 +49,12 @@ class GracefulShutdown:
     def __enter__(self) -> Self:
         numbers = [number for number in (*STOP_SIGNALS, *CHECKPOINT_SIGNALS) if not is_ignored(number)]
         self._old_handlers = {number: signal.signal(number, self._record) for number in numbers}
+        if self._group and self._on_gpu:
+            self._guard.enter_context(end_if_blocked(lambda: self.requested_signal))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._guard.close()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if self._pending and kind is None:

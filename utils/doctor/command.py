@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 import torch.multiprocessing as mp
 from tqdm import tqdm
 
@@ -24,8 +23,12 @@ from config import CommandParser, add_config_arguments, collect_overrides, load_
 from config.base import Config
 from NAS.search import DEFAULT_CONFIG
 from utils.checkpoints.run_file import saved_task_type
-from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, LOOPBACK_ENVIRONMENT, init_distributed
-from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.distributed.process_group import (
+    LAUNCHER_FOLDER_ENV,
+    LOOPBACK_ENVIRONMENT,
+    count_gpus,
+)
+from utils.distributed.runtime_errors import init_run
 from utils.doctor.data import check_images, check_sets
 from utils.doctor.machine import check_config, check_device, check_disk, check_output, check_precision
 from utils.doctor.plan import DISTILLATION, SEARCH, TRAINING, Kind, RunPlan
@@ -52,8 +55,8 @@ SAME_ON_ALL = {"config", "device", "precision"}  # a failure is the same on all 
 
 def main() -> None:
     """Runs the command. Raises SystemExit(1) if a check fails."""
-    parse_arguments()  # a config that cannot be used ends the doctor here, with a single line
-    local, processes = count_processes()
+    config, _ = parse_arguments()  # a config that cannot be used ends the doctor here, with a single line
+    local, processes = count_processes(config.device)
     if local > 1:  # as launch.sh does
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
     with tempfile.TemporaryDirectory() as folder:
@@ -76,15 +79,10 @@ def _run_process(rank: int, local: int, processes: int, folder: str) -> None:
     os.environ |= LOOPBACK_ENVIRONMENT | {name: str(value) for name, value in ranks.items()}
     os.environ[LAUNCHER_FOLDER_ENV] = folder
     counts = dict.fromkeys((PASS, WARN, FAIL), 0)
-    try:
-        for check in collect_checks("processes", _open_and_check(processes)):
-            if rank == 0 or (check.state == FAIL and check.subject not in SAME_ON_ALL):
-                counts[check.state] += 1
-                _print(check)
-    except SystemExit:
-        if rank == 0:
-            raise
-        return  # rank 0 reports the error and goes on
+    for check in collect_checks("processes", _open_and_check(processes)):
+        if rank == 0 or (check.state == FAIL and check.subject not in SAME_ON_ALL):
+            counts[check.state] += 1
+            _print(check)
     if rank == 0:
         print(", ".join(f"{number} {state}" for state, number in counts.items()), flush=True)
     if counts[FAIL]:
@@ -94,8 +92,13 @@ def _run_process(rank: int, local: int, processes: int, folder: str) -> None:
 def _open_and_check(processes: int) -> Iterator[Check]:
     """Yields all checks of this rank. Raises UserError if the processes cannot work together."""
     config, kind = parse_arguments()
-    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
-        yield from run_checks(RunPlan(config, kind, world, processes))
+    with init_run(config) as world:
+        try:
+            yield from run_checks(RunPlan(config, kind, world, processes))
+        except SystemExit:
+            if world.is_main:
+                raise
+            # else rank 0 reports the error and goes on
 
 
 def run_checks(plan: RunPlan) -> Iterator[Check]:
@@ -143,13 +146,15 @@ def parse_arguments() -> tuple[Config, Kind]:
     return load(distillation=kind is DISTILLATION), kind
 
 
-def count_processes() -> tuple[int, int]:
+def count_processes(device: str = "auto") -> tuple[int, int]:
     """Returns the number of processes of the run on this machine and on all machines.
 
     They come from torchrun's environment, else from NPROC and NNODES, else from the number of GPUs. Raises UserError if
     one of these variables is not a positive integer.
+
+    device: as config.device.
     """
-    local = _count("LOCAL_WORLD_SIZE", _count("NPROC", max(1, torch.cuda.device_count())))
+    local = _count("LOCAL_WORLD_SIZE", _count("NPROC", max(1, count_gpus(device))))
     return local, _count("WORLD_SIZE", local * _count("NNODES", 1))
 
 

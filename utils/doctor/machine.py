@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,11 +46,12 @@ def check_config(plan: RunPlan) -> Iterator[Check]:
 
 def check_device(plan: RunPlan) -> Iterator[Check]:
     """Reports the GPUs; without any, checks that there is a core for each process."""
-    local, gpus = plan.world.size, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if gpus:
+    local = plan.world.size
+    if plan.world.device.type == "cuda":
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found = f"{format_processes(local)} here, {len(gpus)} GPUs: {', '.join(dict.fromkeys(gpus))}"
         yield Check("device", PASS, found)
-    elif shutil.which("nvidia-smi"):
+    elif plan.config.device != "cpu" and shutil.which("nvidia-smi"):
         fix = "run nvidia-smi, check that CUDA_VISIBLE_DEVICES is not empty and that torch is built for CUDA"
         yield Check("device", WARN, "PyTorch finds no GPU here: the run would use the CPU", fix)
     else:
@@ -64,7 +66,11 @@ def check_precision(plan: RunPlan) -> Iterator[Check]:
     gpu = plan.world.device.type == "cuda"
     for name in ("precision", *(["teacher_precision"] if plan.kind.command == "train_kd" else [])):
         precision = getattr(plan.config, name)
-        if precision != "fp32" and not gpu:
+        if precision == "tf32" and not (gpu and torch.cuda.get_device_capability(plan.world.device) >= (8, 0)):
+            yield Check(
+                "precision", WARN, f"{name}=tf32: this device has no TF32, and computes in fp32", f"{name}=fp32"
+            )
+        elif precision != "fp32" and not gpu:
             found = f"{name}={precision} on a CPU: several times slower if the CPU has no instructions for it"
             yield Check("precision", WARN, found, f"{name}=fp32")
         elif precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -76,6 +82,10 @@ def check_precision(plan: RunPlan) -> Iterator[Check]:
         if not shutil.which(compiler):
             found = f"compile=True, by {compiler}: not found"
             yield Check("precision", FAIL, found, f"install {compiler}, or compile=False")
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        if not header.is_file():
+            found = f"compile=True: no {header}, which compiled kernels include"
+            yield Check("precision", FAIL, found, "install Python's headers (python3-dev), or compile=False")
 
 
 def check_output(plan: RunPlan) -> Iterator[Check]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from utils.checkpoints.run_file import START_OVER_HINT
-from utils.errors import UserError, translate_out_of_memory
+from utils.errors import UserError, translate_resource_errors
 from utils.logs.logger import log
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
@@ -39,7 +39,7 @@ def collect_checks(subject: str, checks: Iterable[Check], state_of_error: str = 
     """
     with capture_warnings() as warnings:
         try:
-            with translate_out_of_memory():
+            with translate_resource_errors():
                 yield from checks
         except (UserError, OSError) as error:
             yield error_check(subject, state_of_error, error)

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from config.base import Config
-from utils.distributed.process_group import World, init_distributed
+from utils.distributed.process_group import World
 from utils.distributed.restart import exit_if_ended, record_exit_code
 from utils.distributed.run_lock import lock_output_dir
-from utils.distributed.runtime_errors import translate_runtime_errors
+from utils.distributed.runtime_errors import init_run
 from utils.logs.logger import init_logging
 
 
@@ -22,7 +22,7 @@ def training_session(config: Config, log_file: str, prefix: str) -> Iterator[Wor
     rank's World. Raises UserError if another run holds the lock of the folder.
     """
     output = Path(config.output)
-    with translate_runtime_errors(config), init_distributed(timeout=config.timeout) as world:
+    with init_run(config) as world:
         exit_if_ended(world)
         # Here, because leaving init_distributed may wait for other ranks.
         with record_exit_code(), lock_output_dir(output, world):

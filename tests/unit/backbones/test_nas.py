@@ -25,6 +25,7 @@ from NAS.task import SearchTask
 from NAS.visualize import draw_cells
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN
+from tests.helpers.waits import CountWaits
 from utils.datasets.cifar10 import Cifar10
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_buffers import HostBatch
@@ -358,6 +359,14 @@ def search_task(*overrides: str, sample: int = 0) -> SearchTask:
 
 def step_of_training() -> TaskBatch:
     return TaskBatch(golden_images(1, 4), torch.tensor([0, 1, 2, 0]), torch.arange(4), torch.zeros(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1"])
+def test_a_step_of_the_search_does_not_make_the_host_wait(field):
+    task = search_task(field)
+    with CountWaits() as mode:  # a single step: where its data start again, torch's loader draws a seed
+        task(step_of_training())["Loss"].backward()
+    assert mode.waits == 0
 
 
 def test_the_cost_weight_pulls_the_cost_down():

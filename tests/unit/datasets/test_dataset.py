@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 from itertools import chain
 from pathlib import Path
 
@@ -307,6 +308,28 @@ def test_workers_deliver_the_same_batches_as_none(tiny_data, workers):
     for (images, labels), (other_images, other_labels) in zip(alone, shared, strict=True):
         assert labels == other_labels
         np.testing.assert_array_equal(images, other_images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pinned_copies_are_made_by_a_thread_and_outlast_their_slots(tiny_data, monkeypatch, workers):
+    threads, gpus = set(), []
+
+    def pin(tensor):
+        threads.add(threading.current_thread())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", gpus.append)
+    dataset = FaceDataset(tiny_data)
+    pinning = SharedMemoryLoader(dataset, EpochSampler(40, 2, seed=5), workers, pin=True)
+    plain = SharedMemoryLoader(dataset, EpochSampler(40, 2, seed=5), workers)
+    for epoch in range(2):
+        kept = list(pinning.iter_epoch(epoch))  # more batches than slots
+        for ours, other in zip(kept, plain.iter_epoch(epoch), strict=True):
+            assert torch.equal(ours.images, other.images) and torch.equal(ours.labels, other.labels)
+    assert len(kept) == 20 and len(threads) == 1 and threading.main_thread() not in threads
+    assert gpus == [3]
 
 
 def test_an_unfinished_epoch_does_not_disturb_the_next(tiny_data):

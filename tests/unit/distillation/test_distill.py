@@ -14,6 +14,7 @@ from backbones.build import build_backbone
 from config import load_config
 from config.base import Config
 from tests.helpers.paths import ROOT
+from tests.helpers.waits import CountWaits
 from utils.checkpoints.weights import save_weights
 from utils.distillation.schedule import (
     align_teacher_steps,
@@ -137,6 +138,14 @@ def test_both_losses_reach_the_student_and_none_the_teacher(tmp_path):
         assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # batch norm, too
     assert torch.equal(gradients[0.0][1], gradients[50.0][1])  # the header learns from ArcFace alone
     assert not any(torch.equal(a, b) for a, b in zip(gradients[0.0][0], gradients[50.0][0], strict=True))
+
+
+def test_a_step_with_a_teacher_does_not_make_the_host_wait(tmp_path):
+    task, _ = a_task(tmp_path, 50.0)
+    with CountWaits() as mode:
+        for _ in range(2):
+            task(a_batch())["Loss"].backward()
+    assert mode.waits == 0
 
 
 @pytest.mark.parametrize(("teacher", "student"), [("fp32", "bf16"), ("bf16", "fp32"), ("fp16", "bf16")])

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sysconfig
 from dataclasses import replace
 
 import torch
@@ -64,10 +65,22 @@ def test_compilation_without_a_compiler(tmp_path, tiny_data, monkeypatch):
     config = make_config(tmp_path, tiny_data, "compile=1")
     monkeypatch.setenv("CXX", "my++")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     assert run_checks(config, "precision") == []
     monkeypatch.setattr(shutil, "which", lambda name: None)
     check = single_failure(run_checks(config, "precision"))
     assert (check.state, check.fix) == (FAIL, "install my++, or compile=False")
+
+
+def test_compilation_without_the_headers_of_python(tmp_path, tiny_data, monkeypatch):
+    config = make_config(tmp_path, tiny_data, "compile=1")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    check = single_failure(run_checks(config, "precision"))
+    assert (check.state, check.found) == (FAIL, f"compile=True: no {tmp_path}/Python.h, which compiled kernels include")
+    (tmp_path / "Python.h").touch()
+    assert run_checks(config, "precision") == []
 
 
 # -------------------------------------------------------------------------------------------------------------- dry run

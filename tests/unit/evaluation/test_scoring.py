@@ -872,6 +872,16 @@ def test_pytorch_gives_what_it_gives_one_by_one():
         assert one.dtype == np.float32 and relative(one, other) < 1e-5
 
 
+def test_verification_in_training_compiles_nothing():
+    model, images, compiled = network("PocketNet small"), photos(3), []
+    before = embed(TorchRuntime(model, CPU.device, 2), images)
+    model.compile(backend=lambda graph, inputs: compiled.append(inputs) or graph.forward)
+    after = embed(TorchRuntime(model.train(), CPU.device, 2), images)
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True)) and not compiled
+    model.eval()(torch.zeros(2, 3, 112, 112))
+    assert compiled  # a call of the network itself does
+
+
 @pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_runtime_leaves_the_network_as_it_was(kind, training):

@@ -7,7 +7,8 @@ import torch
 
 from tests.helpers.training import small_config, small_task, spawn_ranks, train_small
 from utils.checkpoints.run_file import read_checkpoint
-from utils.checkpoints.weights import cpu_snapshot, load_weights
+from utils.checkpoints.snapshot import cpu_snapshot
+from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
 from utils.distributed.collectives import all_gather_rows
 from utils.errors import UserError

@@ -8,12 +8,12 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.build import build_backbone
 from eval.inference.embedding import TorchRuntime
 from eval.scoring import Scorer
 from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_small
+from tests.helpers.waits import CountWaits
 from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
 from utils.datasets.verification.bins import read_bin
@@ -97,15 +97,6 @@ def test_one_step_is_clipped_sgd_with_momentum_and_weight_decay(tmp_path, tiny_d
 
 
 def test_the_host_never_waits_for_the_device_between_two_lines_of_the_log(tmp_path, tiny_data, monkeypatch):
-    """Reading a number off the device is the operation _local_scalar_dense; sizes that depend on data are nonzero."""
-
-    class Count(TorchDispatchMode):
-        waits = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.waits += func._schema.name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
-            return func(*args, **(kwargs or {}))
-
     config = small_config(tmp_path, tiny_data, "num_epoch=2", "log_step=4")
     loader, num_classes = load_training_data(config, CPU)
     task = small_task(config, num_classes)
@@ -117,7 +108,7 @@ def test_the_host_never_waits_for_the_device_between_two_lines_of_the_log(tmp_pa
         return call(self, batch)
 
     monkeypatch.setattr(ArcFaceTask, "__call__", counting)
-    with Count() as mode:
+    with CountWaits() as mode:
         train(task, loader, config, CPU)
     new = [later - earlier for earlier, later in pairwise(waits)]
     assert len(new) == 9

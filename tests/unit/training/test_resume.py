@@ -13,7 +13,7 @@ from config.base import Config
 from tests.helpers.published_files import assert_same_weights, read_weights_files
 from tests.helpers.training import CPU, small_config, small_task, spawn_ranks, train_sharded, train_small
 from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, read_checkpoint, write_checkpoint
-from utils.checkpoints.weights import cpu_snapshot
+from utils.checkpoints.snapshot import cpu_snapshot
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.training_data import load_training_data
 from utils.distillation.schedule import teacher_file_per_epoch

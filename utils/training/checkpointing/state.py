@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from config.base import Config
 from utils.checkpoints.run_file import CHECKPOINT_FILE, FORMAT_VERSION
+from utils.checkpoints.snapshot import cpu_snapshot
 from utils.checkpoints.state_dicts import check_state_dict
 from utils.checkpoints.weights import (
     as_checkpoint_error,
-    cpu_snapshot,
     load_checked_state_dict,
     load_weights,
     read_weights,
