@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -16,7 +15,8 @@ from deploy.exported import RUNTIMES, open_exported
 from deploy.metadata import network_fields
 from deploy.thresholds import THRESHOLDS_FILE, SetEntries, read_evaluation
 from eval.inference.embedding import Runtime, TorchRuntime, embed, make_runtime
-from utils.distributed.process_group import World
+from utils.distributed.precision import allow_tf32
+from utils.distributed.process_group import World, select_device, to_device
 from utils.filesystem import sha256
 
 
@@ -46,10 +46,9 @@ class CheckpointRuntime:
     """
 
     def __init__(self, backbone: nn.Module, config: Config) -> None:
-        self._backbone, self._config = backbone, config
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._backbone.to(device)
-        self._world = World(0, 1, device)
+        allow_tf32(False)
+        self._world = World(0, 1, select_device(config.device))
+        self._backbone, self._config = to_device(backbone, self._world), config
         self._converted: Runtime | None = None  # OpenVINO's
 
     def __call__(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
