@@ -76,8 +76,7 @@ def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
         )
     if not find_spec("onnx"):
         raise UserError("the page needs onnx", fix="pip install -r requirements-deploy.txt")
-    from deploy.conversion.openvino_to_onnx import convert_to_onnx
-    from deploy.conversion.tiny_weights import drop_tiny_weights
+    from deploy.exporting.converters.openvino_to_onnx import convert_to_onnx
 
     detector, mesh = find_networks()
     return (
@@ -86,7 +85,7 @@ def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
         | {
             "networks/detector.onnx": convert_to_onnx(detector),
             "networks/mesh.onnx": convert_to_onnx(mesh),
-            "networks/network.onnx": drop_tiny_weights(args.model.read_bytes()),
+            "networks/network.onnx": args.model.read_bytes(),
             SETTINGS: json.dumps(make_settings(args.model, network, threshold), indent=2).encode(),
         }
     )

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from backbones.build import build_backbone
 from config import Config, load_config, save_config
+from deploy.exporting.converters.onnx import OnnxConversion
+from deploy.exporting.network import ExportNetwork, Interface
 from deploy.metadata import METADATA_KEY, network_fields
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import load_weights, save_weights
@@ -46,18 +47,6 @@ def write_evaluation(weights: Path, cosine: float, name: str = "demo") -> None:
         (weights.parent / file).write_text(json.dumps({step: {name: entry}}))
 
 
-class _PixelNetwork(nn.Module):
-    """Maps pixels (B, 112, 112, 3) uint8 to unit vectors (B, D), as exported networks do."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        inputs = (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5  # (B, 3, 112, 112)
-        return nn.functional.normalize(self.backbone(inputs))
-
-
 def write_onnx(
     path: Path,
     cosine: float | None = 0.99,
@@ -76,12 +65,8 @@ def write_onnx(
     backbone = build_backbone(config)
     if weights:
         load_weights(backbone, weights)
-    network = _PixelNetwork(backbone) if takes_pixels else backbone
-    example = torch.zeros(1, 112, 112, 3, dtype=torch.uint8) if takes_pixels else torch.zeros(1, 3, 112, 112)
-    torch.onnx.export(
-        network.eval(), (example,), path, dynamo=False, input_names=["images"], output_names=["embeddings"],
-        dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}}, opset_version=17,
-    )  # fmt: skip
+    interface = Interface(takes_pixels, False, takes_pixels, config.embedding_size)
+    OnnxConversion(ExportNetwork(backbone, interface), "fp32").save(path)
     set_threshold(path, cosine, network_fields(config))
     return path
 

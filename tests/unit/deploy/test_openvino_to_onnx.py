@@ -1,4 +1,4 @@
-"""deploy/conversion/openvino_to_onnx.py: the detector's networks give the same outputs as ONNX."""
+"""The detector's networks give the same outputs as ONNX."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ import openvino
 import pytest
 
 from data.alignment.blazeface import find_networks
-from deploy.conversion.openvino_to_onnx import convert_to_onnx
+from deploy.exporting.converters.openvino_to_onnx import convert_to_onnx
 from utils.errors import UserError
 
 
