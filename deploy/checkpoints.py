@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from backbones.build import build_backbone
 from config import Config, load_config, shipped_configs
 from config.saved import find_saved_config
-from utils.checkpoints.state_dicts import CheckpointError
-from utils.checkpoints.weights import find_backbones, load_checked_state_dict, read_weights
-from utils.filesystem import open_regular_file
+from utils.checkpoints.state_dicts import CheckpointError, check_state_dict
+from utils.checkpoints.weights import find_backbones, read_weights
+from utils.filesystem import open_regular_file, path_exists
 
 SAFETENSORS_FILE = "model.safetensors"
 
@@ -46,9 +46,9 @@ def open_checkpoint(
 def find_weights(path: str, option: str) -> Path:
     """Returns the file of weights that a path stands for. Raises CheckpointError."""
     shared = Path(path, SAFETENSORS_FILE)
-    if shared.is_file():
+    if path_exists(shared.is_file):
         return shared
-    if Path(path).suffix == ".safetensors" and Path(path).is_file():
+    if Path(path).suffix == ".safetensors" and path_exists(Path(path).is_file):
         return Path(path)
     return list(find_backbones(path, option).values())[-1]
 
@@ -56,8 +56,10 @@ def find_weights(path: str, option: str) -> Path:
 def _load(file: Path, config: Config | None, overrides: Sequence[str] = ()) -> tuple[nn.Module, Config, Path]:
     weights = read_safetensors(file) if file.suffix == ".safetensors" else read_weights(file)
     config = config or match_config(weights, file, overrides)
+    with torch.device("meta"):  # config.json may name a network that the memory does not hold
+        check_state_dict(build_backbone(config).state_dict(), weights, str(file))
     backbone = build_backbone(config)
-    load_checked_state_dict(backbone, weights, str(file))
+    backbone.load_state_dict(weights)
     return backbone.eval(), config, file
 
 
@@ -68,7 +70,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             return load_safetensors(file.read())
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of numbers that it cannot read
         raise CheckpointError(f"{path}: is not a readable safetensors file ({error!s:.80})") from None
 
 

@@ -35,11 +35,14 @@ def main() -> None:
     args = parser.parse()
     if not path_exists(args.folder.is_dir):
         raise UserError(f"{args.folder}: no such folder")
+    if args.out.suffix != ".npz" or path_exists(args.out.is_dir):
+        raise UserError(f"--out {args.out}: should be a file that ends in .npz")
+    embedder = load_embedder(args)
     try:
         ensure_writable_folder(args.out.parent)
         init_logging(args.out.with_suffix(".log"))
         photos = list_photos(args.folder, args.out)
-        gallery = embed_folder(load_embedder(args), args.folder, photos)
+        gallery = embed_folder(embedder, args.folder, photos)
         gallery.save(args.out)
     except OSError as error:
         raise UserError(f"--out {args.out}: {error.strerror or error}") from None

@@ -70,6 +70,8 @@ class FaceEmbedder:
 
     def embed(self, photos: Sequence[Photo]) -> NDArray[np.float32]:
         """Returns unit vectors (N, D) of the faces in N photos, also as one array (N, H, W, 3). Raises UserError."""
+        if isinstance(photos, str | bytes):
+            raise UserError("embed takes several photos", fix="write embed([photo]) for one")
         faces = [self.align(photo) for photo in photos]
         return self.embed_aligned(np.stack(faces)) if faces else np.empty((0, self.model.embedding_size), np.float32)
 

@@ -20,6 +20,7 @@ import torch
 
 from config import (
     CommandParser,
+    ConfigError,
     add_config_arguments,
     collect_overrides,
     path_argument,
@@ -52,7 +53,11 @@ def main() -> None:
     out = args.out or weights.with_name(f"{backbone_name(weights)}-{args.precision}{kind.suffix}")
     check_out(out, kind.suffix)
     if photos is None:
-        require_data(config)
+        try:
+            require_data(config)
+        except ConfigError as error:
+            fix = "name verification pairs: rec=FOLDER val_targets=lfw, or --folder PHOTOS --align"
+            raise UserError(error.problem, fix) from None
     try:
         ensure_writable_folder(out.parent)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as name:
@@ -117,6 +122,10 @@ def check_out(out: Path, suffix: str) -> None:
         raise UserError(f"--out {out}: should end in {suffix}")
     if out.is_dir() and suffix != ".mlpackage":
         raise UserError(f"--out {out}: is a folder", fix="name a file")
+    if suffix == ".xml" and out.with_suffix(".bin").exists() and not out.exists():
+        raise UserError(
+            f"--out {out}: {out.with_suffix('.bin').name} beside it is another file", fix="name another file"
+        )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from deploy.metadata import METADATA_FILE, METADATA_KEY, parse_metadata
 from eval.inference.openvino import import_openvino
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError, shorten
+from utils.filesystem import path_exists
 
 BATCH = 4  # faces per call: few enough for the caches of the CPU
 
@@ -57,12 +58,15 @@ def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
 
     Raises UserError if the file is damaged or holds another kind of network, or its runtime is not installed.
     """
-    if not path.is_file():
+    if not path_exists(path.is_file):
         raise UserError(f"{path}: no such file", fix="name an exported network")
     package, opener = RUNTIMES[path.suffix]
     if not find_spec(package):
         raise UserError(f"{path}: needs {package}", fix="pip install -r requirements-deploy.txt")
-    network = opener(path, threads)
+    try:
+        network = opener(path, threads)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
     if network.shape not in ((3, SIZE, SIZE), (SIZE, SIZE, 3)) or network.embedding_size < 1:
         raise UserError(
             f"{path}: has an input of {'×'.join(map(str, network.shape))} and {network.embedding_size or 'several'} "
@@ -92,11 +96,26 @@ def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotSupported, RuntimeError) as error:
         raise _damaged(path, error) from None
-    images, outputs = session.get_inputs()[0], session.get_outputs()
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    ports = [(port.type, port.shape[0]) for port in inputs]
+    if not all(kind in ("tensor(uint8)", "tensor(float)") and (n == 1 or not isinstance(n, int)) for kind, n in ports):
+        raise UserError(
+            f"{path}: has the inputs {ports}, expected one of floats or uint8 with a free batch",
+            fix="name a network of python -m deploy.export",
+        )
+    if len(inputs) != 1:
+        raise UserError(
+            f"{path}: has {len(inputs)} inputs, expected one", fix="name a network of python -m deploy.export"
+        )
+    images = inputs[0]
+    step = 1 if images.shape[0] == 1 else BATCH
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""), path)
     return ExportedNetwork(
         _sizes(images.shape), images.type == "tensor(uint8)", _embedding_size([o.shape for o in outputs]), metadata,
-        lambda batch: session.run([outputs[0].name], {images.name: batch})[0],
+        lambda batch: np.concatenate([
+            session.run([outputs[0].name], {images.name: batch[start : start + step]})[0]
+            for start in range(0, len(batch), step)
+        ]),
     )  # fmt: skip
 
 

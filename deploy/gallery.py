@@ -78,9 +78,12 @@ class Gallery:
             raise UserError(f"{path}: {error.strerror or error}") from None
         except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise _not_a_gallery(path, f"{type(error).__name__}: {error!s:.60}") from None
-        if embeddings.ndim != 2 or photos.shape != embeddings.shape[:1] or not len(photos) or photos.dtype.kind != "U":
+        kinds = embeddings.dtype.kind + photos.dtype.kind
+        if embeddings.ndim != 2 or photos.shape != embeddings.shape[:1] or not len(photos) or kinds != "fU":
             raise _not_a_gallery(path, f"{photos.shape} photos, embeddings of shape {embeddings.shape}")
         embeddings = embeddings.astype(np.float32, copy=False)
+        if not np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3):  # also where one is not finite
+            raise _not_a_gallery(path, "the embeddings are not of length 1")
         people = [person_of(photo) for photo in photos.tolist()]
         if people != sorted(people):
             order = np.argsort(people, kind="stable")

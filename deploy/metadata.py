@@ -31,8 +31,11 @@ def parse_metadata(text: str, path: Path) -> dict[str, Any]:
         return {}
     try:
         metadata = json.loads(text)
-        if not isinstance(metadata, dict):
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("network", {}), dict):
             raise ValueError("not an object")
+        thresholds = metadata.get("thresholds", {})
+        if not isinstance(thresholds, dict) or not all(isinstance(entry, dict) for entry in thresholds.values()):
+            raise ValueError("thresholds are not objects")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error!s:.60})", fix="export it again") from None
     return metadata

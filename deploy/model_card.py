@@ -15,7 +15,8 @@ class ModelCard:
     """What the README.md says."""
 
     name: str
-    data: str  # what the network was trained on
+    folder: str  # name of the folder
+    data: str  # what the network was trained on; empty if it is not said
     license: str  # of the weights, as the Hub spells it
     network: dict[str, Any]  # config fields that define it
     cost: Cost
@@ -38,7 +39,8 @@ class ModelCard:
             "tags": ["face-recognition", "face-verification", "arcface", self.network["net_name"].lower()],
         }
         if self.results:
-            results = [self._index_entry(name, entry) for name, entry in self.results.items()]
+            public = {name: entry for name, entry in self.results.items() if ":" not in name}  # not the user's photos
+            results = [self._index_entry(name, entry) for name, entry in public.items()]
             fields["model-index"] = [{"name": self.name, "results": results}]
         # JSON is YAML too, and quotes every text safely.
         lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items()]
@@ -51,11 +53,12 @@ class ModelCard:
         return {"task": task, "dataset": dataset, "metrics": [metric]}
 
     def _introduction(self) -> str:
+        data = self.data or "data that are not named"
         return (
             f"A face-recognition network ({self.network['net_name']}) of {self.cost.parameters:,} parameters and "
-            f"{self.cost.multiply_adds / 1e6:,.1f} million multiply-adds, trained on {self.data}. It maps an aligned "
-            f"face of 112×112 RGB pixels to {self.network['embedding_size']} numbers; the cosine of two such "
-            "embeddings tells whether the faces are of one person."
+            f"{self.cost.multiply_adds / 1e6:,.1f} million multiply-adds, trained on {data}. It maps an aligned face "
+            f"of 112×112 RGB pixels to {self.network['embedding_size']} numbers; the cosine of two such embeddings tells "
+            "whether the faces are of one person."
         )
 
     def _accuracy(self) -> str:
@@ -94,7 +97,7 @@ class ModelCard:
             "With [PocketNet](https://arxiv.org/abs/2108.10710) in PyTorch, in this folder's parent:\n\n"
             "```python\n"
             "from deploy import FaceEmbedder\n\n"
-            f'embedder = FaceEmbedder.load("{self.name}")\n'
+            f"embedder = FaceEmbedder.load({json.dumps(self.folder, ensure_ascii=False)})\n"
             'print(embedder.compare("a.jpg", "b.jpg"))\n'
             "```\n\n"
             "`model.safetensors` holds the weights by the names of the published checkpoints, `config.json` the "
@@ -106,7 +109,7 @@ class ModelCard:
         licence = "not stated" if self.license == "other" else self.license
         return (
             f"- Licence of these weights: {licence}. Weights carry the terms of the data they were trained on "
-            f"({self.data}); most face data sets allow research only.\n"
+            f"({self.data or 'not named here'}); most face data sets allow research only.\n"
             "- Not for decisions about people without a person who checks them, and not for identifying people "
             "without their consent or another lawful ground.\n"
             "- Error rates differ with age, sex, skin tone, pose, light and camera. Measure them on the people it will "

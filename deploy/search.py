@@ -36,7 +36,7 @@ def main() -> None:
     threshold = choose_threshold(embedder.model.thresholds, args.far, str(embedder.model.path), args.set)
     for photo, matches in zip(args.photos, gallery.search(embedder.embed(args.photos), args.top), strict=True):
         print(format_matches(photo, matches, threshold.cosine))
-    print(format_threshold(threshold, gallery.n_people))
+    print(format_threshold(threshold, gallery))
 
 
 def format_matches(photo: Path, matches: list[Match], threshold: float) -> str:
@@ -48,10 +48,14 @@ def format_matches(photo: Path, matches: list[Match], threshold: float) -> str:
     return "\n".join(map(one_line, [f"{photo}:", *lines]))
 
 
-def format_threshold(threshold: Threshold, n_people: int) -> str:
-    """Returns a line on the threshold, and on how often it takes a stranger for one of the people."""
-    rate = 1 - (1 - threshold.far) ** n_people  # if comparisons were independent
-    return f"threshold {threshold}; among {n_people:,} people about {100 * rate:.2g} % of strangers reach it"
+def format_threshold(threshold: Threshold, gallery: Gallery) -> str:
+    """Returns a line on the threshold, and on how often it takes a stranger for one of the people.
+
+    If comparisons are independent, a stranger reaches it at least as often as if each person had one photo, and, as the
+    photos of a person resemble each other, at most as often as if each photo were of another person.
+    """
+    low, high = (100 * (1 - (1 - threshold.far) ** n) for n in (gallery.n_people, len(gallery.photos)))
+    return f"threshold {threshold}; among {gallery.n_people:,} people {low:.2g} to {high:.2g} % of strangers reach it"
 
 
 if __name__ == "__main__":

@@ -31,20 +31,25 @@ def main() -> None:
     parser.add_argument("--model", metavar="PATH", help="a checkpoint or a run's folder (default: config/config.py)")
     parser.add_argument("--config", metavar="FILE", help="config of a checkpoint that has no config.json beside it")
     parser.add_argument("--name", help="of the network (default: the folder's)")
-    parser.add_argument("--data", help="what it was trained on (default: dataset of the config)")
+    parser.add_argument("--data", help="what it was trained on")
     parser.add_argument("--license", default="other", help="of the weights, as the Hub spells it (%(default)s)")
     args = parser.parse()
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+    try:
+        is_taken = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
+    except OSError as error:
+        raise UserError(f"{args.out}: {error.strerror}", fix="name another folder") from None
+    if is_taken:
         raise UserError(f"{args.out}: exists already", fix="name another folder, or remove it")
     backbone, config, file = open_checkpoint(args.model, args.config)
     results, thresholds = (
-        without_warnings(read_evaluation(file, sha256(file), pattern, config.test_output))
-        for pattern in (RESULTS_FILES, THRESHOLDS_FILE)
+        without_warnings(read_evaluation(file, sha256(file), pattern, config.test_output), keys)
+        for pattern, keys in ((RESULTS_FILES, {"accuracy", "interval", "pairs"}), (THRESHOLDS_FILE, set()))
     )
     content = save_safetensors({name: value.contiguous() for name, value in backbone.state_dict().items()})
+    folder = args.out.resolve().name
     card = ModelCard(
-        args.name or args.out.resolve().name, args.data or config.dataset, args.license, network_fields(config),
-        count_operations(backbone), results, thresholds,
+        args.name or folder, folder, args.data or "", args.license, network_fields(config), count_operations(backbone),
+        results, thresholds,
     )  # fmt: skip
     try:
         ensure_writable_folder(args.out)
@@ -66,9 +71,9 @@ def main() -> None:
         print(f"No evaluation of {file} was found: python eval/eval.py output={file}, then this command again")
 
 
-def without_warnings(entries: SetEntries) -> SetEntries:
-    """Returns the entries without those of photos that were not aligned, which say little about the network."""
-    return {name: entry for name, entry in entries.items() if not entry.get("warning")}
+def without_warnings(entries: SetEntries, keys: set[str]) -> SetEntries:
+    """Returns the entries that are complete, without those of photos that were not aligned."""
+    return {name: entry for name, entry in entries.items() if not entry.get("warning") and keys <= entry.keys()}
 
 
 def to_shared_entries(entries: SetEntries, digest: str) -> SetEntries:

@@ -1,15 +1,17 @@
 """Finds what evaluations wrote on a network, and chooses a decision threshold by its false accept rate."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from eval.folders import default_result_folder
 from eval.merging import read_entries
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
 THRESHOLDS_FILE = "thresholds.json"
 RESULTS_FILES = "results*.json"  # results of photos have names of their own
+_RATE = re.compile(r"\de-\d\d")  # keys of false accept rates, such as 1e-03
 SetEntries = dict[str, dict[str, Any]]  # name of a verification set -> what an evaluation wrote on it
 
 
@@ -23,7 +25,8 @@ class Threshold:
     warning: str = ""  # on the photos of that set
 
     def __str__(self) -> str:
-        return f"{self.cosine:.3f} (FAR {self.far:g} on {self.eval_set}{'; ' if self.warning else ''}{self.warning})"
+        origin = one_line(f"{self.eval_set}{'; ' if self.warning else ''}{self.warning}")
+        return f"{self.cosine:.3f} (FAR {self.far:g} on {origin})"
 
 
 def read_evaluation(weights: Path, digest: str, pattern: str, test_output: str = "") -> SetEntries:
@@ -37,10 +40,11 @@ def read_evaluation(weights: Path, digest: str, pattern: str, test_output: str =
     others = [Path(test_output)] if test_output else []
     for folder in (weights.parent, *others, default_result_folder(weights.parent)):
         for path in sorted(folder.glob(pattern)):
+            prefix = "photos:" if path.name.startswith("results_") else ""  # own photos may have the name of a set
             for sets in read_entries(path).values():
                 for name, entry in sets.items():
-                    if isinstance(entry, dict) and entry.get("sha256") == digest:
-                        entries.setdefault(name, entry)
+                    if isinstance(entry, dict) and entry.get("sha256") == digest and "outdated" not in entry:
+                        entries.setdefault(prefix + name, entry)
     return entries
 
 
@@ -57,7 +61,8 @@ def choose_threshold(thresholds: SetEntries, far: float, source: str, eval_set: 
     if not thresholds:
         raise UserError(
             f"{source}: there are no thresholds for this network",
-            fix="evaluate it first: python eval/eval.py output=WEIGHTS, on your own photos with --folder DIR --align",
+            fix="evaluate it first: python eval/eval.py output=WEIGHTS.pth --config FILE --folder PHOTOS --align; of a "
+            "shared folder or an exported file, evaluate the checkpoint and write it again",
         )
     if eval_set is not None and eval_set not in thresholds:
         raise UserError(f"{source}: no thresholds of the set {eval_set!r}", fix=f"there are {', '.join(thresholds)}")
@@ -82,9 +87,12 @@ def _points(entry: dict[str, Any]) -> dict[float, float]:
     """Returns the cosine thresholds of a set by false accept rate. Leaves out rates that could not be measured."""
     points = {}
     for key, point in entry.items():
-        if isinstance(point, dict) and isinstance(point.get("cosine"), int | float):
-            try:
-                points[float(key)] = float(point["cosine"])
-            except ValueError:  # not a rate
-                continue
+        cosine = point.get("cosine") if isinstance(point, dict) else None
+        if _RATE.fullmatch(key) and is_cosine(cosine):
+            points[float(key)] = float(cosine)
     return points
+
+
+def is_cosine(value: object) -> TypeGuard[float]:
+    """Whether a value read from JSON is a number from -1 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1 <= value <= 1

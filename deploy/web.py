@@ -74,8 +74,10 @@ def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
         raise UserError(
             f"{args.runtime / 'dist'}: {missing[0]} is missing", fix=f"npm install --prefix {PAGE} installs {RUNTIME}"
         )
-    if not find_spec("onnx"):
-        raise UserError("the page needs onnx", fix="pip install -r requirements-deploy.txt")
+    if missing := [package for package in ("onnx", "openvino") if not find_spec(package)]:
+        raise UserError(
+            f"the page needs {missing[0]}", fix="pip install -r requirements.txt -r requirements-deploy.txt"
+        )
     from deploy.exporting.converters.openvino_to_onnx import convert_to_onnx
 
     detector, mesh = find_networks()

@@ -52,7 +52,7 @@ class Format:
         """Raises UserError if the format has no such precision, or a package is missing."""
         if precision not in self.precisions:
             raise UserError(f"--precision {precision}: not for --to {name}", fix=f"take {' or '.join(self.precisions)}")
-        packages = (*self.packages, *(["nncf"] if precision == "int8" else []))
+        packages = (*self.packages, *(["nncf", "openvino"] if precision == "int8" else []))
         if missing := [package for package in packages if not find_spec(package)]:
             raise UserError(
                 f"--to {name} --precision {precision}: needs {', '.join(missing)}",

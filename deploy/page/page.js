@@ -143,9 +143,13 @@ class Slot {
   }
 
   async openCamera() {
+    this.camera.disabled = true; // until the person has answered the question of the browser
+    const task = this.task;
     try {
       if (!navigator.mediaDevices) throw new PhotoError("The camera needs this page from https or localhost.");
-      this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user" } });
+      const stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user" } });
+      if (task !== this.task) return stream.getTracks().forEach((track) => track.stop()); // a photo was given meanwhile
+      this.stream = stream;
       this.video.srcObject = this.stream;
       await this.video.play();
       this.toggleCamera(true);
@@ -153,6 +157,8 @@ class Slot {
     } catch (error) {
       this.closeCamera();
       this.tell(error instanceof PhotoError ? error.message : `The camera could not be used (${error.message}).`, true);
+    } finally {
+      this.camera.disabled = false;
     }
   }
 

@@ -15,6 +15,7 @@ from tests.helpers.commands import run_command
 from tests.helpers.networks import write_network
 from tests.helpers.paths import ROOT
 from tests.helpers.photos import decode, draw_photo, write_people
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_embed_and_search(folder, gallery):
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"{folder}/query.jpg:", "  1.000  person 0  person 0/0.jpg"]
     assert lines[-2].startswith(f"{folder}/stranger.jpg: nobody here (nearest: person ")
-    assert lines[-1] == "threshold 1.000 (FAR 0.001 on demo); among 3 people about 0.3 % of strangers reach it"
+    assert lines[-1] == "threshold 1.000 (FAR 0.001 on demo); among 3 people 0.3 to 0.6 % of strangers reach it"
 
 
 def test_a_gallery_of_another_network(folder, gallery, tmp_path):
@@ -110,6 +111,24 @@ def test_sets_with_a_warning_are_not_shared(tmp_path):
     assert "raw" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_own_photos_do_not_pass_for_a_public_set(tmp_path):
+    """A folder of photos may be called lfw."""
+    weights = write_network(tmp_path / "run")
+    shutil.copy(weights.parent / "results.json", weights.parent / "results_lfw.json")
+    assert deploy("share", tmp_path / "out", "--model", tmp_path / "run", "--name", "x").returncode == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| photos:demo | 6,000 |" in card and card.count('"name": "demo"') == 1 and '"photos:demo"' not in card
+    assert 'FaceEmbedder.load("out")' in card and "trained on data that are not named" in card
+
+
+def test_a_shared_config_of_a_huge_network_takes_no_memory(folder, tmp_path):
+    assert deploy("share", tmp_path / "out", "--model", folder / "run").returncode == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"channel": 4096, "n_layers": 200}))
+    with pytest.raises(UserError, match=r"belongs to another network|has shape"):
+        FaceEmbedder.load(tmp_path / "out")
+
+
 def test_the_front_matter_is_yaml(folder, tmp_path):
     yaml = pytest.importorskip("yaml")
     name = "a: 'quoted' \"name\" # with signs"
@@ -139,6 +158,8 @@ def test_a_shared_folder_without_an_evaluation(tmp_path):
         (["compare", "query.jpg", "query.jpg", "--picture", "x.abc"], "--picture x.abc: "),
         (["compare", "query.jpg"], "the following arguments are required: B"),
         (["embed", "nothing", "--out", "x.npz"], "nothing: no such folder"),
+        (["embed", "blank", "--out", "faces"], "--out faces: should be a file that ends in .npz"),
+        (["share", "x" * 300], "name another folder"),
         (["embed", "blank", "--out", "x.npz"], "blank: no photo with one face; --largest takes one of several faces"),
         (["search", "query.jpg", "query.jpg"], "query.jpg: holds no embeddings"),
         (["search", "missing.npz", "query.jpg"], "missing.npz: No such file"),

@@ -123,6 +123,13 @@ def test_bad_input_is_one_line(folder, arguments, error):
     assert error in done.stderr
 
 
+def test_the_file_of_weights_replaces_no_other_file(folder, tmp_path):
+    (tmp_path / "lfw.bin").write_text("a verification set")
+    done = export(folder, "--to", "openvino", "--out", tmp_path / "lfw.xml")
+    assert done.returncode == 2 and "lfw.bin beside it is another file; name another file" in done.stderr
+    assert (tmp_path / "lfw.bin").read_text() == "a verification set"
+
+
 def test_a_missing_package(folder, tmp_path):
     """A package that Python finds no more, as where it is not installed."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -135,10 +142,10 @@ def test_a_missing_package(folder, tmp_path):
     assert "needs nncf; pip install -r requirements-deploy.txt" in done.stderr
 
 
-def write_onnx(path, side):
+def write_onnx(path, side, kind=onnx.TensorProto.FLOAT):
     """Writes an ONNX network of another project, for images of `side` pixels."""
     shapes = [("images", (None, 3, side, side)), ("embeddings", (None, 3))]
-    images, output = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes)
+    images, output = (onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in shapes)
     nodes = [
         onnx.helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
         onnx.helper.make_node("Flatten", ["pooled"], ["embeddings"]),
@@ -156,12 +163,18 @@ def test_files_that_cannot_be_used(tmp_path):
     (tmp_path / "damaged.xml").write_bytes(b"<net></net>")
     write_onnx(tmp_path / "large.onnx", 224)
     write_onnx(tmp_path / "other.onnx", 112)
+    write_onnx(tmp_path / "half.onnx", 112, onnx.TensorProto.FLOAT16)
+    edited = onnx.load(tmp_path / "other.onnx")
+    onnx.helper.set_model_props(edited, {"pocketnet": '{"thresholds": []}'})
+    onnx.save(edited, tmp_path / "edited.onnx")
     for name, error in {
         "damaged.onnx": "damaged.onnx: cannot be opened (",
         "damaged.xml": "damaged.xml: cannot be opened (",
         "large.onnx": "large.onnx: has an input of 3×224×224 and 3 outputs, expected 112×112 RGB pixels",
         "other.onnx": "other.onnx: there are no thresholds for this network; evaluate it first",
         "missing.onnx": "missing.onnx: no such file",
+        "edited.onnx": "edited.onnx: its metadata are damaged (thresholds are not objects)",
+        "half.onnx": "half.onnx: has the inputs",
     }.items():
         done = run_command(
             ROOT, sys.executable, "-m", "deploy.compare", "a.jpg", "b.jpg", "--model", tmp_path / name

@@ -114,7 +114,7 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
 
 def backbone_name(path: Path) -> str:
     """Returns the step of a {step}backbone.pth, else the file's name without .pth: the key of its results."""
-    name = path.name.removesuffix("backbone.pth").removesuffix(".pth") or path.name
+    name = path.name.removesuffix("backbone.pth").removesuffix(".pth").removesuffix(".safetensors") or path.name
     return str(int(name)) if re.fullmatch(r"\d+backbone\.pth", path.name) else one_line(name)
 
 

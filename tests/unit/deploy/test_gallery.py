@@ -53,10 +53,16 @@ def test_files_that_hold_no_embeddings(tmp_path, gallery):
     np.savez(
         tmp_path / "objects.npz", embeddings=np.zeros((1, 8)), photos=np.array([b"x"], object), model="", sha256=""
     )
+    for name, embeddings in {
+        "words": np.array([["a"]]),
+        "long": np.full((1, 8), 5.0),
+        "nan": np.full((1, 8), np.nan),
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", embeddings=embeddings, photos=np.array(["x"]), model="", sha256="")
     (tmp_path / "text.npz").write_text("no archive")
     gallery.save(tmp_path / "cut.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-30])
-    for name in ("others", "empty", "objects", "text", "cut"):
+    for name in ("others", "empty", "objects", "text", "cut", "words", "long", "nan"):
         with pytest.raises(UserError, match="holds no embeddings"):
             Gallery.load(tmp_path / f"{name}.npz")
     with pytest.raises(UserError, match="No such file"):

@@ -38,6 +38,10 @@ def test_a_set_without_the_rate_gives_way_to_one_with_it():
         ({"lfw": entry(3)}, (1e-4,), "net: no threshold at FAR 0.0001; there are 0.01, 0.001$"),
         ({"lfw": entry(3)}, (1e-3, "ijbc"), "net: no thresholds of the set 'ijbc'; there are lfw$"),
         ({"lfw": {"x": {"cosine": 1}, "1e-03": {"far": 1}}}, (1e-3,), "evaluate it on more pairs"),
+        *(
+            ({"lfw": {"1e-03": {"cosine": wrong}}}, (1e-3,), "evaluate it on more pairs")
+            for wrong in (float("nan"), 10**400, True, "0.3", 2, None)
+        ),
     ],
 )
 def test_what_is_missing_is_said(sets, arguments, error):
