@@ -57,8 +57,8 @@ class ModelCard:
         return (
             f"A face-recognition network ({self.network['net_name']}) of {self.cost.parameters:,} parameters and "
             f"{self.cost.multiply_adds / 1e6:,.1f} million multiply-adds, trained on {data}. It maps an aligned face "
-            f"of 112×112 RGB pixels to {self.network['embedding_size']} numbers; the cosine of two such embeddings tells "
-            "whether the faces are of one person."
+            f"of 112×112 RGB pixels to {self.network['embedding_size']} numbers; the cosine of two such embeddings "
+            "tells whether the faces are of one person."
         )
 
     def _accuracy(self) -> str:
