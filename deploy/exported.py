@@ -91,7 +91,6 @@ def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # fatal only: other errors are raised
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotSupported, RuntimeError) as error:
@@ -128,7 +127,6 @@ def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # with pinning, several processes would share the first cores
-        "CPU_DENORMALS_OPTIMIZATION": True,
     }
     core = openvino.Core()
     try:

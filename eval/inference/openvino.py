@@ -36,6 +36,7 @@ class OpenVinoRuntime:
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
         compiled = openvino.Core().compile_model(_convert(backbone, self._images_per_request), "CPU", options)
+        torch.set_flush_denormal(False)  # OpenVINO's threads keep the setting; this one computes as before
         self._embedding_size = compiled.output(0).shape[1]
         self._queue = openvino.AsyncInferQueue(compiled)
         self._queue.set_callback(self._store)

@@ -57,6 +57,7 @@ def unit(rows):
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_outputs_for_any_batch(backbone, expected, tmp_path, name, uint8, unit_output):
     network = open_exported(convert(backbone, name, tmp_path, uint8=uint8, unit=unit_output), threads=1)
+    assert torch.tensor([1e-39]) != 0  # the runtime leaves the arithmetic of this thread as it was
     assert (network.is_uint8, network.embedding_size) == (uint8, 32)
     assert network.shape == ((112, 112, 3) if uint8 else (3, 112, 112))
     expected = unit(expected) if unit_output else expected

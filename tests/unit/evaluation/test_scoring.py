@@ -855,6 +855,7 @@ def relative(ours: np.ndarray, expected: np.ndarray) -> float:
 def test_openvino_gives_what_pytorch_gives(name):
     model, images = network(name), photos(5)
     runtime = OpenVinoRuntime(model)
+    assert torch.tensor([1e-39]) != 0  # OpenVINO's threads alone count denormal numbers as zero
     direct, flipped = by_hand(model, images)
     assert (
         relative(direct[:1], direct[1:2]) > 1e-4 and relative(direct, flipped) > 1e-4
