@@ -77,7 +77,8 @@ demo-search: data/faces_demo/made.json
 
 # ----------------------------------------------------------------------- tests
 
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# A test process that dies ends the run, which names its test; replaced, it could be waited for without end.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: check
 	$(PYTEST) tests/unit tests/commands
