@@ -10,9 +10,8 @@ from data.alignment.aligner import align_photo
 from data.alignment.detector import Detector
 from data.alignment.detectors import open_detector
 from utils.datasets.alignment import SIZE
-from utils.datasets.photos import open_photo
+from utils.datasets.photos import PhotoFiles, open_photo
 from utils.errors import UserError, one_line
-from utils.filesystem import open_regular_file
 
 # A path, the content of a file, or RGB pixels (H, W, 3) uint8.
 Photo = str | Path | bytes | NDArray[np.uint8]
@@ -43,7 +42,7 @@ class FaceAligner:
         try:
             if isinstance(photo, np.ndarray):
                 return self._align(_check_pixels(photo))
-            with open_photo(photo if isinstance(photo, bytes) else _read(Path(photo))) as image:
+            with open_photo(photo if isinstance(photo, bytes) else PhotoFiles([Path(photo)])[0]) as image:
                 return self._align(image)
         except UserError as error:
             raise UserError(f"{name}: {error.problem.removeprefix(f'{name}: ')}", error.fix) from None
@@ -72,11 +71,3 @@ def _check_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f"an array of shape {image.shape}, {image.dtype}: expected RGB pixels (H, W, 3), uint8")
     return image
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open_regular_file(path) as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{one_line(path)}: {error.strerror}") from None

@@ -29,7 +29,7 @@ class Tile:
 
 
 def spread(n: int, limit: int) -> list[int]:
-    """Returns at most `limit` numbers from 0 to n - 1, at even distances, to choose tiles by."""
+    """Returns at most `limit` numbers from 0 to n - 1, at even distances, to choose tiles or images by."""
     return [i * n // min(n, limit) for i in range(min(n, limit))]
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.alignment.folder import list_photos
+from data.alignment.sheet import spread
 from eval.inputs.sets import VerificationSet
 from utils.datasets.alignment import SIZE
 from utils.datasets.face_dataset import FaceDataset
@@ -30,7 +31,7 @@ def load_calibration_faces(folder: Path, sets: list[VerificationSet]) -> NDArray
         )
     if path_exists((folder / "train.rec").exists):
         dataset = FaceDataset(folder)
-        faces = np.stack([dataset[row][0] for row in _spread(len(dataset))])
+        faces = np.stack([dataset[row][0] for row in spread(len(dataset), N_FACES)])
     else:
         faces = _load_photos(folder)
     known = {image.tobytes() for eval_set in sets for image in eval_set.images}
@@ -44,7 +45,7 @@ def load_calibration_faces(folder: Path, sets: list[VerificationSet]) -> NDArray
 
 def _load_photos(folder: Path) -> NDArray[np.uint8]:
     names = list_photos(folder, folder / "faces.log")
-    paths = [folder / names[row] for row in _spread(len(names))]
+    paths = [folder / names[row] for row in spread(len(names), N_FACES)]
     resized: list[int] = []
     faces = decode_images(
         PhotoFiles(paths), name=lambda index: one_line(paths[index]), resized=resized, open_with=open_photo
@@ -55,8 +56,3 @@ def _load_photos(folder: Path) -> NDArray[np.uint8]:
             fix="align the photos first: python data/align.py",
         )
     return faces
-
-
-def _spread(count: int) -> NDArray[np.int64]:
-    """Returns up to 300 rows of `count`, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, N_FACES).round().astype(np.int64))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from config import Config
+from data.alignment.sheet import spread
 from deploy.exported import ExportedNetwork
 from eval.comparison import Comparison, compare_scores, format_table
 from eval.inference.embedding import Runtime, embed, make_runtime
@@ -212,7 +213,7 @@ def all_threads() -> int:
 def _sample(sets: list[VerificationSet], n: int) -> NDArray[np.uint8]:
     """Returns up to n images (n, 112, 112, 3), evenly spaced over those of all sets."""
     ends = np.cumsum([len(eval_set.images) for eval_set in sets])
-    rows = np.unique(np.linspace(0, ends[-1] - 1, n).round().astype(np.int64))
+    rows = np.array(spread(int(ends[-1]), n))
     numbers = np.searchsorted(ends, rows, side="right")
     starts = ends - [len(eval_set.images) for eval_set in sets]
     return np.stack([sets[i].images[row - starts[i]] for i, row in zip(numbers, rows, strict=True)])
