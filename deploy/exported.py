@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.metadata import METADATA_FILE, METADATA_KEY, parse_metadata
-from eval.inference.openvino import import_openvino
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError, shorten
 from utils.filesystem import path_exists
+from utils.openvino_core import FLOAT32_SETTINGS, import_openvino, openvino_core
 
 BATCH = 4  # faces per call: few enough for the caches of the CPU
 
@@ -122,20 +122,14 @@ def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
     openvino = import_openvino()
     from openvino.frontend import FrontEndManager
 
-    options = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,  # with pinning, several processes would share the first cores
-    }
-    core = openvino.Core()
+    options = {**FLOAT32_SETTINGS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     try:
         reader = FrontEndManager().load_by_framework("ir")  # core.read_model would try other formats, with complaints
         model = reader.convert(reader.load(str(path)))
         shape = model.input(0).partial_shape
         shape[0] = 1  # one image a call: with a free batch a call takes 1.4 times as long
         model.reshape(shape)
-        compiled = core.compile_model(model, "CPU", options)
+        compiled = openvino_core().compile_model(model, "CPU", options)
         images = compiled.input(0)
     except (IndexError, RuntimeError) as error:
         raise _damaged(path, error) from None

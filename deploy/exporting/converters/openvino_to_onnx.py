@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from eval.inference.openvino import import_openvino
 from utils.errors import UserError
+from utils.openvino_core import openvino_core
 
 _OPSET, _IR_VERSION = 17, 8
 Node = Any  # openvino.Node
@@ -24,7 +24,7 @@ def convert_to_onnx(path: Path) -> bytes:
 
     Raises UserError if the network has an operation that is not known here.
     """
-    model = import_openvino().Core().read_model(path)
+    model = openvino_core().read_model(path)
     constants: list[TensorProto] = []
     nodes: list[NodeProto] = []
     for node in model.get_ordered_ops():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deploy.exported import to_input
 from deploy.exporting.network import INPUT, Interface
 from deploy.exporting.proof import row_cosines
-from eval.inference.openvino import import_openvino
+from utils.openvino_core import import_openvino
 
 Item = dict[str, NDArray[Any]]  # name of the input -> one image
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from config import load_config, shipped_configs
 from config.base import Config
 from eval.folders import unique_folder_name
 from eval.inference.embedding import TorchRuntime, embed, make_runtime
-from eval.inference.openvino import OpenVinoRuntime, is_installed
+from eval.inference.openvino import OpenVinoRuntime
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
 from eval.reporting.published import published_result
@@ -34,6 +35,7 @@ from tests.helpers.verification_reference import published_verification
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.filesystem import sha256
+from utils.openvino_core import is_installed
 
 CPU, GPU = World(0, 1, torch.device("cpu")), World(0, 1, torch.device("cuda"))
 needs_openvino = pytest.mark.skipif(not is_installed(), reason="no OpenVINO")
@@ -919,6 +921,16 @@ def test_no_images_have_no_embeddings(kind):
     runtime = OpenVinoRuntime(model) if kind == "openvino" else TorchRuntime(model, CPU.device, 4)
     direct, flipped = embed(runtime, np.empty((0, 112, 112, 3), np.uint8))
     assert direct.shape == flipped.shape == (0, 32)
+
+
+@needs_openvino
+def test_a_converted_network_is_freed():
+    """An evaluation of many checkpoints converts each of them."""
+    runtime = OpenVinoRuntime(network("PocketNet small"))
+    embed(runtime, np.zeros((3, 112, 112, 3), np.uint8))
+    reference = weakref.ref(runtime)
+    del runtime
+    assert reference() is None
 
 
 @needs_openvino
