@@ -14,7 +14,7 @@ from safetensors.torch import save as save_safetensors
 
 from config import CommandParser, path_argument
 from config.saved import CONFIG_FILE
-from deploy.checkpoints import SAFETENSORS_FILE, open_checkpoint
+from deploy.checkpoints import open_checkpoint
 from deploy.metadata import network_fields
 from deploy.model_card import ModelCard
 from deploy.thresholds import RESULTS_FILES, THRESHOLDS_FILE, SetEntries, read_evaluation
@@ -22,6 +22,8 @@ from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError, run_cli
 from utils.filesystem import ensure_writable_folder, sha256, write_atomic, write_files, write_text_atomic
 from utils.flops import count_operations
+
+SAFETENSORS_FILE = "model.safetensors"  # the Hub's name for it
 
 
 def main() -> None:
@@ -59,7 +61,7 @@ def main() -> None:
         raise UserError(f"{args.out}: {error.strerror or error}", fix="name another folder") from None
     texts = {
         CONFIG_FILE: to_json(network_fields(config)),
-        THRESHOLDS_FILE: to_json({backbone_name(file): to_shared_entries(thresholds, digest)}),
+        THRESHOLDS_FILE: to_json({backbone_name(args.out / SAFETENSORS_FILE): to_shared_entries(thresholds, digest)}),
         "README.md": card.format(),
     }
     writers: dict[Path, Callable[[Path], object]] = {

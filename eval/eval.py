@@ -3,7 +3,8 @@
     python eval/eval.py                                  every checkpoint in config.output on config.val_targets
     python eval/eval.py output=FOLDER                    the checkpoints of a run, with the config.json in its folder
     python eval/eval.py --steps 11372,22744              only these steps
-    python eval/eval.py output=DIR/PocketNetS-128.pth    a file of any name
+    python eval/eval.py output=DIR/PocketNetS-128.pth    a file of any name, .pth or .safetensors
+    python eval/eval.py output=SHARED                    a folder of python -m deploy.share
     python eval/eval.py --pairs pairs.txt --images DIR   on your own pairs: LFW style, or a CSV of path,path,same
     python eval/eval.py --folder DIR                     on a folder of photos, one folder per person
 

@@ -9,7 +9,7 @@ from config.load import CONFIG_FOLDER
 from config.saved import find_saved_config, load_saved_config
 from utils.errors import one_line
 
-_RUN_FILES = ("checkpoint.pth", "training.log", "search.log", "config.json")  # files that a run of this project writes
+_RUN_FILES = ("checkpoint.pth", "training.log", "search.log")  # files that a run of this project writes
 
 
 def weights_folder(output: str) -> Path:
@@ -21,7 +21,7 @@ def weights_folder(output: str) -> Path:
 def is_run_folder(folder: Path) -> bool:
     """Returns whether a run of this project wrote the folder, so that results may be written to it as well.
 
-    False for a copied or downloaded folder: its config.json names another output folder.
+    False for a copied, downloaded or shared folder: its config.json names another output folder, or none.
     """
     saved = find_saved_config(folder)
     try:

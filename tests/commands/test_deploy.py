@@ -107,7 +107,7 @@ def test_sets_with_a_warning_are_not_shared(tmp_path):
         content["5"]["folder:raw"] = content["5"]["demo"] | {"warning": "the photos are not aligned"}
         (weights.parent / file).write_text(json.dumps(content))
     assert deploy("share", tmp_path / "out", "--model", tmp_path / "run").returncode == 0
-    assert [*json.loads((tmp_path / "out" / "thresholds.json").read_text())["5"]] == ["demo"]
+    assert [*json.loads((tmp_path / "out" / "thresholds.json").read_text())["model"]] == ["demo"]
     assert "raw" not in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -142,7 +142,7 @@ def test_a_shared_folder_without_an_evaluation(tmp_path):
     write_network(tmp_path / "run", cosine=None)
     done = deploy("share", tmp_path / "out", "--model", tmp_path / "run")
     assert done.returncode == 0 and "No evaluation of" in done.stdout
-    assert json.loads((tmp_path / "out" / "thresholds.json").read_text()) == {"5": {}}
+    assert json.loads((tmp_path / "out" / "thresholds.json").read_text()) == {"model": {}}
     verdict = deploy("compare", "a.jpg", "b.jpg", "--model", tmp_path / "out")
     assert verdict.returncode == 2 and "there are no thresholds for this network; evaluate it first" in verdict.stderr
 

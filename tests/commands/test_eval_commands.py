@@ -300,7 +300,7 @@ def test_a_file_of_any_name(run_main, demo, tmp_path):
     (path.parent / "checkpoint.pth").unlink()
     assert_error(
         run_main("eval/eval.py", *DEMO, f"output={path.parent}"),
-        r"no \{global_step\}backbone\.pth in .*, but 2 other \.pth files; name one of them: PocketNetS-128\.pth, best",
+        r"no \{global_step\}backbone\.pth in .*, but 2 other files of weights; name one of them: PocketNetS-128",
     )
 
 
@@ -320,6 +320,32 @@ def test_nothing_is_left_beside_weights_that_no_run_made(run_main, demo, tmp_pat
         names = {"results.json", "results.txt", "roc.png", "thresholds.json", "test.log"}
         assert {path.name for path in folder.iterdir()} == names
     assert f"In {first}: test.log" in done.stdout or f"In {second}: test.log" in done.stdout
+
+
+def test_a_shared_folder_is_scored_as_its_checkpoint(run_main, demo, tmp_path, monkeypatch):
+    """Results go to a folder in output/eval, and the shared folder stays as it is."""
+    monkeypatch.setattr("eval.folders.CONFIG_FOLDER", tmp_path / "project" / "config")
+    weights, shared = demo / "output" / "demo" / "12backbone.pth", tmp_path / "shared"
+    assert run_main("deploy/share.py", shared, "--model", weights).returncode == 0
+    before = {path.name: path.read_bytes() for path in shared.iterdir()}
+    data = ["rec=data/faces_demo", "val_targets=demo"]
+
+    def score(output: Path, *arguments: str) -> dict:
+        done = run_main("eval/eval.py", f"output={output}", *data, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        results = Path(re.findall(r"\nIn (.*): test.log", done.stdout)[-1])
+        ((name, sets),) = read_json(results / "results.json").items()
+        assert name == ("12" if output == weights else "model")
+        return {key: value for key, value in sets["demo"].items() if key not in ("weights", "sha256")}
+
+    expected = score(weights, "--steps=12", f"test_output={tmp_path / 'results'}")
+    assert score(shared) == score(shared / "model.safetensors") == expected
+    assert before == {path.name: path.read_bytes() for path in shared.iterdir()}
+
+    done = run_main("eval/compare.py", weights, shared, *data, "--out", tmp_path / "compared")
+    assert done.returncode == 0, done.stderr
+    (row,) = read_json(tmp_path / "compared" / "compare.json")["sets"]
+    assert row["only_a"] == row["only_b"] == 0 and row["a"] == row["b"]
 
 
 def test_two_files_of_one_step(run_main, demo, tmp_path):

@@ -191,9 +191,18 @@ def test_steps_count_more_than_other_names(tmp_path):
     assert find_backbones(str(folder), "--x") == {"7": folder / "007backbone.pth", "12": folder / "12backbone.pth"}
 
 
+def test_safetensors_are_found_as_other_weights_are(tmp_path):
+    folder = folder_of(tmp_path, "model.safetensors", ".cut.safetensors", "README.md")
+    assert find_backbones(str(folder), "--x") == {"model": folder / "model.safetensors"}
+    assert find_backbones(str(folder / "model.safetensors"), "--x") == {"model": folder / "model.safetensors"}
+    assert find_backbones(str(folder_of(tmp_path, "3backbone.pth")), "--x") == {"3": folder / "3backbone.pth"}
+
+
 def test_several_other_names_are_listed(tmp_path):
-    folder = folder_of(tmp_path, "a.pth", "b.pth")
-    with pytest.raises(CheckpointError, match=r"but 2 other \.pth files; name one of them: a\.pth, b\.pth"):
+    folder = folder_of(tmp_path, "a.pth", "b.pth", "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"but 3 other files of weights; name one of them: a\.pth, b\.pth, a\.safetensors"
+    ):
         find_backbones(str(folder), "--x")
 
 

@@ -1,4 +1,7 @@
-"""Saves, finds and loads {global_step}backbone.pth and {global_step}header.pth: state dicts with published keys."""
+"""Saves, finds and loads {global_step}backbone.pth and {global_step}header.pth: state dicts with published keys.
+
+Also reads .safetensors files, such as the one in a shared folder.
+"""
 
 import os
 import pickle
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
 from utils.checkpoints.safe_pickle import UnsupportedContent, check_file
@@ -22,9 +27,9 @@ from utils.filesystem import open_regular_file, write_atomic
 # Errors that torch raises for a file that is not a checkpoint, or a truncated one.
 _DAMAGE_ERRORS = (
     pickle.UnpicklingError, ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError,
-    MemoryError, RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+    MemoryError, RuntimeError, SafetensorError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-_NOT_A_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # names of other .pth files
+_NOT_A_BACKBONE = re.compile(r"\d*header\.pth|checkpoint(\..*)?\.pth|\..*")  # names of files without a backbone
 
 
 def save_atomic(path: Path, content: Any) -> None:
@@ -85,7 +90,7 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
     """Returns paths of backbones by name, for a file, a prefix or a folder.
 
     A file may have any name. A prefix such as output/295672 stands for output/295672backbone.pth. For a folder, returns
-    all its {step}backbone.pth by step, ascending, or else its only other .pth file.
+    all its {step}backbone.pth by step, ascending, or else its only other .pth or .safetensors file.
 
     Raises CheckpointError where there is none, or where the choice is ambiguous; `option` is the option to name.
     """
@@ -93,14 +98,15 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
     field = option.removeprefix("config ") if option.startswith("config ") else f"output, or {option}"
     try:
         if path.is_dir():
-            weights = [file for file in sorted(path.glob("*.pth")) if not _NOT_A_BACKBONE.fullmatch(file.name)]
+            files = [*sorted(path.glob("*.pth")), *sorted(path.glob("*.safetensors"))]
+            weights = [file for file in files if not _NOT_A_BACKBONE.fullmatch(file.name)]
             if not weights or any(re.fullmatch(r"\d+backbone\.pth", file.name) for file in weights):
                 return {str(step): file for step, file in list_backbones(path, field).items()}
             if len(weights) > 1:
                 names = ", ".join(file.name for file in weights[:5]) + (", …" if len(weights) > 5 else "")
                 raise CheckpointError(
                     f"config {field}: no {{global_step}}backbone.pth in {prefix!r}, but {len(weights)} "
-                    "other .pth files",
+                    "other files of weights",
                     fix=f"name one of them: {names}",
                 )
             return {backbone_name(weights[0]): weights[0]}
@@ -113,19 +119,21 @@ def find_backbones(prefix: str, option: str) -> dict[str, Path]:
 
 
 def backbone_name(path: Path) -> str:
-    """Returns the step of a {step}backbone.pth, else the file's name without .pth: the key of its results."""
+    """Returns the step of a {step}backbone.pth, else the file's name without its suffix: the key of its results."""
     name = path.name.removesuffix("backbone.pth").removesuffix(".pth").removesuffix(".safetensors") or path.name
     return str(int(name)) if re.fullmatch(r"\d+backbone\.pth", path.name) else one_line(name)
 
 
 def load_safe(path: str | Path) -> Any:
-    """Loads a file that torch.save wrote, with all tensors on the CPU.
+    """Loads a file that torch.save wrote, or a .safetensors file, with all tensors on the CPU.
 
-    Verifies all checksums, unpickles only dense real tensors and plain values, and runs no code from the file. Raises
-    CheckpointError.
+    Verifies all checksums, where the format has any, unpickles only dense real tensors and plain values, and runs no
+    code from the file. Raises CheckpointError.
     """
     try:
         with open_regular_file(path) as file:
+            if Path(path).suffix == ".safetensors":
+                return _load_safetensors(file.read())
             check_file(file)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -142,6 +150,17 @@ def load_safe(path: str | Path) -> Any:
         raise CheckpointError(
             f"{path}: not a readable checkpoint: it is damaged, or holds more than tensors ({type(error).__name__})"
         ) from None
+
+
+def _load_safetensors(content: bytes) -> dict[str, Tensor]:
+    """Returns the tensors of a .safetensors file by name. Raises UnsupportedContent and safetensors' errors."""
+    tensors = parse_safetensors(content)
+    for name, value in tensors.items():
+        if value.is_complex() or (value.is_floating_point() and value.element_size() < 2):
+            raise UnsupportedContent(
+                f"should hold only real tensors of at least 16 bits; {name!a:.80} is {value.dtype}"
+            )
+    return tensors
 
 
 @contextmanager

@@ -4,13 +4,14 @@ import pickle
 import random
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT, SHARED
-from utils.checkpoints.weights import CheckpointError, list_backbones, load_weights, save_weights
+from utils.checkpoints.weights import CheckpointError, list_backbones, load_weights, read_weights, save_weights
 from utils.losses.arcface import ArcFace
 
 
@@ -143,6 +144,31 @@ def test_a_file_that_is_no_checkpoint_is_named_in_one_line(tmp_path, backbone, d
     with pytest.raises(CheckpointError, match=r"1backbone\.pth") as error:
         load_weights(backbone, path)
     assert "\n" not in str(error.value)
+
+
+def test_safetensors_load_as_a_checkpoint_does(tmp_path, backbone):
+    save_weights(tmp_path / "12backbone.pth", backbone)
+    safetensors.torch.save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    expected, found = (read_weights(tmp_path / name) for name in ("12backbone.pth", "model.safetensors"))
+    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable checkpoint: it is damaged"),
+        (safetensors.torch.save({"weight": torch.zeros(2, 2)})[:-1], "not a readable checkpoint: it is damaged"),
+        (safetensors.torch.save({"weight": torch.zeros(2, 2)}), "lacks bias"),
+        (safetensors.torch.save({"a": torch.zeros(2, dtype=torch.complex64)}), "only real tensors .*complex64"),
+        (safetensors.torch.save({"a": torch.zeros(2).to(torch.float8_e5m2)}), "at least 16 bits; 'a' is .*float8_e5m2"),
+        (safetensors.torch.save({"a": torch.zeros(2)}).replace(b'"F32"', b'"F99"'), "not a readable checkpoint"),
+    ],
+)
+def test_safetensors_that_cannot_be_loaded(tmp_path, content, message):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "a.safetensors")
+    assert str(error.value).startswith(f"{tmp_path}/a.safetensors: ") and "\n" not in str(error.value)
 
 
 class Hostile:
