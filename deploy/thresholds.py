@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from eval.folders import default_result_folder
+from eval.inputs.pairs import is_own_set
 from eval.merging import read_entries
 from utils.errors import UserError, one_line
 
@@ -78,9 +79,8 @@ def choose_threshold(thresholds: SetEntries, far: float, source: str, eval_set: 
 
 def _preference(name: str, entry: dict[str, Any]) -> tuple[bool, bool, int]:
     """Sort key of sets, best first."""
-    is_own = name.startswith(("folder:", "pairs:"))
     different = entry.get("different", 0)
-    return bool(entry.get("warning")), not is_own, -different if isinstance(different, int) else 0
+    return bool(entry.get("warning")), not is_own_set(name), -different if isinstance(different, int) else 0
 
 
 def _points(entry: dict[str, Any]) -> dict[float, float]:

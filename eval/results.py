@@ -95,8 +95,7 @@ class Report:
 
     def _write_thresholds_to(self, path: Path) -> Path:
         hint = self.photos.more_pairs_hint if self.photos else None
-        # A prefix as in "folder:lfw": a folder of photos may have the name of a verification set.
-        prefix = f"{self.photos.source}:" if self.photos else ""
+        prefix = self.photos.prefix if self.photos else ""
         entries = {
             step: {prefix + name: to_thresholds_entry(score, hint) for name, score in sets.items()}
             for step, sets in self.scores.items()

@@ -31,8 +31,7 @@ def describe(
 
     weights: the file that the network is from. photos: where the set is the user's own, whose name then says so.
     """
-    # A prefix as in "folder:lfw": a folder of photos may have the name of a verification set.
-    prefix = f"{photos.source}:" if photos else ""
+    prefix = photos.prefix if photos else ""
     floats = "(x / 255 - 0.5) / 0.5 of pixels x from 0 to 255"
     content: dict[str, Any] = {
         "network": network_fields(config),

@@ -20,6 +20,8 @@ _FLAGS = dict.fromkeys(("1", "true", "yes", "same"), True) | dict.fromkeys(("0",
 Pair = tuple[Path, Path, bool]  # (photo, photo, same person)
 PhotoOpener = Callable[[bytes], AbstractContextManager[NDArray[np.uint8]]]  # encoded photo -> RGB pixels
 
+_FOLDER_PREFIX, _PAIRS_PREFIX = "folder:", "pairs:"  # by the option that the photos come from
+
 
 @dataclass(frozen=True)
 class PhotoPairs:
@@ -54,9 +56,9 @@ class PhotoPairs:
         return self.opener is not open_photo
 
     @property
-    def source(self) -> str:
-        """Option that the pairs come from: "folder" or "pairs"."""
-        return "pairs" if self.max_different is None else "folder"
+    def prefix(self) -> str:
+        """What precedes the name among those of verification sets, as in "folder:lfw": a folder may be called so."""
+        return _PAIRS_PREFIX if self.max_different is None else _FOLDER_PREFIX
 
     def write_csv(self, file: Path) -> None:
         """Writes the pairs as a CSV that --pairs reads, with absolute paths. Raises OSError."""
@@ -74,6 +76,11 @@ class PhotoPairs:
         if different <= self.max_different:
             return f"--n-pairs {2 * different} makes them"
         return f"these photos make {self.max_different:,} at most: add photos of more people"
+
+
+def is_own_set(name: str) -> bool:
+    """Whether the name of a set has the prefix of the user's own photos."""
+    return name.startswith((_FOLDER_PREFIX, _PAIRS_PREFIX))
 
 
 def read_pairs(file: Path, images: Path | None = None) -> PhotoPairs:
