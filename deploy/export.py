@@ -13,7 +13,6 @@ network it is, and holds thresholds for the embeddings that it gives. FaceEmbedd
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -41,6 +40,7 @@ from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli
 from utils.filesystem import ensure_writable_folder
 from utils.logs.logger import init_logging
+from utils.temporary_folder import temporary_folder
 
 
 def main() -> None:
@@ -60,8 +60,7 @@ def main() -> None:
             raise UserError(error.problem, fix) from None
     try:
         ensure_writable_folder(out.parent)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as name:
-            folder = Path(name)
+        with temporary_folder(out.parent, ".export-") as folder:
             init_logging(folder / "export.log")
             warn_unused_fields(config, "eval")
             sets = load_verification_sets(config, photos, World(0, 1, torch.device("cpu")))

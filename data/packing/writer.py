@@ -1,7 +1,6 @@
 """Writes a training set in the layout of MS1MV2, into a folder that appears only when it is complete."""
 
 import itertools
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from data.packing.sources import People
 from utils.datasets.alignment import SIZE
 from utils.datasets.recordio.record_format import IndexedRecordWriter, RecordHeader, pack
 from utils.errors import UserError
+from utils.temporary_folder import temporary_folder
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def create_folder(out: Path) -> Iterator[Path]:
         if out.exists() or out.is_symlink():
             raise UserError(f"{out}: already exists", fix="name another folder, or delete it")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".packing-") as temporary:
-            folder = Path(temporary, "new")
+        with temporary_folder(out.parent, ".packing-") as temporary:
+            folder = temporary / "new"
             folder.mkdir()
             yield folder
             folder.rename(out)

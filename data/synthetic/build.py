@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import signal
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import starmap
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.temporary_folder import temporary_folder
 
 DrawFunction = Callable[..., list[bytes]]  # must be a module-level function, which other processes can import
 
@@ -49,13 +49,13 @@ def make_folder(out: Path, settings: Mapping[str, object], write: Callable[[Path
             return False
         out.parent.mkdir(parents=True, exist_ok=True)
         # Write to a temporary folder, so that an interrupted run leaves no incomplete dataset.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-", ignore_cleanup_errors=True) as temporary:
-            new = Path(temporary, "new")
+        with temporary_folder(out.parent, ".making-") as temporary:
+            new = temporary / "new"
             new.mkdir()
             write(new)
             (new / "made.json").write_text(json.dumps(settings, indent=1) + "\n")
             if out.exists():
-                out.rename(Path(temporary, "old"))
+                out.rename(temporary / "old")
             new.rename(out)
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror or error}", fix="choose another --out") from error

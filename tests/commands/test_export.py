@@ -56,10 +56,15 @@ def test_a_file_that_is_proved(folder, tmp_path, name):
 
 
 def test_the_default_path(folder, tmp_path):
+    """Where an export was killed before."""
     shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / ".export-abcdefgh").mkdir()
+    (tmp_path / "run" / ".export-abcdefgh" / ".lock").write_text("process 1 on a machine\n")
+    before = {path.name for path in (folder / "run").iterdir()}
     done = export(folder, "--to", "onnx", model=tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert open_exported(tmp_path / "run" / "5-fp32.onnx").embedding_size == 32
+    assert {path.name for path in (tmp_path / "run").iterdir()} == before | {"5-fp32.onnx"}
 
 
 def test_the_users_own_photos(folder, tmp_path):
