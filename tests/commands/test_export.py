@@ -11,7 +11,7 @@ import torch
 from deploy import FaceEmbedder
 from deploy.exported import open_exported
 from tests.helpers.commands import run_command
-from tests.helpers.faces import write_data
+from tests.helpers.exports import export, write_network_and_data
 from tests.helpers.networks import write_network
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import read_weights
@@ -21,15 +21,7 @@ from utils.filesystem import sha256
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A network without an evaluation, and data with a verification set."""
-    folder = tmp_path_factory.mktemp("export")
-    write_network(folder / "run", cosine=None)
-    write_data(folder / "data", pairs=200)
-    return folder
-
-
-def export(folder, *arguments, model="run", **how):
-    data = [f"rec={folder / 'data'}", "val_targets=tiny", "eval_runtime=openvino"]
-    return run_command(ROOT, sys.executable, "-m", "deploy.export", "--model", folder / model, *data, *arguments, **how)
+    return write_network_and_data(tmp_path_factory.mktemp("export"))
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])

@@ -1,7 +1,5 @@
 """Export to int8, which takes a minute or more: calibration, and accuracy control."""
 
-import sys
-
 import numpy as np
 import onnx
 import pytest
@@ -14,10 +12,7 @@ from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork, Interface
 from deploy.exporting.proof import row_cosines
 from eval.inference.embedding import TorchRuntime
-from tests.helpers.commands import run_command
-from tests.helpers.faces import write_data
-from tests.helpers.networks import write_network
-from tests.helpers.paths import ROOT
+from tests.helpers.exports import export, write_network_and_data
 from tests.helpers.training import CPU
 
 pytest.importorskip("nncf", reason="NNCF is not installed: pip install -r requirements-deploy.txt")
@@ -25,19 +20,16 @@ pytest.importorskip("nncf", reason="NNCF is not installed: pip install -r requir
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("int8")
-    write_network(folder / "run", cosine=None)
-    write_data(folder / "data", pairs=200)
-    return folder
+    """A network without an evaluation, and data with a verification set."""
+    return write_network_and_data(tmp_path_factory.mktemp("int8"))
 
 
 @pytest.mark.parametrize(("name", "file"), [("onnx", "net.onnx"), ("openvino", "net.xml")])
 def test_int8(folder, tmp_path, name, file):
     """An int8 file; whether it is faster depends on the machine, so it is written with --force."""
-    done = run_command(
-        ROOT, sys.executable, "-m", "deploy.export", "--to", name, "--precision", "int8", "--force", "--unit-output",
-        "--model", folder / "run", "--out", tmp_path / file, "--calibration", folder / "data", "--max-drop", "100",
-        f"rec={folder / 'data'}", "val_targets=tiny", "eval_runtime=openvino",
+    done = export(
+        folder, "--to", name, "--precision", "int8", "--force", "--unit-output",
+        "--out", tmp_path / file, "--calibration", folder / "data", "--max-drop", "100",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     network = open_exported(tmp_path / file)
