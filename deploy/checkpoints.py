@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from backbones.build import build_backbone
 from config import Config, load_config, shipped_configs
 from config.saved import find_saved_config
+from deploy.exported import RUNTIMES
 from utils.checkpoints.state_dicts import CheckpointError, check_state_dict
 from utils.checkpoints.weights import find_backbones, read_weights
 
@@ -40,6 +41,10 @@ def open_checkpoint(
 
 def _find_weights(path: str, option: str) -> Path:
     """Returns the file of weights that a path stands for; of several checkpoints the last. Raises CheckpointError."""
+    if Path(path).suffix in RUNTIMES:
+        raise CheckpointError(
+            f"{option} {path}: is an exported file", fix="name the checkpoint that it was exported from"
+        )
     return list(find_backbones(path, option).values())[-1]
 
 

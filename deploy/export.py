@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from config import (
     CommandParser,
+    Config,
     ConfigError,
     add_config_arguments,
     collect_overrides,
@@ -32,13 +34,13 @@ from deploy.exporting.description import describe
 from deploy.exporting.formats import FORMATS, PRECISIONS
 from deploy.exporting.network import ExportNetwork
 from deploy.exporting.proof import Prover, file_size
-from deploy.exporting.trial import Exporter, install
+from deploy.exporting.trial import Exporter, Trial, install
 from eval.inputs.arguments import add_photo_arguments, load_photo_pairs
-from eval.inputs.sets import load_verification_sets
+from eval.inputs.sets import VerificationSet, load_verification_sets
 from utils.checkpoints.weights import backbone_name
 from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli
-from utils.filesystem import ensure_writable_folder
+from utils.filesystem import ensure_writable_folder, exists_as_non_folder
 from utils.logs.logger import init_logging
 from utils.temporary_folder import temporary_folder
 
@@ -53,29 +55,20 @@ def main() -> None:
     out = args.out or weights.with_name(f"{backbone_name(weights)}-{args.precision}{kind.suffix}")
     check_out(out, kind.suffix)
     if photos is None:
-        try:
-            require_data(config)
-        except ConfigError as error:
-            fix = "name verification pairs: rec=FOLDER val_targets=lfw, or --folder PHOTOS --align"
-            raise UserError(error.problem, fix) from None
+        require_pairs(config)
+    network = ExportNetwork(backbone, kind.interface(config.embedding_size, args.uint8_input, args.unit_output))
     try:
         ensure_writable_folder(out.parent)
         with temporary_folder(out.parent, ".export-") as folder:
             init_logging(folder / "export.log")
             warn_unused_fields(config, "eval")
             sets = load_verification_sets(config, photos, World(0, 1, torch.device("cpu")))
-            needs_faces = args.precision == "int8"
-            faces = load_calibration_faces(args.calibration or Path(config.rec), sets) if needs_faces else None
-            interface = kind.interface(config.embedding_size, args.uint8_input, args.unit_output)
-            prover = Prover(backbone, config, sets, args.unit_output)
-            trial = Exporter(ExportNetwork(backbone, interface), kind, prover, folder).run(
-                args.precision, args.max_drop, faces
-            )
+            trial = try_export(args, backbone, config, network, sets, folder)
             print(f"\n{weights} as {args.to}, {args.precision}\n{trial.format()}", flush=True)
             if trial.faults and not args.force:
                 print(f"\nNot written: {'; '.join(trial.faults)}. --force writes it all the same.", flush=True)
                 sys.exit(1)
-            metadata = describe(config, weights, args.precision, interface, trial.agreement, sets, photos)
+            metadata = describe(config, weights, args.precision, network.interface, trial.agreement, sets, photos)
             trial.conversion.save(trial.path, metadata)
             kind.open(trial.path, 0)  # raises if the file is damaged
             install(trial.path, out)
@@ -84,6 +77,23 @@ def main() -> None:
     print(f"\n{out}: {file_size(out):,} bytes")
     if trial.faults:
         print(f"Written in spite of this: {'; '.join(trial.faults)}")
+    if kind.runs_here:
+        print(f"Compare photos with it: python -m deploy.compare A.jpg B.jpg --model {out}")
+
+
+def try_export(
+    args: argparse.Namespace,
+    backbone: nn.Module,
+    config: Config,
+    network: ExportNetwork,
+    sets: list[VerificationSet],
+    folder: Path,
+) -> Trial:
+    """Converts the network to a file in a folder and proves it. Raises UserError and OSError."""
+    needs_faces = args.precision == "int8"
+    faces = load_calibration_faces(args.calibration or Path(config.rec), sets) if needs_faces else None
+    prover = Prover(backbone, config, sets, args.unit_output)
+    return Exporter(network, FORMATS[args.to], prover, folder).run(args.precision, args.max_drop, faces)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -115,11 +125,23 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def require_pairs(config: Config) -> None:
+    """Raises UserError unless the config names verification sets that exist."""
+    try:
+        require_data(config)
+    except ConfigError as error:
+        fix = "name verification pairs: rec=FOLDER val_targets=lfw, or --folder PHOTOS --align"
+        raise UserError(error.problem, fix) from None
+
+
 def check_out(out: Path, suffix: str) -> None:
     """Raises UserError unless the path can become a file of the format."""
     if out.suffix != suffix:
         raise UserError(f"--out {out}: should end in {suffix}")
-    if out.is_dir() and suffix != ".mlpackage":
+    if exists_as_non_folder(out.parent):
+        raise UserError(f"--out {out}: {out.parent} is not a folder", fix="name another file")
+    is_package = suffix == ".mlpackage" and (out / "Manifest.json").is_file()  # an earlier export, a folder
+    if out.is_dir() and not is_package:
         raise UserError(f"--out {out}: is a folder", fix="name a file")
     if suffix == ".xml" and out.with_suffix(".bin").exists() and not out.exists():
         raise UserError(

@@ -5,22 +5,25 @@ the layout of the Hugging Face Hub; `hf upload NAME OUT` uploads it. FaceEmbedde
 which runs no code from the folder.
 """
 
+import argparse
+import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as save_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import nn
 
-from config import CommandParser, path_argument
-from config.saved import CONFIG_FILE
+from config import CommandParser, Config, path_argument
+from config.saved import CONFIG_FILE, find_saved_config
 from deploy.checkpoints import open_checkpoint
+from deploy.folders import is_taken, write_folder
 from deploy.metadata import network_fields
 from deploy.model_card import ModelCard
 from deploy.thresholds import RESULTS_FILES, THRESHOLDS_FILE, SetEntries, read_evaluation
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError, run_cli
-from utils.filesystem import ensure_writable_folder, sha256, write_atomic, write_files, write_text_atomic
+from utils.filesystem import sha256
 from utils.flops import count_operations
 
 SAFETENSORS_FILE = "model.safetensors"  # the Hub's name for it
@@ -28,6 +31,29 @@ SAFETENSORS_FILE = "model.safetensors"  # the Hub's name for it
 
 def main() -> None:
     """Parses the command line and writes the folder."""
+    args = parse_arguments()
+    if is_taken(args.out):
+        raise UserError(f"{args.out}: exists already", fix="name another folder, or remove it")
+    backbone, config, weights = open_checkpoint(args.model, args.config)
+    digest = sha256(weights)
+    results = without_warnings(read_evaluation(weights, digest, RESULTS_FILES, config.test_output))
+    results = {name: entry for name, entry in results.items() if {"accuracy", "interval", "pairs"} <= entry.keys()}
+    thresholds = without_warnings(read_evaluation(weights, digest, THRESHOLDS_FILE, config.test_output))
+    files = collect_files(args, backbone, config, results, thresholds)
+    write_folder(args.out, files)
+    print(f"{args.out}: {', '.join(files)}; {len(files[SAFETENSORS_FILE]):,} bytes of weights")
+    if results and thresholds:
+        print(f"Check its README.md; hf upload NAME {args.out} uploads the folder, --model {args.out} opens it")
+    else:
+        config_option = "" if find_saved_config(weights) else f" --config {args.config or 'FILE'}"
+        print(
+            f"No evaluation of {weights} was found: python eval/eval.py output={weights}{config_option}, remove "
+            f"{args.out}, then this command again"
+        )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = CommandParser("Write a folder to share a network.")
     parser.add_argument("out", type=path_argument, metavar="OUT", help="the folder to write")
     parser.add_argument("--model", metavar="PATH", help="a checkpoint or a run's folder (default: config/config.py)")
@@ -35,47 +61,32 @@ def main() -> None:
     parser.add_argument("--name", help="of the network (default: the folder's)")
     parser.add_argument("--data", help="what it was trained on")
     parser.add_argument("--license", default="other", help="of the weights, as the Hub spells it (%(default)s)")
-    args = parser.parse()
-    try:
-        is_taken = args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir()))
-    except OSError as error:
-        raise UserError(f"{args.out}: {error.strerror}", fix="name another folder") from None
-    if is_taken:
-        raise UserError(f"{args.out}: exists already", fix="name another folder, or remove it")
-    backbone, config, file = open_checkpoint(args.model, args.config)
-    results, thresholds = (
-        without_warnings(read_evaluation(file, sha256(file), pattern, config.test_output), keys)
-        for pattern, keys in ((RESULTS_FILES, {"accuracy", "interval", "pairs"}), (THRESHOLDS_FILE, set()))
-    )
-    content = save_safetensors({name: value.contiguous() for name, value in backbone.state_dict().items()})
+    return parser.parse()
+
+
+def collect_files(
+    args: argparse.Namespace, backbone: nn.Module, config: Config, results: SetEntries, thresholds: SetEntries
+) -> dict[str, str | bytes]:
+    """Returns the contents of the files by name."""
     folder = args.out.resolve().name
+    network = network_fields(config)
     card = ModelCard(
-        args.name or folder, folder, args.data or "", args.license, network_fields(config), count_operations(backbone),
-        results, thresholds,
+        args.name or folder, folder, args.data or "", args.license, network, count_operations(backbone), results,
+        thresholds,
     )  # fmt: skip
-    try:
-        ensure_writable_folder(args.out)
-        write_atomic(args.out / SAFETENSORS_FILE, lambda stream: stream.write(content))
-        digest = sha256(args.out / SAFETENSORS_FILE)
-    except OSError as error:
-        raise UserError(f"{args.out}: {error.strerror or error}", fix="name another folder") from None
-    texts = {
-        CONFIG_FILE: to_json(network_fields(config)),
-        THRESHOLDS_FILE: to_json({backbone_name(args.out / SAFETENSORS_FILE): to_shared_entries(thresholds, digest)}),
+    weights = to_safetensors({name: value.contiguous() for name, value in backbone.state_dict().items()})
+    shared_thresholds = to_shared_entries(thresholds, hashlib.sha256(weights).hexdigest())
+    return {
+        SAFETENSORS_FILE: weights,
+        CONFIG_FILE: to_json(network),
+        THRESHOLDS_FILE: to_json({backbone_name(Path(SAFETENSORS_FILE)): shared_thresholds}),
         "README.md": card.format(),
     }
-    writers: dict[Path, Callable[[Path], object]] = {
-        args.out / name: lambda path, text=text: write_text_atomic(path, text) for name, text in texts.items()  # type: ignore[misc]
-    }  # fmt: skip
-    write_files(writers, "free disk space, or name another folder")
-    print(f"{args.out}: {SAFETENSORS_FILE} ({len(content):,} bytes), {', '.join(texts)}")
-    if not results or not thresholds:
-        print(f"No evaluation of {file} was found: python eval/eval.py output={file}, then this command again")
 
 
-def without_warnings(entries: SetEntries, keys: set[str]) -> SetEntries:
-    """Returns the entries that are complete, without those of photos that were not aligned."""
-    return {name: entry for name, entry in entries.items() if not entry.get("warning") and keys <= entry.keys()}
+def without_warnings(entries: SetEntries) -> SetEntries:
+    """Returns the entries without those of photos that were not aligned."""
+    return {name: entry for name, entry in entries.items() if not entry.get("warning")}
 
 
 def to_shared_entries(entries: SetEntries, digest: str) -> SetEntries:

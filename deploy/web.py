@@ -6,7 +6,6 @@ python -m deploy.export. Photos are compared on the device that shows the page a
 
 import argparse
 import json
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from config import CommandParser, path_argument
 from data.alignment.blazeface import find_networks
 from deploy.arguments import add_threshold_arguments
 from deploy.exported import ExportedNetwork, open_exported
+from deploy.folders import is_taken, write_folder
 from deploy.thresholds import Threshold, choose_threshold
 from utils.errors import UserError, run_cli
-from utils.filesystem import ensure_writable_folder, exists_as_non_folder, write_atomic, write_files
+from utils.filesystem import path_exists
 
 PAGE = Path(__file__).resolve().parent / "page"
 SOURCES = (
@@ -39,18 +39,12 @@ def main() -> None:
         help=f"the npm package {RUNTIME} (default: that of npm install --prefix deploy/page)",
     )  # fmt: skip
     args = parser.parse()
+    check_output(args.out)
     try:
-        check_output(args.out)
         files = collect_files(args)
-        for folder in sorted({(args.out / name).parent for name in files}):
-            ensure_writable_folder(folder)
     except OSError as error:
-        raise UserError(f"{error.filename or args.out}: {error.strerror or error}") from None
-    writers: dict[Path, Callable[[Path], object]] = {
-        args.out / name: lambda path, content=content: write_atomic(path, lambda file: file.write(content))  # type: ignore[misc]
-        for name, content in files.items()
-    }
-    write_files(writers, "free disk space, or name another folder")
+        raise UserError(f"{error.filename or args.model}: {error.strerror or error}") from None
+    write_folder(args.out, files)
     total = sum(map(len, files.values()))
     print(f"{args.out}: {len(files)} files, {total / 1e6:.1f} MB")
     print(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {args.out}, then http://localhost:8000")
@@ -94,9 +88,9 @@ def collect_files(args: argparse.Namespace) -> dict[str, bytes]:
 
 
 def check_output(out: Path) -> None:
-    """Raises UserError if the folder holds anything but an earlier page, and OSError if it cannot be read."""
-    is_page = all((out / name).is_file() for name in ("index.html", SETTINGS))
-    if exists_as_non_folder(out) or (out.is_dir() and any(out.iterdir()) and not is_page):
+    """Raises UserError if there is anything at the path but an earlier page."""
+    is_page = all(path_exists((out / name).is_file) for name in ("index.html", SETTINGS))
+    if is_taken(out) and not is_page:
         raise UserError(f"{out}: exists already, and is no earlier page", fix="name another folder, or remove it")
 
 

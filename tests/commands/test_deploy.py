@@ -83,6 +83,7 @@ def test_a_gallery_of_another_network(folder, gallery, tmp_path):
 def test_a_shared_folder(folder, tmp_path):
     done = deploy("share", tmp_path / "shared", "--model", folder / "run", "--name", "tiny", "--license", "mit")
     assert done.returncode == 0, done.stderr
+    assert f"hf upload NAME {tmp_path / 'shared'} uploads the folder" in done.stdout.splitlines()[-1]
     weights = torch.load(folder / "run" / "5backbone.pth")
     shared = load_file(tmp_path / "shared" / "model.safetensors")
     assert weights.keys() == shared.keys() and all(torch.equal(weights[key], shared[key]) for key in weights)
@@ -141,7 +142,11 @@ def test_the_front_matter_is_yaml(folder, tmp_path):
 def test_a_shared_folder_without_an_evaluation(tmp_path):
     write_network(tmp_path / "run", cosine=None)
     done = deploy("share", tmp_path / "out", "--model", tmp_path / "run")
-    assert done.returncode == 0 and "No evaluation of" in done.stdout
+    weights, out = tmp_path / "run" / "5backbone.pth", tmp_path / "out"
+    assert done.returncode == 0 and done.stdout.endswith(
+        f"No evaluation of {weights} was found: python eval/eval.py output={weights}, remove {out}, then this command "
+        "again\n"
+    )
     assert json.loads((tmp_path / "out" / "thresholds.json").read_text()) == {"model": {}}
     verdict = deploy("compare", "a.jpg", "b.jpg", "--model", tmp_path / "out")
     assert verdict.returncode == 2 and "there are no thresholds for this network; evaluate it first" in verdict.stderr
@@ -160,6 +165,13 @@ def test_a_shared_folder_without_an_evaluation(tmp_path):
         (["embed", "nothing", "--out", "x.npz"], "nothing: no such folder"),
         (["embed", "blank", "--out", "faces"], "--out faces: should be a file that ends in .npz"),
         (["share", "x" * 300], "name another folder"),
+        (["share", "blank"], "blank: exists already; name another folder, or remove it"),
+        (["share", "query.jpg"], "query.jpg: exists already; name another folder, or remove it"),
+        (["share", "query.jpg/out"], "query.jpg/out: Not a directory; name another folder"),
+        (["share", "/proc/out"], "/proc/out: No such file or directory; name another folder"),
+        (["share", "out", "--model", "missing.pth"], "--model 'missing.pth': no such checkpoint"),
+        (["share", "out", "--model", "net.onnx"], "--model net.onnx: is an exported file; name the checkpoint that"),
+        (["share", "out", "--model", "lone.pth"], "lone.pth: has no config.json beside it, and no shipped config fits"),
         (["embed", "blank", "--out", "x.npz"], "blank: no photo with one face; --largest takes one of several faces"),
         (["search", "query.jpg", "query.jpg"], "query.jpg: holds no embeddings"),
         (["search", "missing.npz", "query.jpg"], "missing.npz: No such file"),
@@ -173,9 +185,10 @@ def test_bad_input_is_one_line(folder, tmp_path, command, error):
     write_png(tmp_path / "empty.png", blank)
     write_png(tmp_path / "group.png", np.hstack([photo[:height] for photo in photos]))
     write_png(tmp_path / "blank" / "empty.png", blank)
+    shutil.copy(folder / "run" / "5backbone.pth", tmp_path / "lone.pth")
+    model = [] if "--model" in command else ["--model", folder / "run"]
     done = run_command(
-        tmp_path, sys.executable, "-m", f"deploy.{command[0]}", *command[1:], "--model", folder / "run",
-        PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+        tmp_path, sys.executable, "-m", f"deploy.{command[0]}", *command[1:], *model, PYTHONPATH=str(ROOT)
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert error in done.stderr
+    assert error in done.stderr and not (tmp_path / "out").exists()

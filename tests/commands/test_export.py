@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,12 +10,14 @@ import pytest
 import torch
 
 from deploy import FaceEmbedder
+from deploy.export import check_out
 from deploy.exported import open_exported
 from tests.helpers.commands import run_command
 from tests.helpers.exports import export, write_network_and_data
 from tests.helpers.networks import write_network
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import read_weights
+from utils.errors import UserError
 from utils.filesystem import sha256
 
 
@@ -32,7 +35,8 @@ def test_a_file_that_is_proved(folder, tmp_path, name):
     assert "cosine to PyTorch on 256 images: mean 1.000000, worst 1.000000" in done.stdout
     assert "A: PyTorch, B: the file" in done.stdout and "no difference shown" in done.stdout
     assert "one image, one thread: PyTorch" in done.stdout and "images a second: PyTorch" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith(f"{out}: ")
+    size, hint = done.stdout.splitlines()[-2:]
+    assert size.startswith(f"{out}: ") and hint.endswith(f"python -m deploy.compare A.jpg B.jpg --model {out}")
     assert {path.name for path in tmp_path.iterdir()} == {out.name, *(["net.bin"] if name == "openvino" else [])}
 
     metadata = open_exported(out).metadata
@@ -95,7 +99,7 @@ def test_a_file_that_is_not_proved(folder, tmp_path):
     assert out.read_text() == "an earlier file" and not list(tmp_path.glob(".export*"))
     forced = export(folder, "--to", "onnx", "--precision", "fp16", "--out", out, "--force", model=tmp_path / "run")
     assert forced.returncode == 0, forced.stderr
-    assert forced.stdout.splitlines()[-1].startswith("Written in spite of this: ")
+    assert forced.stdout.splitlines()[-2].startswith("Written in spite of this: ")
     assert open_exported(out).metadata["precision"] == "fp16"
 
 
@@ -111,13 +115,34 @@ def test_a_file_that_is_not_proved(folder, tmp_path):
         (["--to", "onnx", "--out", "net.xml"], "--out net.xml: should end in .onnx"),
         (["--to", "onnx", "--max-drop", "-1"], "--max-drop -1: should be at least 0"),
         (["--to", "onnx", "--out", "/proc/net.onnx"], "--out /proc/net.onnx: "),
+        (["--to", "onnx", "--out", "README.md/net.onnx"], "net.onnx: README.md is not a folder; name another file"),
         (["--to", "onnx", "channel=8"], "backbone.pth"),
+        (["--to", "onnx", "--model", "missing.pth"], "--model 'missing.pth': no such checkpoint"),
+        (["--to", "onnx", "--model", "net.onnx"], "--model net.onnx: is an exported file; name the checkpoint that"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, error):
     done = export(folder, *arguments)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert error in done.stderr
+
+
+def test_no_folder_is_replaced_but_an_earlier_package(tmp_path):
+    for name in ("net.onnx", "net.mlpackage", "earlier.mlpackage"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    for name in ("net.onnx", "net.mlpackage"):
+        with pytest.raises(UserError, match=rf"{name}: is a folder; name a file"):
+            check_out(tmp_path / name, Path(name).suffix)
+    (tmp_path / "earlier.mlpackage" / "Manifest.json").touch()
+    check_out(tmp_path / "earlier.mlpackage", ".mlpackage")
+
+
+def test_weights_without_a_config(folder, tmp_path):
+    shutil.copy(folder / "run" / "5backbone.pth", tmp_path)
+    done = export(folder, "--to", "onnx", model=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no shipped config fits; name its config with --config FILE" in done.stderr
 
 
 def test_the_file_of_weights_replaces_no_other_file(folder, tmp_path):

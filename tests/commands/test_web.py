@@ -78,7 +78,8 @@ def test_every_file_of_the_page_is_written():
         (["page2"], "the following arguments are required: --model"),
         (["other", "--model", "net.onnx"], "other: exists already, and is no earlier page; name another folder"),
         (["file", "--model", "net.onnx"], "file: exists already, and is no earlier page; name another folder"),
-        (["file/page", "--model", "net.onnx"], "file/page: "),
+        (["file/page", "--model", "net.onnx"], "file/page: Not a directory; name another folder"),
+        (["/proc/page", "--model", "net.onnx"], "/proc/page: No such file or directory; name another folder"),
     ],
 )
 def test_bad_input_is_one_line(folder, arguments, error):
