@@ -17,7 +17,7 @@ from utils.errors import UserError, shorten
 from utils.filesystem import path_exists
 from utils.openvino_core import FLOAT32_SETTINGS, import_openvino, openvino_core
 
-BATCH = 4  # faces per call: few enough for the caches of the CPU
+_BATCH = 4  # faces per call: few enough for the caches of the CPU
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ExportedNetwork:
 
     def __call__(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps aligned faces (N, 112, 112, 3) uint8 RGB to embeddings (N, D) float32, in batches."""
-        parts = [self.run(self.to_input(faces[start : start + BATCH])) for start in range(0, len(faces), BATCH)]
+        parts = [self.run(self.to_input(faces[start : start + _BATCH])) for start in range(0, len(faces), _BATCH)]
         return np.concatenate(parts)
 
     def to_input(self, faces: NDArray[np.uint8]) -> NDArray[Any]:
@@ -78,44 +78,44 @@ def open_exported(path: Path, threads: int = 0) -> ExportedNetwork:
 
 def _open_onnx(path: Path, threads: int) -> ExportedNetwork:
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import (
-        Fail,
-        InvalidArgument,
-        InvalidGraph,
-        InvalidProtobuf,
-    )  # fmt: skip
-    from onnxruntime.capi.onnxruntime_pybind11_state import (
-        NotImplemented as NotSupported,
-    )
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+    damage = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # fatal only: other errors are raised
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotSupported, RuntimeError) as error:
+    except (*damage, RuntimeError) as error:
         raise _damaged(path, error) from None
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    ports = [(port.type, port.shape[0]) for port in inputs]
-    if not all(kind in ("tensor(uint8)", "tensor(float)") and (n == 1 or not isinstance(n, int)) for kind, n in ports):
+    if len(inputs) != 1 or not _takes_images(inputs[0]):
+        found = ", ".join(f"{port.type} {port.shape}" for port in inputs)
         raise UserError(
-            f"{path}: has the inputs {ports}, expected one of floats or uint8 with a free batch",
+            f"{path}: has the inputs {found:.200}, expected one of floats or uint8 with a free batch",
             fix="name a network of python -m deploy.export",
         )
-    if len(inputs) != 1:
-        raise UserError(
-            f"{path}: has {len(inputs)} inputs, expected one", fix="name a network of python -m deploy.export"
-        )
     images = inputs[0]
-    step = 1 if images.shape[0] == 1 else BATCH
+    step = 1 if images.shape[0] == 1 else _BATCH
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, ""), path)
+
+    def run(batch: NDArray[Any]) -> NDArray[np.float32]:
+        parts = [batch[start : start + step] for start in range(0, len(batch), step)]
+        return np.concatenate([session.run([outputs[0].name], {images.name: part})[0] for part in parts])
+
     return ExportedNetwork(
-        _sizes(images.shape), images.type == "tensor(uint8)", _embedding_size([o.shape for o in outputs]), metadata,
-        lambda batch: np.concatenate([
-            session.run([outputs[0].name], {images.name: batch[start : start + step]})[0]
-            for start in range(0, len(batch), step)
-        ]),
-    )  # fmt: skip
+        shape=_sizes(images.shape),
+        is_uint8=images.type == "tensor(uint8)",
+        embedding_size=_embedding_size([output.shape for output in outputs]),
+        metadata=metadata,
+        run=run,
+    )
+
+
+def _takes_images(port: Any) -> bool:
+    """Whether an input of ONNX Runtime is of floats or uint8, with a batch that is free or 1."""
+    batch = port.shape[0] if port.shape else 0
+    return port.type in ("tensor(uint8)", "tensor(float)") and (batch == 1 or not isinstance(batch, int))
 
 
 def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
@@ -133,15 +133,18 @@ def _open_openvino(path: Path, threads: int) -> ExportedNetwork:
         images = compiled.input(0)
     except (IndexError, RuntimeError) as error:
         raise _damaged(path, error) from None
-    shapes = [
-        [side.get_length() if side.is_static else None for side in port.partial_shape] for port in compiled.outputs
-    ]
+    input_shape, *output_shapes = (
+        [side.get_length() if side.is_static else None for side in port.partial_shape]
+        for port in (images, *compiled.outputs)
+    )
     text = str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else ""
     return ExportedNetwork(
-        _sizes([side.get_length() if side.is_static else None for side in images.partial_shape]),
-        images.element_type == openvino.Type.u8, _embedding_size(shapes), parse_metadata(text, path),
-        lambda batch: np.concatenate([compiled(row[np.newaxis])[0] for row in batch]),
-    )  # fmt: skip
+        shape=_sizes(input_shape),
+        is_uint8=images.element_type == openvino.Type.u8,
+        embedding_size=_embedding_size(output_shapes),
+        metadata=parse_metadata(text, path),
+        run=lambda batch: np.concatenate([compiled(row[np.newaxis])[0] for row in batch]),
+    )
 
 
 def _open_litert(path: Path, threads: int) -> ExportedNetwork:
@@ -165,9 +168,12 @@ def _open_litert(path: Path, threads: int) -> ExportedNetwork:
         return np.concatenate(rows)
 
     return ExportedNetwork(
-        _sizes(images["shape"].tolist()), images["dtype"] == np.uint8,
-        _embedding_size([output["shape"].tolist() for output in outputs]), parse_metadata(text, path), run,
-    )  # fmt: skip
+        shape=_sizes(images["shape"].tolist()),
+        is_uint8=images["dtype"] == np.uint8,
+        embedding_size=_embedding_size([output["shape"].tolist() for output in outputs]),
+        metadata=parse_metadata(text, path),
+        run=run,
+    )
 
 
 RUNTIMES: dict[str, tuple[str, Callable[[Path, int], ExportedNetwork]]] = {

@@ -67,12 +67,20 @@ def open_model(path: str | None = None, config_path: str | None = None) -> Model
         exported = open_exported(Path(path))
         metadata = exported.metadata
         return Model(
-            Path(path), sha256(Path(path)), exported.embedding_size, metadata.get("network", {}),
-            metadata.get("thresholds", {}), exported,
-        )  # fmt: skip
+            path=Path(path),
+            sha256=sha256(Path(path)),
+            embedding_size=exported.embedding_size,
+            network=metadata.get("network", {}),
+            thresholds=metadata.get("thresholds", {}),
+            run=exported,
+        )
     backbone, config, file = open_checkpoint(path, config_path)
     digest = sha256(file)
-    thresholds = read_evaluation(file, digest, THRESHOLDS_FILE, config.test_output)
     return Model(
-        file, digest, config.embedding_size, network_fields(config), thresholds, CheckpointRuntime(backbone, config)
+        path=file,
+        sha256=digest,
+        embedding_size=config.embedding_size,
+        network=network_fields(config),
+        thresholds=read_evaluation(file, digest, THRESHOLDS_FILE, config.test_output),
+        run=CheckpointRuntime(backbone, config),
     )

@@ -71,9 +71,15 @@ def collect_files(
     folder = args.out.resolve().name
     network = network_fields(config)
     card = ModelCard(
-        args.name or folder, folder, args.data or "", args.license, network, count_operations(backbone), results,
-        thresholds,
-    )  # fmt: skip
+        name=args.name or folder,
+        folder=folder,
+        data=args.data or "",
+        license=args.license,
+        network=network,
+        cost=count_operations(backbone),
+        results=results,
+        thresholds=thresholds,
+    )
     weights = to_safetensors({name: value.contiguous() for name, value in backbone.state_dict().items()})
     shared_thresholds = to_shared_entries(thresholds, hashlib.sha256(weights).hexdigest())
     return {

@@ -179,8 +179,24 @@ def write_onnx(path, side, kind=onnx.TensorProto.FLOAT):
     onnx.save(model, path)
 
 
+def write_identity_onnx(path, *shapes):
+    """Writes an ONNX network with an input of each shape, which it returns."""
+    inputs, outputs = (
+        [
+            onnx.helper.make_tensor_value_info(f"{name}{number}", onnx.TensorProto.FLOAT, shape)
+            for number, shape in enumerate(shapes)
+        ]
+        for name in ("in", "out")
+    )
+    nodes = [onnx.helper.make_node("Identity", [f"in{number}"], [f"out{number}"]) for number in range(len(shapes))]
+    graph = onnx.helper.make_graph(nodes, "net", inputs, outputs)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+
+
 def test_files_that_cannot_be_used(tmp_path):
-    """A model of another size, a damaged one, and one without thresholds."""
+    """A model of another size, other inputs, a damaged one, and one without thresholds."""
+    write_identity_onnx(tmp_path / "number.onnx", ())
+    write_identity_onnx(tmp_path / "two.onnx", (None, 3, 112, 112), (None, 3, 112, 112))
     (tmp_path / "damaged.onnx").write_bytes(b"no network")
     (tmp_path / "damaged.xml").write_bytes(b"<net></net>")
     write_onnx(tmp_path / "large.onnx", 224)
@@ -196,7 +212,9 @@ def test_files_that_cannot_be_used(tmp_path):
         "other.onnx": "other.onnx: there are no thresholds for this network; evaluate it first",
         "missing.onnx": "missing.onnx: no such file",
         "edited.onnx": "edited.onnx: its metadata are damaged (thresholds are not objects)",
-        "half.onnx": "half.onnx: has the inputs",
+        "half.onnx": "half.onnx: has the inputs tensor(float16) [",
+        "number.onnx": "number.onnx: has the inputs tensor(float) [], expected one of floats or uint8",
+        "two.onnx": "two.onnx: has the inputs tensor(float) [",
     }.items():
         done = run_command(
             ROOT, sys.executable, "-m", "deploy.compare", "a.jpg", "b.jpg", "--model", tmp_path / name

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deploy.exported import ExportedNetwork
 from deploy.metadata import METADATA_KEY, parse_metadata
+from utils.datasets.alignment import SIZE
 from utils.errors import UserError
 
 Arguments = Callable[[str], Any]  # name of an operation's input -> its value, None if it has none
@@ -43,9 +44,8 @@ def open_mlpackage(path: Path, threads: int) -> ExportedNetwork:
         return torch.cat(rows).numpy()
 
     metadata = parse_metadata(spec.description.metadata.userDefined.get(METADATA_KEY, ""), path)
-    return ExportedNetwork(
-        (3, 112, 112), images.type.WhichOneof("Type") == "imageType", embedding_size, metadata, run
-    )  # fmt: skip
+    is_uint8 = images.type.WhichOneof("Type") == "imageType"
+    return ExportedNetwork((3, SIZE, SIZE), is_uint8, embedding_size, metadata, run)
 
 
 def _compute(function: Any, input_name: str, image: Tensor) -> Tensor:
@@ -85,10 +85,8 @@ def _to_tensor(value: Any) -> Any:
 
 
 def _conv(get: Arguments) -> Tensor:
-    x = _pad(get("x"), get, 0.0)
-    return F.conv2d(
-        x, get("weight"), get("bias"), _ints(get("strides")), 0, _ints(get("dilations")), int(get("groups"))
-    )  # fmt: skip
+    x, strides, dilations = _pad(get("x"), get, 0.0), _ints(get("strides")), _ints(get("dilations"))
+    return F.conv2d(x, get("weight"), get("bias"), strides, 0, dilations, int(get("groups")))
 
 
 def _max_pool(get: Arguments) -> Tensor:
