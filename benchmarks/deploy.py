@@ -21,8 +21,9 @@ from deploy.checkpoints import open_checkpoint
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.formats import FORMATS, PRECISIONS
 from deploy.exporting.network import ExportNetwork
-from deploy.exporting.proof import BATCH, Prover, all_threads
-from deploy.exporting.trial import FILE, Exporter, Trial
+from deploy.exporting.proof import Prover
+from deploy.exporting.speed import BATCH, all_threads
+from deploy.exporting.trial import THIS_FILE, Exporter, Trial
 from eval.inputs.sets import load_verification_sets
 from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli
@@ -91,8 +92,8 @@ def format_row(to: str, precision: str, trial: Trial) -> str:
     ]
     if trial.latency and trial.throughput:
         cells += [
-            f"{1000 * trial.latency.typical(FILE):.1f}", f"{trial.latency.ratio('PyTorch', FILE):.1f}",
-            f"{BATCH / trial.throughput.typical(FILE):.0f}", f"{BATCH / trial.throughput.typical('PyTorch'):.0f}",
+            f"{1000 * trial.latency.typical(THIS_FILE):.1f}", f"{trial.latency.ratio('PyTorch', THIS_FILE):.1f}",
+            f"{BATCH / trial.throughput.typical(THIS_FILE):.0f}", f"{BATCH / trial.throughput.typical('PyTorch'):.0f}",
         ]  # fmt: skip
     else:
         cells += ["not measured"] * 4

@@ -1,9 +1,7 @@
-"""Proof that an exported file computes what the network does: similarity, verification, size and speed."""
+"""Proof that an exported file computes what the network does: similarity, verification and size."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import nn
 from config import Config
 from data.alignment.sheet import spread
 from deploy.exported import ExportedNetwork
+from deploy.exporting.speed import all_threads
 from eval.comparison import Comparison, compare_scores, format_table
 from eval.inference.embedding import Runtime, embed, make_runtime
 from eval.inputs.sets import VerificationSet
@@ -24,29 +23,11 @@ from utils.datasets.transforms import normalise
 from utils.distributed.process_group import World
 
 N_IMAGES = 256  # whose embeddings are compared with PyTorch's
-BATCH = 32  # of the throughput
+_BATCH = 32  # images at once through PyTorch
 # The lowest cosine to PyTorch of one of the images. int8 may change embeddings, if the accuracy stays.
 MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.9}
-SLOWER = 1.05  # times the time of the baseline; smaller differences are those between two measurements
-_CALLS = 3  # of a network in its turn
-_ROUNDS, _SECONDS = (3, 9), 5.0  # least and most turns of each network, and seconds after which no more begin
 
 Embeddings = tuple[NDArray[np.float32], NDArray[np.float32]]  # of images (N, D) and of their hflips (N, D)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of one call of several networks, each called in turn: by name (rounds,)."""
-
-    seconds: Mapping[str, NDArray[np.float64]]
-
-    def typical(self, name: str) -> float:
-        """Returns the median over the rounds, in seconds."""
-        return float(np.median(self.seconds[name]))
-
-    def ratio(self, name: str, other: str) -> float:
-        """Returns how many times as long a network takes as another one: the median of the rounds' ratios."""
-        return float(np.median(self.seconds[name] / self.seconds[other]))
 
 
 @dataclass(frozen=True)
@@ -103,7 +84,7 @@ class Prover:
         runtime = make_runtime(backbone, config, world, sum(len(eval_set.images) for eval_set in sets))
         self.images = _sample(sets, N_IMAGES)
         with torch.inference_mode():
-            parts = [backbone(normalise(part)) for part in torch.from_numpy(self.images).split(BATCH)]
+            parts = [backbone(normalise(part)) for part in torch.from_numpy(self.images).split(_BATCH)]
         self._expected = torch.cat(parts).numpy()
         self._scores = {eval_set.name: _score(self._embed(runtime, eval_set, "PyTorch"), eval_set) for eval_set in sets}
 
@@ -149,28 +130,6 @@ class _ExportedRuntime:
         return np.concatenate([*self._pool.map(lambda copy, part: copy(part), self._copies, parts)])
 
 
-def time_in_turn(
-    backbone: nn.Module, files: Mapping[str, Callable[[int], ExportedNetwork]], faces: NDArray[np.uint8], threads: int
-) -> Speed:
-    """Measures PyTorch eager, under the name "PyTorch", and exported networks, called in turn on the same faces.
-
-    files: by name, a function that opens the network for a number of threads. faces: (B, 112, 112, 3).
-    """
-    with _torch_threads(threads), torch.inference_mode():
-        pixels = normalise(torch.from_numpy(faces)).contiguous()  # (B, 3, 112, 112)
-        calls: dict[str, Callable[[], object]] = {"PyTorch": lambda: backbone(pixels)}
-        for name, open_network in files.items():
-            network = open_network(threads)
-            calls[name] = _bind(network, network.to_input(faces))
-        for call in calls.values():
-            call()
-        rounds: list[list[float]] = []
-        end = time.monotonic() + _SECONDS
-        while len(rounds) < _ROUNDS[0] or (len(rounds) < _ROUNDS[1] and time.monotonic() < end):
-            rounds.append([_seconds(call) for call in calls.values()])
-    return Speed(dict(zip(calls, np.array(rounds).T, strict=True)))
-
-
 def find_faults(precision: str, agreement: Agreement, max_drop: float) -> list[str]:
     """Returns where a file disagrees with PyTorch, empty if nowhere.
 
@@ -182,12 +141,6 @@ def find_faults(precision: str, agreement: Agreement, max_drop: float) -> list[s
     if not agreement.worst >= MIN_COSINE[precision]:
         faults.append(f"its worst cosine to PyTorch is {agreement.worst:.4f}, below {MIN_COSINE[precision]:g}")
     return faults
-
-
-def find_slowness(speed: Speed, name: str, baseline: str) -> str:
-    """Returns by how much a network is slower than the baseline, empty if it is not."""
-    ratio = speed.ratio(name, baseline)
-    return f"it is slower here: one image takes {ratio:.2f} times as long as with {baseline}" if ratio > SLOWER else ""
 
 
 def row_cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -203,11 +156,6 @@ def file_size(path: Path) -> int:
     return sum(
         file.stat().st_size for file in (path, path.with_suffix(".bin")) if file == path or path.suffix == ".xml"
     )
-
-
-def all_threads() -> int:
-    """Returns the number of threads of the throughput: one for each core, or OMP_NUM_THREADS."""
-    return torch.get_num_threads()
 
 
 def _sample(sets: list[VerificationSet], n: int) -> NDArray[np.uint8]:
@@ -227,28 +175,3 @@ def _normalise(rows: NDArray[Any]) -> NDArray[Any]:
     """Returns the rows (N, D) with length 1; a row of zeros stays."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms)
-
-
-def _bind(network: ExportedNetwork, inputs: NDArray[Any]) -> Callable[[], object]:
-    return lambda: network.run(inputs)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Returns the seconds of a call: the fastest of a few, after one that fills the caches."""
-    call()
-    times = []
-    for _ in range(_CALLS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

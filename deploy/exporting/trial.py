@@ -9,20 +9,11 @@ from numpy.typing import NDArray
 
 from deploy.exporting.formats import Conversion, Format
 from deploy.exporting.network import ExportNetwork
-from deploy.exporting.proof import (
-    BATCH,
-    Agreement,
-    Prover,
-    Speed,
-    all_threads,
-    file_size,
-    find_faults,
-    find_slowness,
-    time_in_turn,
-)
+from deploy.exporting.proof import Agreement, Prover, file_size, find_faults
+from deploy.exporting.speed import BATCH, Speed, all_threads, find_slowness, time_in_turn
 from utils.logs.logger import log
 
-FILE = "this file"  # its name among the speeds
+THIS_FILE = "this file"  # its name among the speeds
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ class Exporter:
             agreement = self._check(precision)
         faults = find_faults(precision, agreement, max_drop)
         latency, throughput = self._time(precision) if self.kind.runs_here else (None, None)
-        if latency and (fault := find_slowness(latency, FILE, self._baseline(precision))):
+        if latency and (fault := find_slowness(latency, THIS_FILE, self._baseline(precision))):
             faults.append(fault)
         path = self.path(precision)
         return Trial(conversion, path, file_size(path), agreement, latency, throughput, faults)
@@ -103,7 +94,7 @@ class Exporter:
     def _time(self, precision: str) -> tuple[Speed, Speed]:
         """Measures one image with one thread, and 32 with all, in turn with the baseline and PyTorch."""
         log.info("Measuring the speed")
-        files = {FILE: precision}
+        files = {THIS_FILE: precision}
         if precision != "fp32":
             files["fp32"] = "fp32"
             if not self.path("fp32").exists():

@@ -7,7 +7,8 @@ import torch
 from backbones.build import build_backbone
 from deploy.exported import ExportedNetwork
 from deploy.exporting.calibration import N_FACES, load_calibration_faces
-from deploy.exporting.proof import Agreement, Prover, Speed, find_faults, find_slowness, row_cosines, time_in_turn
+from deploy.exporting.proof import Agreement, Prover, find_faults, row_cosines
+from deploy.exporting.speed import Speed, find_slowness, time_in_turn
 from eval.comparison import Comparison
 from eval.inference.embedding import TorchRuntime
 from eval.inputs.sets import VerificationSet
