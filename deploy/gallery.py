@@ -42,7 +42,7 @@ class Gallery:
 
     @property
     def n_people(self) -> int:
-        """Number of people."""
+        """Number of different people among the photos."""
         return len(self._people[0])
 
     def search(self, queries: NDArray[np.float32], top: int) -> list[list[Match]]:

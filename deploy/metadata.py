@@ -1,4 +1,4 @@
-"""What a shared folder or an exported file says of its network: JSON of plain values."""
+"""Metadata of the network in a shared folder or an exported file: JSON of plain values."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from utils.registry import BACKBONES
 
 METADATA_KEY = "pocketnet"  # under which an exported file keeps the JSON
 METADATA_FILE = "pocketnet.json"  # its name in the archive at the end of a .tflite
-# What a network expects, in words for people who run the file elsewhere.
+# The input of a network, in words for people who run the file elsewhere.
 PREPROCESSING = "face aligned to the ArcFace template, 112×112 pixels, RGB"
 
 

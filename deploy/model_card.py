@@ -12,7 +12,7 @@ _FARS = ("1e-02", "1e-03", "1e-04")  # keys of thresholds.json
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What the README.md says."""
+    """Content of the README.md."""
 
     name: str
     folder: str  # name of the folder

@@ -95,7 +95,7 @@ def check_output(out: Path) -> None:
 
 
 def make_settings(path: Path, network: ExportedNetwork, threshold: Threshold) -> dict[str, Any]:
-    """Returns what the page knows of its network."""
+    """Returns the content of settings.json: the input of the network, and the threshold."""
     return {
         "network": network.metadata.get("network", {}).get("net_name", path.stem),
         "embedding_size": network.embedding_size,

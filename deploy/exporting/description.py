@@ -1,4 +1,4 @@
-"""What an exported file says of itself: the metadata that `deploy.exported` reads."""
+"""Metadata of an exported file, which `deploy.exported` reads."""
 
 import json
 from pathlib import Path

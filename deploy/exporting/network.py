@@ -30,11 +30,11 @@ class Interface:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one input."""
+        """Shape of one input, without the batch."""
         return (SIZE, SIZE, 3) if self.uint8 or self.channels_last else (3, SIZE, SIZE)
 
     def example(self, batch: int) -> Tensor:
-        """Returns an input of that many images."""
+        """Returns zeros (batch, *shape) in the type of inputs, to trace the network with."""
         return torch.zeros(batch, *self.shape, dtype=torch.uint8 if self.uint8 else torch.float32)
 
 

@@ -63,7 +63,7 @@ class Exporter:
         return conversion
 
     def path(self, precision: str) -> Path:
-        """Returns the file of a precision."""
+        """Returns the path of the file of a precision, which may not exist yet."""
         return self.folder / f"{precision}{self.kind.suffix}"
 
     def run(self, precision: str, max_drop: float, faces: NDArray[np.uint8] | None = None) -> Trial:

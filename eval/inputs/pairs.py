@@ -57,7 +57,7 @@ class PhotoPairs:
 
     @property
     def prefix(self) -> str:
-        """What precedes the name among those of verification sets, as in "folder:lfw": a folder may be called so."""
+        """Prefix of the name among those of verification sets, as in "folder:lfw": a folder may be called so."""
         return _PAIRS_PREFIX if self.max_different is None else _FOLDER_PREFIX
 
     def write_csv(self, file: Path) -> None:

@@ -44,7 +44,7 @@ def test_accuracy_control_keeps_layers_in_float(folder, monkeypatch):
     from deploy.checkpoints import open_checkpoint
 
     backbone, _, _ = open_checkpoint(str(folder / "run"), None)
-    monkeypatch.setattr(quantisation, "MIN_COSINE", 0.9995)  # a small network loses little by int8
+    monkeypatch.setattr(quantisation, "CONTROL_COSINE", 0.9995)  # a small network loses little by int8
     with torch.no_grad():  # a channel a thousand times as large as the others, which int8 resolves badly
         backbone.stem[1].weight[0] *= 1000
     faces = load_calibration_faces(folder / "data", [])

@@ -73,7 +73,7 @@ def _as(kind: str) -> Callable[[Node], list[NodeProto]]:
 
 
 def _window(node: Node) -> dict[str, Any]:
-    """Returns where a convolution or a pooling looks."""
+    """Returns the strides, dilations and padding of a convolution or a pooling, as attributes of ONNX."""
     given = node.get_attributes()
     return {
         "strides": given["strides"], "dilations": given["dilations"], "pads": given["pads_begin"] + given["pads_end"],

@@ -18,7 +18,7 @@ Item = dict[str, NDArray[Any]]  # name of the input -> one image
 _NORMALISATION = ["ReduceL2", "Clip", "Expand", "Div"]
 # Accuracy control keeps layers in float until the embeddings of the calibration faces are this similar to those of the
 # float network. The verification set takes no part, so that its accuracy remains a test.
-MIN_COSINE = 0.995
+CONTROL_COSINE = 0.995
 _N_CONTROL = 64  # faces on which accuracy control measures each layer
 
 
@@ -41,7 +41,7 @@ def quantise(model: Any, interface: Interface, faces: NDArray[np.uint8], control
         return nncf.quantize(model, nncf.Dataset(items), **options)
     control = [(item, _run(model, [item])[0]) for item in items[:: max(1, len(items) // _N_CONTROL)]]
     return nncf.quantize_with_accuracy_control(
-        model, nncf.Dataset(items), nncf.Dataset(control), _measure, max_drop=1 - MIN_COSINE, **options
+        model, nncf.Dataset(items), nncf.Dataset(control), _measure, max_drop=1 - CONTROL_COSINE, **options
     )
 
 
