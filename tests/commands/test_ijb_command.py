@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from backbones.build import build_backbone
@@ -327,12 +328,16 @@ def test_model_prefix(evaluate, ijb, checkpoints, scored, earlier, prefix, names
         assert not (earlier / "PocketNet" / f"features_{name}_IJBC").exists()  # --keep-features was not given
 
 
-def test_a_file_of_another_name(evaluate, ijb, checkpoints, tmp_path):
-    shutil.copy(checkpoints / "6backbone.pth", tmp_path / "best.pth")
-    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", tmp_path / "best.pth"]
+@pytest.mark.parametrize("name", ["best.pth", "model.safetensors"])
+def test_a_file_of_another_name(evaluate, ijb, checkpoints, scored, tmp_path, name):
+    weights = torch.load(checkpoints / "6backbone.pth", weights_only=True)
+    (torch.save if name.endswith(".pth") else save_file)(weights, tmp_path / name)
+    arguments = ["--image-path", ijb, "--result-dir", tmp_path, "--model-prefix", tmp_path / name]
     assert evaluate(*ALONE, *arguments).code == 0
-    assert list(read_results(tmp_path / "PocketNet")) == ["best"]
-    assert (tmp_path / "PocketNet" / "best_IJBC.npy").is_file()
+    key = name.partition(".")[0]
+    assert list(read_results(tmp_path / "PocketNet")) == [key]
+    ours, before = (np.load(path) for path in (tmp_path / "PocketNet" / f"{key}_IJBC.npy", scored[0] / "6_IJBC.npy"))
+    np.testing.assert_allclose(ours, before, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
