@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.ops import FactorizedReduce
+from backbones.ops import FactorizedReduce, StdConv
 
 _NEGLIGIBLE = 1e-12  # part of a tensor's largest weight; float32 resolves 6e-8
 
@@ -50,6 +50,19 @@ def _fold_layers(layers: list[nn.Module]) -> list[nn.Module]:
         else:
             folded.append(layer)
     return folded
+
+
+def fold_in_training(network: nn.Module) -> None:
+    """Makes 1×1 depthwise convolutions part of the pointwise weight in each training step, which is faster on CPUs.
+
+    Parameters and keys stay the same, and outputs and gradients up to float32 rounding. In evaluation mode the network
+    computes as before.
+    """
+    for module in network.modules():
+        if isinstance(module, FactorizedReduce):
+            module.folds = True
+        elif isinstance(module, StdConv):
+            module.folds = module.convolutions[0].kernel_size == (1, 1)
 
 
 class _FoldedReduce(nn.Module):

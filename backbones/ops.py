@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backbones.prelu import PReLU
 from utils.registry import OPERATIONS, load_entry
@@ -19,6 +20,8 @@ class StdConv(nn.Module):
     With k = 1 it also preprocesses the inputs of a cell.
     """
 
+    folds = False  # see `backbones.folding.fold_in_training`
+
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, affine: bool = True) -> None:
         super().__init__()
         self.net = nn.Sequential(
@@ -28,12 +31,22 @@ class StdConv(nn.Module):
             nn.BatchNorm2d(c_out, affine=affine),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def forward(self, x: Tensor) -> Tensor:  # (B, c_in, H, W) -> (B, c_out, H / stride, W / stride)
+        if not (self.folds and self.training):
+            return self.net(x)
+        relu, _, _, bn = self.net
+        return bn(folded_convolution(relu(x), *self.convolutions))
+
+    @property
+    def convolutions(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The depthwise and the pointwise convolution."""
+        return self.net[1], self.net[2]  # type: ignore[return-value]
 
 
 class FactorizedReduce(nn.Module):
     """Halves the resolution with two stride-2 depthwise-separable 1×1 paths, the second shifted by one pixel."""
+
+    folds = False  # see `backbones.folding.fold_in_training`
 
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
@@ -46,9 +59,19 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, c_in, H, W) -> (B, c_out, H / 2, W / 2)
         x = self.relu(x)
-        even = self.conv12(self.conv11(x))
-        odd = self.conv22(self.conv21(x[:, :, 1:, 1:]))
+        shifted = x[:, :, 1:, 1:]
+        if self.folds and self.training:
+            even = folded_convolution(x, self.conv11, self.conv12)
+            odd = folded_convolution(shifted, self.conv21, self.conv22)
+        else:
+            even, odd = self.conv12(self.conv11(x)), self.conv22(self.conv21(shifted))
         return self.bn(torch.cat([even, odd], dim=1))
+
+
+def folded_convolution(x: Tensor, depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> Tensor:
+    """Convolves (B, c_in, H, W) with two 1×1 convolutions without biases, the first depthwise, as with one."""
+    weight = pointwise.weight * depthwise.weight.view(1, -1, 1, 1)  # (c_out, c_in, 1, 1)
+    return F.conv2d(x, weight, stride=depthwise.stride)
 
 
 class PoolBN(nn.Module):

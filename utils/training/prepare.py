@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from backbones.folding import fold_in_training
 from config.base import Config
 from utils.datasets.sampler import check_batch_size
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -53,6 +54,8 @@ def prepare_training(
             load_student(config, backbone, header, world)
         if config.freeze:
             freeze_modules(backbone, config.freeze)
+        if world.device.type == "cpu":
+            fold_in_training(backbone)
         if config.compile:
             backbone.compile()
         return make_task(TaskInputs(config, world, loader.dataset, backbone, header, epoch_end_steps))
