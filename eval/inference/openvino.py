@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.datasets.alignment import SIZE
 from utils.datasets.transforms import normalise
+from utils.distributed.precision import flushes_denormals
 from utils.openvino_core import FLOAT32_SETTINGS, import_openvino, openvino_core
 
 
@@ -31,8 +32,9 @@ class OpenVinoRuntime:
             # Intel CPUs take three times as long for the whole network. They count as zero.
             "CPU_DENORMALS_OPTIMIZATION": True,
         }
+        flush = flushes_denormals()
         compiled = openvino_core().compile_model(_convert(backbone, self._images_per_request), "CPU", options)
-        torch.set_flush_denormal(False)  # OpenVINO's threads keep the setting; this one computes as before
+        torch.set_flush_denormal(flush)  # OpenVINO's threads keep their setting; this one computes as before
         self._embedding_size = compiled.output(0).shape[1]
         self._queue = import_openvino().AsyncInferQueue(compiled)
 

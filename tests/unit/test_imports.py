@@ -56,6 +56,7 @@ ALLOWED = {
     ],  # every room may import the type config.base.Config
     "backbones": ["config.base", "utils.errors", "utils.registry"],
     **{room: ["config.base", *ROOMS[:place]] for place, room in enumerate(ROOMS)},
+    "utils.training": ["config.base", *ROOMS[: ROOMS.index("utils.training")], "backbones.folding"],
     "utils.distillation": ["config.base", *ROOMS[:-1], "backbones.names"],  # only the names of networks
     **{tool: [*ROOMS, "backbones", "config", "eval"] for tool in TOOLS},
     "utils.doctor": [*ROOMS, "backbones", "config", "eval", "NAS"],  # it starts every kind of run

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed.precision import PRECISIONS, allow_tf32, tf32_of
+from utils.distributed.precision import PRECISIONS, allow_tf32, flush_denormals, tf32_of
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
 from utils.errors import UserError, end_at_once
 
@@ -60,7 +60,7 @@ def init_distributed(device: str = "auto", timeout: int = 1800) -> Iterator[Worl
     if size > 1:
         _init_process_group(world, timedelta(seconds=timeout))
     try:
-        with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None):
+        with handle_signals(CHECKPOINT_SIGNALS, lambda *_: None), flush_denormals():
             yield world
     except BaseException as error:
         if gpu and size > 1:

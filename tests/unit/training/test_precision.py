@@ -1,12 +1,16 @@
 """Where TF32 is allowed, read back from torch's setting on any machine."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from tests.helpers.commands import run_command
+from tests.helpers.paths import ROOT
 from tests.helpers.training import CPU, small_config, small_task
 from utils.distillation.teacher import NetworkTeacher
-from utils.distributed.precision import allow_tf32, tf32_of
+from utils.distributed.precision import allow_tf32, flushes_denormals, tf32_of
 from utils.distributed.process_group import autocast, init_distributed
 from utils.training.optimizer_step import OptimizerStep
 from utils.training.task import Batch
@@ -72,3 +76,18 @@ def test_a_step_trains_both_passes_in_its_precision_and_the_teacher_in_another(t
     step(Batch(torch.randn(8, 3, 112, 112), indices % 4, indices, indices.bool()), 1)
     assert task.backbone.forwards == task.backbone.backwards == [allowed]
     assert network.forwards == [False] and not tf32_allowed()
+
+
+def test_commands_count_denormal_numbers_as_zero_in_all_threads():
+    """Also with OpenVINO beside, whose networks set and reset it."""
+    tiny = torch.full((1 << 20,), 1e-39)  # so many numbers that torch's other threads take a part
+    with init_distributed("cpu"):
+        assert flushes_denormals()
+    assert not flushes_denormals()
+    code = (
+        "import torch; from utils.distributed.process_group import init_distributed\n"
+        "with init_distributed('cpu'): print(int((torch.full((1 << 20,), 1e-39) + 1e-39).count_nonzero()))"
+    )
+    done = run_command(ROOT, sys.executable, "-c", code, OMP_NUM_THREADS="2")
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert (tiny + 1e-39).count_nonzero() == len(tiny)
