@@ -1,4 +1,4 @@
-"""Measures the speed of the loader, of plain JPEG decoding, and of the usual per-image float pipeline.
+"""Measures the speed of the loader, of plain JPEG decoding, of torch's DataLoader, and of a per-image float pipeline.
 
     python benchmarks/loader.py [--rec FOLDER] [--workers 0,1,2]
 
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.training.plain import PerImageFloat
+from utils.datasets.alignment import SIZE
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.sampler import EpochSampler
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -31,8 +33,8 @@ PUBLISHED = 1840  # img/s per core of the published loader, in batches, on a cor
 BATCH = 128
 
 
-class PerImageFloat(Dataset):
-    """Decodes, flips, scales to float and permutes each image to (C, H, W) on its own, as usual pipelines do."""
+class Batches(Dataset):
+    """Decodes the images of a batch at once, as bytes, into memory of its own: what torch's DataLoader does best."""
 
     def __init__(self, dataset: FaceDataset) -> None:
         self.dataset = dataset
@@ -40,12 +42,11 @@ class PerImageFloat(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image, label = self.dataset[index]
-        if torch.rand(()) < 0.5:
-            image = image[:, ::-1]
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
-        return pixels.float().div(255).sub(0.5).div(0.5), label
+    def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.empty((len(indices), SIZE, SIZE, 3), dtype=torch.uint8)
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        self.dataset.read_into(indices, images.numpy(), labels.numpy())
+        return images, labels
 
 
 def decode_pass(dataset: FaceDataset, threads: int) -> Callable[[], int]:
@@ -69,6 +70,15 @@ def loader_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
     loader = SharedMemoryLoader(dataset, EpochSampler(len(dataset), BATCH), workers)
     epochs = iter(range(1_000_000))
     return lambda: sum(len(batch.images) for batch in loader.iter_epoch(next(epochs)))
+
+
+def torch_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
+    """Returns a pass over the data through torch's DataLoader in the same batches."""
+    loader = DataLoader(
+        Batches(dataset), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0,
+        collate_fn=lambda batch: batch, drop_last=True,
+    )  # fmt: skip
+    return lambda: sum(len(images) for images, _ in loader)
 
 
 def per_image_pass(dataset: FaceDataset, workers: int) -> Callable[[], int]:
@@ -101,16 +111,20 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset = FaceDataset(args.rec)
     print(f"{len(dataset)} images of {args.rec}, {os.cpu_count()} cores, batches of {BATCH}, {args.passes} passes\n")
-    print(" workers  cores   decoding only    loader  of decoding  per-image float  published")
+    print(" workers  cores   decoding only    loader  of decoding  torch's loader  per-image float  published")
     for workers in map(int, args.workers.split(",")):
         cores = max(1, workers)
         os.sched_setaffinity(0, range(min(cores, os.cpu_count() or 1)))  # the training process shares these cores
-        decode, load, usual = rates(
-            [decode_pass(dataset, cores), loader_pass(dataset, workers), per_image_pass(dataset, workers)], args.passes
-        )
+        passes = [
+            decode_pass(dataset, cores),
+            loader_pass(dataset, workers),
+            torch_pass(dataset, workers),
+            per_image_pass(dataset, workers),
+        ]
+        decode, load, torch_load, usual = rates(passes, args.passes)
         print(
-            f"{workers:>8}{cores:>7}{decode:>16,.0f}{load:>10,.0f}{load / decode:>13.2f}{usual:>17,.0f}"
-            f"{load / (PUBLISHED * cores):>10.1f}×"
+            f"{workers:>8}{cores:>7}{decode:>16,.0f}{load:>10,.0f}{load / decode:>13.2f}{torch_load:>16,.0f}"
+            f"{usual:>17,.0f}{load / (PUBLISHED * cores):>10.1f}×"
         )
     print(f"\npublished: speed of the loader divided by {PUBLISHED} img/s per core, that of the published code")
 

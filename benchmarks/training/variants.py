@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,7 +24,7 @@ from config.base import Config
 from utils.datasets.shared_buffers import HostBatch
 from utils.distillation.task import DistillTask, make_distillation_task
 from utils.distillation.teacher import NetworkTeacher, teacher_network_config
-from utils.distributed.process_group import World, init_distributed
+from utils.distributed.process_group import World, init_distributed, select_device
 from utils.doctor.training import peak_memory
 from utils.errors import UserError
 from utils.logs.logger import log
@@ -156,7 +157,12 @@ def _serve(variant: Variant, config_file: str, overrides: list[str], connection:
     log.setLevel(logging.ERROR)
     try:
         config = load_config(config_file, overrides, distillation=bool(variant.teacher))
-        with init_distributed(config.device) as world, tempfile.TemporaryDirectory() as folder:
+        # What init_distributed sets on CPUs, for memory and denormal numbers, is not part of a plain loop.
+        plain = nullcontext(World(0, 1, select_device(config.device)))
+        with (
+            plain if variant.is_plain else init_distributed(config.device) as world,
+            tempfile.TemporaryDirectory() as folder,
+        ):
             config = replace(config, **_quiet_fields(folder))
             if variant.teacher:
                 config = _with_random_teacher(config, Path(folder))
