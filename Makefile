@@ -4,13 +4,15 @@
 # make demo-search a search on synthetic faces, and its cells compared with others
 # make test     lint, types and the quick tests
 # make drills   the long tests: kills, faults, several machines, fuzz, MXNet
+# make gpu-check  checks and measures training on the GPU of this machine, with the Python that is there
 # make help     the other targets
 
 PYTHON ?= python3
 PY := .venv/bin/python
+DEVICE ?= auto
 SOURCES := config backbones utils eval NAS data deploy tests benchmarks train.py train_kd.py
 
-.PHONY: help install demo demo-ijb demo-kd demo-search test drills check test-mxnet format clean
+.PHONY: help install demo demo-ijb demo-kd demo-search test drills check gpu-check test-mxnet format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +24,7 @@ help:
 	@echo "make test        lint, types and the quick tests"
 	@echo "make drills      the long tests: kills, faults, several machines, fuzz, MXNet"
 	@echo "make check       only lint and types"
+	@echo "make gpu-check   check and measure training on a GPU, with PYTHON and its packages; DEVICE=cpu tries the check"
 	@echo "make test-mxnet  the record files against the real MXNet (Python 3.11 or older)"
 	@echo "make format      format the code"
 	@echo "make clean       remove environments, demo data and demo output"
@@ -92,6 +95,10 @@ check: .venv/installed-dev
 	$(PY) -m ruff format --check $(SOURCES)
 	$(PY) -m mypy
 
+# Makes no environment and fetches nothing: a machine with GPUs has a torch that fits its driver, and may be offline.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check --device $(DEVICE)
+
 # MXNet has no build for Python 3.12 and newer.
 test-mxnet: .venv/installed-dev
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
@@ -103,4 +110,4 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/ijb_demo output/demo output/demo_kd output/demo_search output/search_cost logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/ijb_demo output/demo output/demo_kd output/demo_search output/search_cost output/gpu_check logs/demo

@@ -1,0 +1,1 @@
+"""Checks training on a GPU with the Python that is there: make gpu-check."""

@@ -1,0 +1,1 @@
+"""The stages of the check, but for those of several processes."""

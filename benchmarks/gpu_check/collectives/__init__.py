@@ -1,0 +1,1 @@
+"""The stage of collectives, and the ranks that it starts."""

@@ -1,0 +1,1 @@
+"""What several stages use: data, networks, commands and measurements."""
