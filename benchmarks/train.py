@@ -156,13 +156,12 @@ def format_row(row: Row) -> str:
 
 
 def print_profiles(rows: Sequence[Row]) -> None:
-    """Prints the milliseconds a step of each kind of operation, the largest of the plain loop first."""
+    """Prints the share of each kind of operation in the time of all, the largest first."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row.profile))
     largest = sorted(kinds, key=lambda kind: -max(row.profile.get(kind, 0) for row in rows))
-    print(f"\n{'milliseconds of a step':34}" + "".join(f"{chr(ord('a') + i):>9}" for i in range(len(rows))))
+    print(f"\n{'share of the time of a step':34}" + "".join(f"{chr(ord('a') + i):>9}" for i in range(len(rows))))
     for kind in islice(largest, KINDS):
-        print(f"{kind:34}" + "".join(f"{1000 * row.profile.get(kind, 0):>9.1f}" for row in rows))
-    print(f"{'all':34}" + "".join(f"{1000 * sum(row.profile.values()):>9.1f}" for row in rows))
+        print(f"{kind:34}" + "".join(f"{row.profile.get(kind, 0):>9.1%}" for row in rows))
     print("; ".join(f"{chr(ord('a') + i)}: {row.variant}" for i, row in enumerate(rows)), flush=True)
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
-Profile = dict[str, float]  # kind of operation -> seconds of a step, the largest first
+Profile = dict[str, float]  # kind of operation -> its share of the time of all operations, the largest first
 
 # The first pattern that an operation's name matches gives its kind; "{conv}" is replaced by the kind of convolution.
 _KINDS = [
@@ -32,28 +32,44 @@ _KINDS = [
 
 
 class _Profiling:
+    """A profile that is being made; `result` is there once the block has ended."""
+
     result: Profile
+
+    def __init__(self, profiler: profile) -> None:
+        self.after_step = profiler.step
 
 
 @contextmanager
 def profile_steps(device: torch.device, steps: int) -> Iterator[_Profiling]:
-    """Profiles the block, in which `steps` steps are taken; afterwards the result says where the time of one went."""
+    """Profiles the block, in which one step more is taken, the first, which is slower, without being measured.
+
+    The block calls after_step after each of them. The result says where their time went.
+    """
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    profiling = _Profiling()
-    with profile(activities=activities, record_shapes=True) as profiler:
+    plan = schedule(wait=0, warmup=1, active=steps)
+    with profile(activities=activities, record_shapes=True, schedule=plan, acc_events=True) as profiler:
+        profiling = _Profiling(profiler)
         yield profiling
     totals: defaultdict[str, float] = defaultdict(float)
     for event in profiler.events():
-        if event.cpu_parent is None and str(event.device_type).endswith("CPU"):
+        if _is_outermost(event):
             microseconds = event.device_time_total if on_gpu else event.cpu_time_total
-            totals[_kind(event)] += microseconds / 1e6 / steps
+            totals[_kind(event)] += microseconds
     ordered = sorted(totals.items(), key=lambda item: -item[1])
-    profiling.result = {kind: seconds for kind, seconds in ordered if seconds}
+    profiling.result = {kind: time / sum(totals.values()) for kind, time in ordered if time}
+
+
+def _is_outermost(event: Any) -> bool:
+    """Whether the event is an operation that no other one called."""
+    is_step = event.name.startswith("ProfilerStep")
+    called_by_step = event.cpu_parent is None or event.cpu_parent.name.startswith("ProfilerStep")
+    return called_by_step and not is_step and str(event.device_type).endswith("CPU")
 
 
 def _kind(event: Any) -> str:
-    """Returns the kind of an operation that no other one called."""
+    """Returns the kind of an outermost operation."""
     for pattern, kind in _KINDS:
         if re.search(pattern, event.name):
             return kind.format(conv=_kind_of_convolution(event))

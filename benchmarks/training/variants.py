@@ -130,9 +130,10 @@ class _Steps:
                 raise _Ended from None
             if request == "profile":
                 with profile_steps(self._device, steps) as profile:
-                    for _ in range(steps):
+                    for _ in range(steps + 1):
                         yield
-                    self._synchronize()
+                        self._synchronize()
+                        profile.after_step()
                 self._connection.send(profile.result)
                 continue
             self.waited, start = 0.0, time.perf_counter()
