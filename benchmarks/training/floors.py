@@ -43,8 +43,9 @@ def count_work(network: nn.Module) -> list[Work]:
 
     def count(images: int) -> list[Work]:
         network.zero_grad()
+        pixels = torch.empty(images, 3, SIZE, SIZE, device="meta")
         with _Counter() as counter:
-            network(torch.empty(images, 3, SIZE, SIZE, device="meta")).sum().backward()
+            network(pixels).sum().backward()
         return counter.work
 
     network = copy.deepcopy(network).to("meta").train()  # shapes alone
