@@ -13,6 +13,7 @@ from utils.datasets.image_dataset import MAX_CLASSES, ImageDataset
 from utils.datasets.image_header import read_image_size
 from utils.datasets.recordio.image_keys import find_image_keys
 from utils.datasets.recordio.index import RecordError, open_record_file
+from utils.datasets.recordio.label_cache import remembered_labels
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.errors import UserError
 from utils.filesystem import fingerprint
@@ -42,12 +43,21 @@ class FaceDataset(ImageDataset):
 
     @cached_property
     def label_values(self) -> np.ndarray:  # type: ignore[override]
-        """The first label of every image as stored in the file: (N,) float32, read once and cached.
+        """The first label of every image as stored in the file: (N,) float32.
 
-        Reads the headers of all records, and so also checks that the index lacks none. Raises RecordError.
+        Reads the headers of all records, and so also checks that the index lacks none; of a large file only once, see
+        `label_cache`. Raises RecordError.
         """
-        self.reader.check_complete()
-        return self.reader.labels(self.keys)
+
+        def read() -> np.ndarray:
+            self.reader.check_complete()
+            return self.reader.labels(self.keys)
+
+        def identity() -> str:
+            # The fingerprint is of samples of a large file; the time stamp shows changes between them.
+            return f"{self.fingerprint[:40]}-{self.reader.rec.stat().st_mtime_ns:x}"
+
+        return remembered_labels(identity, len(self.keys), read)
 
     def location(self, index: int) -> str:
         """Returns file, record and offset of an image, for messages."""

@@ -1,0 +1,39 @@
+"""Labels of large record files, remembered between runs.
+
+To read them touches a page of every record, nearly the whole of a file like that of MS1MV2: minutes on a network disk.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from utils.filesystem import write_atomic
+
+MIN_RECORDS = 200_000  # of a file whose labels are remembered; those of smaller ones are read within a second
+
+
+def remembered_labels(identity: Callable[[], str], n: int, read: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns what `read` returns, (n,) float32, from the user's cache folder if an earlier run has read it.
+
+    identity: returns what is equal only for the same files. Raises what `read` raises, and then remembers nothing.
+    """
+    if n < MIN_RECORDS:
+        return read()
+    path = cache_folder() / f"labels-{identity()}.npy"
+    with suppress(OSError, ValueError, EOFError):  # missing, unreadable or damaged
+        labels = np.load(path, allow_pickle=False)
+        if labels.shape == (n,) and labels.dtype == np.float32:
+            return labels
+    labels = read()
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda file: np.save(file, labels))
+    return labels
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files of this project that can be made anew: $XDG_CACHE_HOME/pocketnet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pocketnet"
