@@ -1,14 +1,18 @@
 """fold: the folded copy of a network computes the same embeddings with fewer layers."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from backbones import ops
 from backbones.build import build_backbone
-from backbones.folding import fold
+from backbones.folding import fold, fold_in_training
 from backbones.iresnet import IResNet
 from config import load_config
+from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
 
 
@@ -92,3 +96,34 @@ def test_negligible_weights_become_zero():
     folded = fold(network)
     torch.testing.assert_close(folded[0].weight.flatten(), torch.tensor([1e-3, 0, -1e-14, 0]), rtol=0, atol=0)
     assert network[0].weight[0, 1] != 0
+
+
+@pytest.mark.parametrize("c_in", [8, 16])
+def test_folding_in_training_has_the_same_gradients(c_in):
+    """Also with 8 channels to 4 at stride 2, whose gradient wrote beyond its memory."""
+    for build in (lambda: ops.FactorizedReduce(c_in, 8), lambda: ops.StdConv(c_in, 4, 1, stride=2)):
+        plain = build().double().to(memory_format=torch.channels_last)
+        folded = copy.deepcopy(plain)
+        fold_in_training(folded)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(8, c_in, 56, 56, dtype=torch.float64, generator=generator)
+        results = []
+        for module in (plain, folded):
+            images = x.to(memory_format=torch.channels_last).requires_grad_()
+            module(images).square().sum().backward()
+            results.append([images.grad, *(parameter.grad for parameter in module.parameters())])
+        assert any(getattr(module, "folds", False) for module in folded.modules())
+        torch.testing.assert_close(results[1], results[0])
+
+
+def test_folding_in_training_of_few_channels_keeps_within_memory():
+    """In float32, which oneDNN computes. A process of its own, whose memory is checked when it is freed."""
+    code = (
+        "import torch; from backbones.folding import fold_in_training; from backbones.ops import FactorizedReduce\n"
+        "module = FactorizedReduce(8, 8).to(memory_format=torch.channels_last); fold_in_training(module)\n"
+        "for _ in range(20):\n"
+        "    images = torch.randn(8, 8, 56, 56).to(memory_format=torch.channels_last)\n"
+        "    module(images).sum().backward()\n"
+    )
+    done = run_command(ROOT, sys.executable, "-c", code, MALLOC_CHECK_="3", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
