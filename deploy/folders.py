@@ -9,7 +9,7 @@ from utils.filesystem import ensure_writable_folder, write_atomic, write_files, 
 
 
 def is_taken(out: Path) -> bool:
-    """Whether there is anything at the path but an empty folder. Raises UserError if that cannot be told."""
+    """Whether there is anything at the path but an empty folder. Raises UserError if it cannot be read."""
     try:
         return out.exists() and (not out.is_dir() or any(out.iterdir()))
     except OSError as error:

@@ -6,10 +6,7 @@ compiler or by hand, can be faster.
 """
 
 import copy
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.measures import median_seconds
 from utils.datasets.alignment import SIZE
 
 aten = torch.ops.aten
@@ -91,23 +89,11 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     a, b = torch.randn(2, n, n, device=device)
     source = torch.randn(1 << (28 if on_gpu else 26), device=device)  # beyond the caches
     target = torch.empty_like(source)
-    product = _seconds(lambda: torch.mm(a, b), on_gpu)
-    copy = _seconds(lambda: target.copy_(source), on_gpu)
-    return Ceilings(n**3 / product, 2 * source.numel() * source.element_size() / copy)
+    product = median_seconds(lambda: torch.mm(a, b), device)
+    copied = median_seconds(lambda: target.copy_(source), device)
+    return Ceilings(n**3 / product, 2 * source.numel() * source.element_size() / copied)
 
 
 def floor_seconds(work: list[Work], ceilings: Ceilings) -> float:
     """Returns the least seconds for one image, its operations one after the other."""
     return sum(max(w.multiply_adds / ceilings.multiply_adds, w.bytes / ceilings.bytes) for w in work)
-
-
-def _seconds(operation: Callable[[], Any], on_gpu: bool) -> float:
-    """Returns the median seconds of an operation, after warm-up."""
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        operation()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return median(times[2:])

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from backbones.build import build_backbone
+from benchmarks.measures import synchronize
 from benchmarks.training.kernels import Profile, profile_steps
 from benchmarks.training.plain import make_plain, plain_steps, with_waits
 from config import load_config
@@ -121,7 +122,7 @@ class _Steps:
 
     def _serve_requests(self) -> Iterator[None]:
         yield
-        self._synchronize()
+        synchronize(self._device)
         self._connection.send(time.perf_counter() - self._created)
         while True:
             try:
@@ -132,22 +133,18 @@ class _Steps:
                 with profile_steps(self._device, steps) as profile:
                     for _ in range(steps + 1):
                         yield
-                        self._synchronize()
+                        synchronize(self._device)
                         profile.after_step()
                 self._connection.send(profile.result)
                 continue
             self.waited, start = 0.0, time.perf_counter()
             for _ in range(steps):
                 yield
-            self._synchronize()
+            synchronize(self._device)
             seconds = (time.perf_counter() - start) / steps
             self._connection.send(Turn(seconds, self.waited / steps, self._peak_memory()))
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # for the variants whose turn it is next
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
 
     def _peak_memory(self) -> int:
         return torch.cuda.max_memory_allocated() if self._device.type == "cuda" else peak_memory()

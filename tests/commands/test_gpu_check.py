@@ -16,8 +16,8 @@ from benchmarks.gpu_check.checks.steps import changed_by_nan
 from benchmarks.gpu_check.report import FAILED, LEFT_OUT, PASSED, Report, read_rows
 from benchmarks.gpu_check.runner import Result, run_stages
 from benchmarks.gpu_check.stages import FALLBACKS, STAGES, Stage
-from benchmarks.gpu_check.support.measures import relative_error
 from benchmarks.gpu_check.support.waits import forbid_waits
+from benchmarks.measures import relative_error
 from config import shipped_configs
 from tests.helpers.paths import ROOT
 from tests.helpers.published_configs import PUBLISHED, published_config

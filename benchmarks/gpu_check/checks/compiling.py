@@ -15,8 +15,8 @@ from torch._dynamo.utils import counters
 
 from backbones.build import build_backbone
 from benchmarks.gpu_check.stages import Context
-from benchmarks.gpu_check.support.measures import median_seconds, relative_error, synchronize
 from benchmarks.gpu_check.support.networks import draw_images, draw_labels, network_config
+from benchmarks.measures import median_seconds, relative_error, synchronize
 from utils.distributed.process_group import World, autocast, init_distributed, to_device
 from utils.losses.header import header_loss, make_header
 

@@ -12,9 +12,9 @@ import train_kd
 from backbones.build import build_backbone
 from benchmarks.gpu_check.stages import Context
 from benchmarks.gpu_check.support.commands import run_here
-from benchmarks.gpu_check.support.measures import relative_error
 from benchmarks.gpu_check.support.networks import network_arguments, network_config, run_fields
 from benchmarks.gpu_check.support.teachers import STEPS, teacher_fields
+from benchmarks.measures import relative_error
 from utils.checkpoints.weights import list_backbones
 from utils.datasets.face_dataset import FaceDataset
 from utils.datasets.transforms import normalise

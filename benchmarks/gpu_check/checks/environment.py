@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_check.stages import FALLBACKS, Context
-from benchmarks.gpu_check.support.measures import median_seconds
+from benchmarks.measures import median_seconds
 from utils.distributed.process_group import World, init_distributed
 
 PACKAGES = ("scipy", "cv2", "easydict", "tensorboard", "tqdm", "matplotlib", "openvino", "safetensors", "onnxruntime")

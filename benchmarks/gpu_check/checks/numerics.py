@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from backbones.build import build_backbone
 from benchmarks.gpu_check.stages import Context
-from benchmarks.gpu_check.support.measures import relative_error
 from benchmarks.gpu_check.support.networks import draw_images, draw_labels, fix_statistics, network_config
+from benchmarks.measures import relative_error
 from config.base import Config
 from utils.distributed.precision import PRECISIONS, tf32_of
 from utils.distributed.process_group import World, autocast, init_distributed, to_device

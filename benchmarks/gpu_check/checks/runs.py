@@ -10,8 +10,8 @@ from torch import Tensor
 from backbones.build import build_backbone
 from benchmarks.gpu_check.stages import Context
 from benchmarks.gpu_check.support.commands import run_command
-from benchmarks.gpu_check.support.measures import relative_error
 from benchmarks.gpu_check.support.networks import draw_images, network_arguments, run_fields
+from benchmarks.measures import relative_error
 from config import load_config
 from eval.inference.embedding import TorchRuntime
 from utils.checkpoints.run_file import read_checkpoint

@@ -18,9 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from backbones.build import build_backbone
 from benchmarks.gpu_check.stages import Context
-from benchmarks.gpu_check.support.measures import median_seconds, relative_error, synchronize
 from benchmarks.gpu_check.support.networks import draw_images, draw_labels, network_config
 from benchmarks.header import header_tensor_bytes, peak_bytes, step_seconds
+from benchmarks.measures import median_seconds, relative_error, synchronize
 from config.base import Config
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.losses.header import make_header
