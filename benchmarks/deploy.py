@@ -17,13 +17,13 @@ if not __package__:  # run as a script: import modules from the project folder
 import torch
 
 from config import CommandParser, add_config_arguments, collect_overrides, path_argument
-from deploy.checkpoints import open_checkpoint
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.formats import FORMATS, PRECISIONS
 from deploy.exporting.network import ExportNetwork
 from deploy.exporting.proof import Prover
 from deploy.exporting.speed import BATCH, all_threads
 from deploy.exporting.trial import THIS_FILE, Exporter, Trial
+from deploy.networks.checkpoints import open_checkpoint
 from eval.inputs.sets import load_verification_sets
 from utils.distributed.process_group import World
 from utils.errors import UserError, run_cli

@@ -1,7 +1,10 @@
-"""Times of work on a device, and errors of its results."""
+"""Times of work on a device, errors of its results, and the name of the machine."""
 
+import os
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -34,3 +37,14 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """Returns the length of the difference, relative to that of the exact value."""
     return float(torch.linalg.vector_norm(found - exact) / torch.linalg.vector_norm(exact))
+
+
+def describe_machine(device: torch.device) -> str:
+    """Returns the device's name, the number of cores and torch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else []
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"

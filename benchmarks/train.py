@@ -10,8 +10,6 @@ that are not merged; benchmarks/training/floors.py says how it is counted.
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,9 +22,9 @@ from statistics import median
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 
 from backbones.build import build_backbone
+from benchmarks.measures import describe_machine
 from benchmarks.training.floors import Ceilings, Work, count_work, floor_seconds, measure_ceilings
 from benchmarks.training.kernels import Profile
 from benchmarks.training.records import write_records
@@ -173,17 +171,6 @@ def describe_work(work: list[Work], ceilings: Ceilings) -> str:
         f"at most {ceilings.multiply_adds / multiply_adds:,.0f} img/s by arithmetic, {ceilings.bytes / moved:,.0f} by "
         f"traffic, {1 / floor_seconds(work, ceilings):,.0f} by each operation's larger one"
     )
-
-
-def describe_machine(device: torch.device) -> str:
-    """Returns the device's name, the number of cores and torch's version."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else []
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from config import CommandParser, path_argument
 from deploy.arguments import add_model_arguments, add_threshold_arguments, load_embedder
-from deploy.thresholds import choose_threshold
+from deploy.networks.thresholds import choose_threshold
 from utils.errors import UserError, run_cli
 from utils.filesystem import save_figure
 

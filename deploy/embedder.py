@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.faces import FaceAligner, Photo
-from deploy.model import Model, open_model
-from deploy.thresholds import choose_threshold
+from deploy.networks.model import Model, open_model
+from deploy.networks.thresholds import choose_threshold
 from utils.errors import UserError
 
 

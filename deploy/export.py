@@ -28,13 +28,13 @@ from config import (
     require_data,
     warn_unused_fields,
 )
-from deploy.checkpoints import open_checkpoint
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.description import describe
 from deploy.exporting.formats import FORMATS, PRECISIONS
 from deploy.exporting.network import ExportNetwork
 from deploy.exporting.proof import Prover, file_size
 from deploy.exporting.trial import Exporter, Trial, install
+from deploy.networks.checkpoints import open_checkpoint
 from eval.inputs.arguments import add_photo_arguments, load_photo_pairs
 from eval.inputs.sets import VerificationSet, load_verification_sets
 from utils.checkpoints.weights import backbone_name

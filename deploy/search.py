@@ -10,7 +10,7 @@ from pathlib import Path
 from config import CommandParser, path_argument
 from deploy.arguments import add_model_arguments, add_threshold_arguments, load_embedder
 from deploy.gallery import Gallery, Match
-from deploy.thresholds import Threshold, choose_threshold
+from deploy.networks.thresholds import Threshold, choose_threshold
 from utils.errors import UserError, one_line, run_cli
 
 

@@ -16,11 +16,12 @@ from torch import nn
 
 from config import CommandParser, Config, path_argument
 from config.saved import CONFIG_FILE, find_saved_config
-from deploy.checkpoints import open_checkpoint
-from deploy.folders import is_taken, write_folder
-from deploy.metadata import network_fields
-from deploy.model_card import ModelCard
-from deploy.thresholds import RESULTS_FILES, THRESHOLDS_FILE, SetEntries, read_evaluation
+from deploy.networks.checkpoints import open_checkpoint
+from deploy.networks.metadata import network_fields
+from deploy.networks.thresholds import RESULTS_FILES, THRESHOLDS_FILE, SetEntries, read_evaluation
+from deploy.publishing.folders import is_taken, write_folder
+from deploy.publishing.model_card import ModelCard
+from eval.inputs.pairs import is_own_set
 from utils.checkpoints.weights import backbone_name
 from utils.errors import UserError, run_cli
 from utils.filesystem import sha256
@@ -39,6 +40,7 @@ def main() -> None:
     results = without_warnings(read_evaluation(weights, digest, RESULTS_FILES, config.test_output))
     results = {name: entry for name, entry in results.items() if {"accuracy", "interval", "pairs"} <= entry.keys()}
     thresholds = without_warnings(read_evaluation(weights, digest, THRESHOLDS_FILE, config.test_output))
+    results = name_as_thresholds(results, thresholds)
     files = collect_files(args, backbone, config, results, thresholds)
     write_folder(args.out, files)
     print(f"{args.out}: {', '.join(files)}; {len(files[SAFETENSORS_FILE]):,} bytes of weights")
@@ -93,6 +95,12 @@ def collect_files(
 def without_warnings(entries: SetEntries) -> SetEntries:
     """Returns the entries without those of photos that were not aligned."""
     return {name: entry for name, entry in entries.items() if not entry.get("warning")}
+
+
+def name_as_thresholds(results: SetEntries, thresholds: SetEntries) -> SetEntries:
+    """Returns results under the names that thresholds.json has for the same pairs: "folder:NAME" for own photos."""
+    names = {entry.get("pairs_sha256"): name for name, entry in thresholds.items() if is_own_set(name)}
+    return {names.get(entry.get("pairs_sha256"), name): entry for name, entry in results.items()}
 
 
 def to_shared_entries(entries: SetEntries, digest: str) -> SetEntries:

@@ -13,9 +13,9 @@ from typing import Any
 from config import CommandParser, path_argument
 from data.alignment.blazeface import find_networks
 from deploy.arguments import add_threshold_arguments
-from deploy.exported import ExportedNetwork, open_exported
-from deploy.folders import is_taken, write_folder
-from deploy.thresholds import Threshold, choose_threshold
+from deploy.networks.exported import ExportedNetwork, open_exported
+from deploy.networks.thresholds import Threshold, choose_threshold
+from deploy.publishing.folders import is_taken, write_folder
 from utils.errors import UserError, run_cli
 from utils.filesystem import path_exists
 

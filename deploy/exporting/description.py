@@ -1,4 +1,4 @@
-"""Metadata of an exported file, which `deploy.exported` reads."""
+"""Metadata of an exported file, which `deploy.networks.exported` reads."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from config import Config
 from deploy.exporting.network import Interface
 from deploy.exporting.proof import Agreement
-from deploy.metadata import PREPROCESSING, network_fields
+from deploy.networks.metadata import PREPROCESSING, network_fields
 from eval.inputs.pairs import PhotoPairs
 from eval.inputs.sets import VerificationSet
 from eval.results import to_thresholds_entry

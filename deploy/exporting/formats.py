@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.exported import ExportedNetwork, open_exported
 from deploy.exporting.converters.mil import open_mlpackage
 from deploy.exporting.network import ExportNetwork, Interface
+from deploy.networks.exported import ExportedNetwork, open_exported
 from utils.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -13,8 +13,8 @@ from torch import nn
 
 from config import Config
 from data.alignment.sheet import spread
-from deploy.exported import ExportedNetwork
 from deploy.exporting.speed import all_threads
+from deploy.networks.exported import ExportedNetwork
 from eval.comparison import Comparison, compare_scores, format_table
 from eval.inference.embedding import Runtime, embed, make_runtime
 from eval.inputs.sets import VerificationSet

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploy.exported import ExportedNetwork
+from deploy.networks.exported import ExportedNetwork
 from utils.datasets.transforms import normalise
 
 BATCH = 32  # images of a call that measures the throughput
@@ -57,12 +57,15 @@ def time_in_turn(
     return Speed(dict(zip(calls, np.array(rounds).T, strict=True)))
 
 
-def find_slowness(speed: Speed, name: str, baseline: str) -> str:
-    """Returns by how much a network is slower than the baseline, empty if it is not."""
+def find_slowness(speed: Speed, what: str, name: str, baseline: str) -> str:
+    """Returns by how much a network is slower than the baseline, empty if it is not.
+
+    what: the images of a call, as a sentence says it: "one image takes".
+    """
     ratio = speed.ratio(name, baseline)
     if ratio <= MAX_RATIO:
         return ""
-    return f"it is slower here: one image takes {ratio:.2f} times as long as with {baseline}"
+    return f"it is slower here: {what} {ratio:.2f} times as long as with {baseline}"
 
 
 def all_threads() -> int:

@@ -82,8 +82,9 @@ class Exporter:
             agreement = self._check(precision)
         faults = find_faults(precision, agreement, max_drop)
         latency, throughput = self._time(precision) if self.kind.runs_here else (None, None)
-        if latency and (fault := find_slowness(latency, THIS_FILE, self._baseline(precision))):
-            faults.append(fault)
+        for speed, what in ((latency, "one image takes"), (throughput, f"{BATCH} images take")):
+            if speed and (fault := find_slowness(speed, what, THIS_FILE, self._baseline(precision))):
+                faults.append(fault)
         path = self.path(precision)
         return Trial(conversion, path, file_size(path), agreement, latency, throughput, faults)
 

@@ -122,6 +122,17 @@ def test_own_photos_do_not_pass_for_a_public_set(tmp_path):
     assert 'FaceEmbedder.load("out")' in card and "trained on data that are not named" in card
 
 
+def test_own_photos_have_one_name_in_a_shared_folder(tmp_path):
+    weights = write_network(tmp_path / "run")
+    for file, name in (("results_mine.json", "mine"), ("thresholds.json", "pairs:mine")):
+        content = json.loads((weights.parent / file.replace("_mine", "")).read_text())
+        content["5"][name] = content["5"]["demo"] | {"pairs_sha256": "of these pairs"}
+        (weights.parent / file).write_text(json.dumps(content))
+    assert deploy("share", tmp_path / "out", "--model", tmp_path / "run").returncode == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| pairs:mine | 6,000 |" in card and "| pairs:mine | 0.001 |" in card and "photos:mine" not in card
+
+
 def test_a_shared_config_of_a_huge_network_takes_no_memory(folder, tmp_path):
     assert deploy("share", tmp_path / "out", "--model", folder / "run").returncode == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())

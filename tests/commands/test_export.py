@@ -11,7 +11,7 @@ import torch
 
 from deploy import FaceEmbedder
 from deploy.export import check_out
-from deploy.exported import open_exported
+from deploy.networks.exported import open_exported
 from tests.helpers.commands import run_command
 from tests.helpers.exports import export, write_network_and_data
 from tests.helpers.networks import write_network

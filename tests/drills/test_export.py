@@ -5,12 +5,12 @@ import onnx
 import pytest
 import torch
 
-from deploy.exported import open_exported
 from deploy.exporting.calibration import load_calibration_faces
 from deploy.exporting.converters import quantisation
 from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork, Interface
 from deploy.exporting.proof import row_cosines
+from deploy.networks.exported import open_exported
 from eval.inference.embedding import TorchRuntime
 from tests.helpers.exports import export, write_network_and_data
 from tests.helpers.training import CPU
@@ -41,7 +41,7 @@ def test_int8(folder, tmp_path, name, file):
 
 
 def test_accuracy_control_keeps_layers_in_float(folder, monkeypatch):
-    from deploy.checkpoints import open_checkpoint
+    from deploy.networks.checkpoints import open_checkpoint
 
     backbone, _, _ = open_checkpoint(str(folder / "run"), None)
     monkeypatch.setattr(quantisation, "CONTROL_COSINE", 0.9995)  # a small network loses little by int8

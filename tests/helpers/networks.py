@@ -10,7 +10,7 @@ from backbones.build import build_backbone
 from config import Config, load_config, save_config
 from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork, Interface
-from deploy.metadata import METADATA_KEY, network_fields
+from deploy.networks.metadata import METADATA_KEY, network_fields
 from tests.helpers.paths import ROOT
 from utils.checkpoints.weights import load_weights, save_weights
 from utils.filesystem import sha256

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.exporting.network import INPUT, OUTPUT, ExportNetwork
-from deploy.metadata import METADATA_KEY
+from deploy.networks.metadata import METADATA_KEY
 
 
 class CoreMlConversion:

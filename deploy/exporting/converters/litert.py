@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.exporting.network import ExportNetwork
-from deploy.metadata import METADATA_FILE
+from deploy.networks.metadata import METADATA_FILE
 
 
 class LiteRtConversion:

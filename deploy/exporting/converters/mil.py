@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deploy.exported import ExportedNetwork
-from deploy.metadata import METADATA_KEY, parse_metadata
+from deploy.networks.exported import ExportedNetwork
+from deploy.networks.metadata import METADATA_KEY, parse_metadata
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deploy.exporting.converters.quantisation import quantise
 from deploy.exporting.network import INPUT, OUTPUT, ExportNetwork
-from deploy.metadata import METADATA_KEY
+from deploy.networks.metadata import METADATA_KEY
 from utils.filesystem import write_atomic
 
 OPSET = 17

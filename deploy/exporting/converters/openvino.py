@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from deploy.exporting.converters.onnx import OnnxConversion
 from deploy.exporting.network import ExportNetwork
-from deploy.metadata import METADATA_KEY
+from deploy.networks.metadata import METADATA_KEY
 from utils.openvino_core import import_openvino, openvino_core
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.exported import to_input
 from deploy.exporting.network import INPUT, Interface
 from deploy.exporting.proof import row_cosines
+from deploy.networks.exported import to_input
 from utils.openvino_core import import_openvino
 
 Item = dict[str, NDArray[Any]]  # name of the input -> one image

@@ -10,12 +10,12 @@ from torch import nn
 
 from backbones.build import build_backbone
 from deploy import FaceEmbedder
-from deploy.exported import open_exported
 from deploy.exporting.converters.onnx import slim, store_as_float16, trace
 from deploy.exporting.formats import FORMATS
 from deploy.exporting.network import ExportNetwork
 from deploy.exporting.trial import install
-from deploy.metadata import METADATA_KEY, network_fields
+from deploy.networks.exported import open_exported
+from deploy.networks.metadata import METADATA_KEY, network_fields
 from eval.inference.embedding import TorchRuntime
 from tests.helpers.networks import small_network_config
 from tests.helpers.training import CPU

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from backbones.build import build_backbone
-from deploy.exported import ExportedNetwork
 from deploy.exporting.calibration import N_FACES, load_calibration_faces
 from deploy.exporting.proof import Agreement, Prover, find_faults, row_cosines
 from deploy.exporting.speed import Speed, find_slowness, time_in_turn
+from deploy.networks.exported import ExportedNetwork
 from eval.comparison import Comparison
 from eval.inference.embedding import TorchRuntime
 from eval.inputs.sets import VerificationSet
@@ -79,8 +79,9 @@ def test_the_bounds(drop, worst, precision, count):
 
 def test_slower_than_the_baseline():
     speed = Speed({"fp32": np.array([1.0, 2, 3]), "near": np.array([1.02, 2.02, 9]), "slow": np.array([1.1, 2.2, 3.3])})
-    assert find_slowness(speed, "near", "fp32") == ""
-    assert find_slowness(speed, "slow", "fp32") == "it is slower here: one image takes 1.10 times as long as with fp32"
+    assert find_slowness(speed, "one image takes", "near", "fp32") == ""
+    fault = find_slowness(speed, "32 images take", "slow", "fp32")
+    assert fault == "it is slower here: 32 images take 1.10 times as long as with fp32"
     assert speed.typical("fp32") == 2 and speed.ratio("fp32", "slow") == pytest.approx(1 / 1.1)
 
 

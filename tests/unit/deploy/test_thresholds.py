@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deploy.thresholds import choose_threshold, read_evaluation
+from deploy.networks.thresholds import choose_threshold, read_evaluation
 from utils.errors import UserError
 from utils.filesystem import sha256
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from config import Config, expand_typed_path
-from deploy.checkpoints import open_checkpoint
-from deploy.exported import RUNTIMES, open_exported
-from deploy.metadata import network_fields
-from deploy.thresholds import THRESHOLDS_FILE, SetEntries, read_evaluation
+from deploy.networks.checkpoints import open_checkpoint
+from deploy.networks.exported import RUNTIMES, open_exported
+from deploy.networks.metadata import network_fields
+from deploy.networks.thresholds import THRESHOLDS_FILE, SetEntries, read_evaluation
 from eval.inference.embedding import Runtime, TorchRuntime, embed, make_runtime
 from utils.distributed.precision import allow_tf32
 from utils.distributed.process_group import World, select_device, to_device

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from backbones.build import build_backbone
 from config import Config, load_config, shipped_configs
 from config.saved import find_saved_config
-from deploy.exported import RUNTIMES
+from deploy.networks.exported import RUNTIMES
 from utils.checkpoints.state_dicts import CheckpointError, check_state_dict
 from utils.checkpoints.weights import find_backbones, read_weights
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.metadata import METADATA_FILE, METADATA_KEY, parse_metadata
+from deploy.networks.metadata import METADATA_FILE, METADATA_KEY, parse_metadata
 from utils.datasets.alignment import SIZE
 from utils.errors import UserError, shorten
 from utils.filesystem import path_exists
@@ -27,7 +27,7 @@ class ExportedNetwork:
     Attributes:
         shape: of one input, (3, 112, 112) or (112, 112, 3).
         is_uint8: whether inputs are pixels from 0 to 255, else floats from -1 to 1.
-        metadata: of `deploy.metadata`; empty for files of other projects.
+        metadata: of `deploy.networks.metadata`; empty for files of other projects.
         run: maps inputs (B, *shape) to embeddings (B, D) float32.
     """
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.thresholds import SetEntries
+from deploy.networks.thresholds import SetEntries
 from utils.flops import Cost
 
 _FARS = ("1e-02", "1e-03", "1e-04")  # keys of thresholds.json

@@ -1,0 +1,1 @@
+"""Folders that the commands write: all files or none, and the README.md of a shared network."""
