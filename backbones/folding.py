@@ -16,40 +16,48 @@ def fold(network: nn.Module) -> nn.Module:
 
     In every nn.Sequential, batch norms are folded into the convolution before them, and 1×1 depthwise convolutions into
     the convolution after them; so are those of FactorizedReduce. The weights are computed in float64. Other layers stay
-    as they are. Weights too small to change a result in float32 become zero: with them some products leave the normal
-    range of float32, on which CPUs take several times as long.
+    as they are, at their places. Weights too small to change a result in float32 become zero: with them some products
+    leave the normal range of float32, on which CPUs take several times as long.
 
     The copy has other keys than the network: it is for inference, not for checkpoints.
     """
     folded = _fold(copy.deepcopy(network).eval())
     for parameter in folded.parameters():
         values = parameter.data.abs()
-        parameter.data[values < _NEGLIGIBLE * values.max()] = 0
+        parameter.data.masked_fill_(values < _NEGLIGIBLE * values.max(), 0)
     return folded
 
 
 def _fold(module: nn.Module) -> nn.Module:
     if isinstance(module, FactorizedReduce):
         return _FoldedReduce(module)
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*_fold_layers([_fold(child) for child in module]))
     for name, child in module.named_children():
         setattr(module, name, _fold(child))
+    if type(module) is nn.Sequential:  # a subclass may compute something else
+        _fold_layers(module)
     return module
 
 
-def _fold_layers(layers: list[nn.Module]) -> list[nn.Module]:
-    """Folds neighbours of a sequence of layers."""
-    folded: list[nn.Module] = []
-    for layer in layers:
-        before = folded[-1] if folded else None
-        if isinstance(before, nn.Conv2d) and isinstance(layer, nn.BatchNorm2d):
-            folded[-1] = _scale_output(before, *_scale_and_shift(layer))
-        elif isinstance(before, nn.Conv2d) and isinstance(layer, nn.Conv2d) and _follows_scaling(before, layer):
-            folded[-1] = _scale_input(before, layer)
+def _fold_layers(layers: nn.Sequential) -> None:
+    """Folds neighbours. Where a layer was, nn.Identity stays, so that the others keep their places."""
+    before = -1  # index of the last layer that is not folded
+    for i, layer in enumerate(layers):
+        merged = _merge(layers[before], layer) if before >= 0 else None
+        if merged is None:
+            before = i
         else:
-            folded.append(layer)
-    return folded
+            layers[before], layers[i] = merged, nn.Identity()
+
+
+def _merge(before: nn.Module, layer: nn.Module) -> nn.Conv2d | None:
+    """Returns the convolution that computes both layers, or None if there is none."""
+    if not isinstance(before, nn.Conv2d) or before.padding_mode != "zeros":
+        return None
+    if isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats:
+        return _scale_output(before, *_scale_and_shift(layer))
+    if isinstance(layer, nn.Conv2d) and _follows_scaling(before, layer):
+        return _scale_input(before, layer)
+    return None
 
 
 def fold_in_training(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from backbones.folding import fold
 from config.base import Config
 from eval.inference.openvino import OpenVinoRuntime
 from utils.datasets.transforms import normalise
@@ -27,23 +28,18 @@ class Runtime(Protocol):
 
 
 class TorchRuntime:
-    """Runs the backbone itself on any device, in evaluation mode; its training mode is restored after each call."""
+    """Runs a folded copy of a backbone, with its present weights, on the backbone's device. See `Runtime`."""
 
     def __init__(self, backbone: nn.Module, device: torch.device, batch: int) -> None:
-        self.backbone = backbone
+        self.network = fold(backbone)  # also of a compiled network an eager one, which takes batches of any size
         self.device = device
         self.batch = batch
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See `Runtime`."""
-        was_training = self.backbone.training
-        self.backbone.eval()
         pixels = normalise(torch.from_numpy(images).to(self.device))  # (B, 3, 112, 112)
-        # `forward` itself: of a network in training that is compiled, this runs the uncompiled code. The other would be
-        # compiled anew for evaluation mode and for each batch size.
-        direct, flipped = self.backbone.forward(pixels).float(), self.backbone.forward(pixels.flip(3)).float()
-        self.backbone.train(was_training)
+        direct, flipped = self.network(pixels).float(), self.network(pixels.flip(3)).float()
         return direct.cpu().numpy(), flipped.cpu().numpy()
 
 

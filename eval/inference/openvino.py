@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbones.folding import fold
 from utils.datasets.alignment import SIZE
 from utils.datasets.transforms import normalise
 from utils.distributed.precision import flushes_denormals
@@ -78,13 +79,11 @@ def _convert(backbone: nn.Module, batch: int) -> Any:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     shape = (batch, SIZE, SIZE, 3)
-    was_training = backbone.training
-    with_flip = _WithFlip(backbone).eval()
+    with_flip = _WithFlip(fold(backbone)).eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript, which OpenVINO reads, is deprecated
         traced = torch.jit.trace(with_flip, torch.zeros(shape, dtype=torch.uint8), check_trace=False)
         frozen = torch.jit.freeze(traced)
-    backbone.train(was_training)
     front_end = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchScriptPythonDecoder(frozen)  # must stay alive during the conversion
     model = front_end.convert(front_end.load(decoder))

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def train_statistics(network, shape):
     """Gives every layer values of its own, batch norms too: those of a new network change nothing."""
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean.uniform_(-0.5, 0.5, generator=generator)
             module.running_var.uniform_(0.5, 2, generator=generator)
             if module.affine:
@@ -83,11 +84,34 @@ def test_layers_that_must_stay():
         [nn.BatchNorm2d(4), nn.Conv2d(4, 8, 1)],
         [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)],
         [nn.Conv2d(4, 4, 1), nn.PReLU(4), nn.BatchNorm2d(4)],
+        [nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)],
+        [nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)],
     ):
         network, x = train_statistics(nn.Sequential(*layers), (2, 4, 8, 8))
         folded = fold(network)
         assert [type(layer) for layer in folded] == [type(layer) for layer in layers]
         torch.testing.assert_close(folded(x), network(x))
+
+
+def test_layers_keep_their_places():
+    """A network may use layers of a Sequential by index or by name."""
+    layers = {"conv": nn.Conv2d(4, 4, 3), "norm": nn.BatchNorm2d(4), "scaling": nn.Conv2d(4, 4, 1, groups=4)}
+    layers |= {"pointwise": nn.Conv2d(4, 6, 1), "last": nn.BatchNorm2d(6), "slope": nn.PReLU(6)}
+    network, x = train_statistics(nn.Sequential(OrderedDict(layers)), (2, 4, 8, 8))
+    folded = fold(network)
+    assert [name for name, _ in folded.named_children()] == [*layers]
+    kinds = ["Conv2d", "Identity", "Conv2d", "Identity", "Identity", "PReLU"]
+    assert [type(layer).__name__ for layer in folded] == kinds
+    torch.testing.assert_close(folded(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_subclass_of_sequential_is_left_alone():
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return self[1](2 * self[0](x))
+
+    network, x = train_statistics(Doubled(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), (2, 4, 8, 8))
+    torch.testing.assert_close(fold(network)(x), network(x))
 
 
 def test_negligible_weights_become_zero():
