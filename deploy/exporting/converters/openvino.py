@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.exporting.converters.onnx import OnnxConversion
+from deploy.exporting.converters.onnx import convert_to_onnx
+from deploy.exporting.converters.onnx_passes import slim
 from deploy.exporting.network import ExportNetwork
 from deploy.networks.metadata import METADATA_KEY
 from utils.openvino_core import import_openvino, openvino_core
@@ -23,8 +24,9 @@ class OpenVinoConversion:
         """See `OnnxConversion`."""
         from openvino._offline_transformations import apply_moc_transformations
 
-        conversion = OnnxConversion(network, "int8" if precision == "int8" else "fp32", faces, controlled)
-        self.model = openvino_core().read_model(conversion.model.SerializeToString())
+        model = convert_to_onnx(network, precision, faces, controlled)
+        slim(model)
+        self.model = openvino_core().read_model(model.SerializeToString())
         apply_moc_transformations(self.model, cf=True)  # half the operations remain
         self._half = precision == "fp16"
 

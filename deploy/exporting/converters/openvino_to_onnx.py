@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from deploy.exporting.converters.onnx_passes import replace_prelus
 from utils.errors import UserError
 from utils.openvino_core import openvino_core
 
@@ -45,6 +46,7 @@ def convert_to_onnx(path: Path) -> bytes:
         [constant for constant in constants if constant.name in used],
     )  # fmt: skip
     written = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    replace_prelus(written)
     onnx.checker.check_model(written, full_check=True)
     return written.SerializeToString()
 

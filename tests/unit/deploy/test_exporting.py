@@ -1,5 +1,6 @@
 """Files in every format compute what the network computes, and say what they are."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import nn
 
 from backbones.build import build_backbone
 from deploy import FaceEmbedder
-from deploy.exporting.converters.onnx import slim, store_as_float16, trace
+from deploy.exporting.converters.onnx import trace
+from deploy.exporting.converters.onnx_passes import replace_prelus, slim, store_as_float16
 from deploy.exporting.formats import FORMATS
 from deploy.exporting.network import ExportNetwork
 from deploy.exporting.trial import install
@@ -20,6 +22,7 @@ from eval.inference.embedding import TorchRuntime
 from tests.helpers.networks import small_network_config
 from tests.helpers.training import CPU
 from utils.errors import UserError
+from utils.openvino_core import openvino_core
 
 FACES = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), np.uint8)
 
@@ -110,6 +113,29 @@ def test_a_slim_model_computes_the_same(backbone, tmp_path):
             assert not names and model.ByteSize() < before and not model.graph.value_info
     assert (outputs[0] == outputs[1]).all()
     np.testing.assert_allclose(outputs[2], outputs[0], rtol=0, atol=1e-3)
+
+
+def test_prelus_become_faster_operations_with_the_same_results(backbone, tmp_path):
+    changed = copy.deepcopy(backbone)
+    slopes = [module.weight for module in changed.modules() if isinstance(module, nn.PReLU)]
+    for slope in slopes:
+        slope.data.uniform_(-0.5, 1)
+    slopes[0].data[0] = 1.5
+    model = trace(ExportNetwork(changed, FORMATS["onnx"].interface(32, False, False)))
+    onnx.save(model, tmp_path / "before.onnx")
+    replace_prelus(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "after.onnx")
+    assert [node.op_type for node in model.graph.node].count("PRelu") == 1  # max(x, 1.5 x) would be another function
+    before, after = (open_exported(tmp_path / name)(FACES) for name in ("before.onnx", "after.onnx"))
+    assert (before == after).all()
+
+
+def test_openvino_keeps_prelus_with_slopes_of_the_rank_of_their_inputs(backbone, tmp_path):
+    """Slopes (C, 1, 1) would make it convert activations between two layouts."""
+    model = openvino_core().read_model(convert(backbone, "openvino", tmp_path))
+    ranks = [len(node.input(1).get_partial_shape()) for node in model.get_ops() if node.get_type_name() == "PRelu"]
+    assert ranks and set(ranks) == {4}
 
 
 def test_a_file_is_replaced(backbone, tmp_path):
