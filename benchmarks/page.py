@@ -39,10 +39,13 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.photos) not in (0, 2):
         raise UserError(f"takes two photos, not {len(args.photos)}")
+    for photo in args.photos:
+        if not photo.is_file():
+            raise UserError(f"{photo}: no such photo")
     if not CHROMIUM:
         raise UserError("needs Chromium", fix="install it, as the package chromium for example")
     with tempfile.TemporaryDirectory() as folder:
-        picture = measure(args.page, args.photos or draw_photos(Path(folder)), args.repeat)
+        picture = measure(args.page, [photo.resolve() for photo in args.photos] or draw_photos(Path(folder)), args.repeat)
     if args.screenshot:
         write_atomic(args.screenshot, lambda file: file.write(picture))
         print(f"{args.screenshot}: {len(picture):,} bytes")
