@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from config.base import Config
-from eval.inference.embedding import Runtime, TorchRuntime, embed
+from eval.inference.embedding import Runtime, embed, make_runtime
 from eval.inputs.sets import N_FOLDS, VerificationSet, load_verification_sets
 from eval.reporting.roc import OperatingPoint, Roc, auc, eer, operating_point_at_far, roc
 from eval.verification import embedding_norm, evaluate_distances, pair_distances, resampled_accuracies
@@ -94,7 +94,7 @@ class Scorer:
     def __init__(self, config: Config, world: World, sets: list[VerificationSet] | None = None) -> None:
         """sets: default is the sets of the config. Raises UserError if it has none. Collective."""
         self.world = world
-        self.batch = config.eval_batch
+        self.config = config
         self.sets = load_verification_sets(config, None, world) if sets is None else sets
         self.highest: dict[str, float] = {}
 
@@ -116,7 +116,7 @@ class Scorer:
         Collective: broadcasts the batch-norm statistics of rank 0, because these are the ones that are saved.
         """
         broadcast_(backbone.buffers(), self.world)
-        runtime = TorchRuntime(backbone, self.world.device, self.batch)
+        runtime = make_runtime(backbone, self.config, self.world, self.n_images)
         return {name: score.accuracy for name, score in self.score(runtime, step).items()}
 
     def _score(self, eval_set: VerificationSet, runtime: Runtime, step: int | str) -> Score:

@@ -1,6 +1,9 @@
 """Metrics of embeddings, the result files, and the inference runtimes, each against a slow reference."""
 
+import ctypes
+import gc
 import json
+import os
 import shutil
 import sys
 import weakref
@@ -931,6 +934,25 @@ def test_a_converted_network_is_freed():
     reference = weakref.ref(runtime)
     del runtime
     assert reference() is None
+
+
+@needs_openvino
+def test_many_conversions_take_no_memory():
+    """The tracer of torch keeps what it traced: here 40 MB or more of each network."""
+    size = 10_000_000
+    layers = [torch.nn.AvgPool2d(14), torch.nn.Flatten(), torch.nn.Linear(192, size // 192, bias=False)]
+    model = torch.nn.Sequential(*layers)
+
+    def resident() -> int:
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    OpenVinoRuntime(model)
+    before = resident()
+    for _ in range(4):
+        OpenVinoRuntime(model)
+    assert resident() - before < 2 * 4 * size
 
 
 @needs_openvino
