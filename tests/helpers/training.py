@@ -79,6 +79,8 @@ def train_sharded(world, folder, data, *overrides):
     config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
     loader, num_classes = load_training_data(config, world)
     resume_point = resolve_resume(config, ArcFaceTask, loader, world)
+    if resume_point.state and config.header == "sharded":  # the other ranks are sent their shard alone
+        assert ("header" in resume_point.state) == ("header" in resume_point.state["optimizer"]) == world.is_main
     backbone = small_task(config, num_classes, world).backbone
     header = make_header(config, num_classes, world)
     train(ArcFaceTask(backbone, header), loader, config, world, resume_point=resume_point)
