@@ -9,7 +9,7 @@ _STOP_TIMEOUT = 5.0  # seconds to wait for the thread to end; a disk that does n
 
 
 class LabelCheck:
-    """Runs a check in a thread. As a context manager it ends the thread, which then finds nothing any more."""
+    """Runs a check in a thread. A context manager: its exit ends the thread, whether the check is complete or not."""
 
     def __init__(self, check: Callable[[Callable[[], None]], None] | None = None) -> None:
         """check: raises UserError for a wrong label. It gets a function to call often, which may end it by an error.
@@ -48,7 +48,7 @@ class LabelCheck:
             check(self._raise_if_stopped)
         except _Stopped:
             pass
-        except Exception as error:  # raised in the main thread
+        except Exception as error:  # the main thread raises it
             self.pending_error = error
 
     def _raise_if_stopped(self) -> None:

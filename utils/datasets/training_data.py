@@ -19,8 +19,8 @@ from utils.logs.logger import log
 def load_training_data(config: Config, world: World) -> tuple[SharedMemoryLoader, int]:
     """Returns this rank's loader and the number of classes. Collective: call on all ranks.
 
-    Raises UserError where config and files disagree. Labels that take long to read are not checked here: the loader
-    begins to with the first epoch, on rank 0, and its `label_check` tells the result.
+    Raises UserError where config and files disagree. Labels that take long to read are checked later, in a thread of
+    rank 0, which the loader starts with its first epoch: `loader.label_check` has the result.
     """
     dataset = run_on_all(world, lambda: open_dataset(config))
     _check_same_on_all_ranks(dataset, world)
