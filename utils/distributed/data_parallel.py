@@ -39,15 +39,15 @@ class DataParallel(nn.Module):
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def _send(self, parameter: Tensor) -> None:
-        self._sent.append((parameter.grad, dist.all_reduce(parameter.grad, async_op=True)))  # type: ignore[arg-type]
+        gradient = _in_memory_order(parameter)
+        self._sent.append((gradient, dist.all_reduce(gradient, async_op=True)))
 
     @torch.no_grad()
     def average_gradients(self) -> None:
         """Averages the gradients over all ranks. Collective: call on all ranks, after the backward pass."""
         small = [p for p in self._parameters_with_gradient() if p.grad is not None and p.numel() < LARGE]
         if small:
-            # In the order of memory: gradients have the strides of their parameters.
-            flat = all_reduce_mean(torch.cat([p.grad.as_strided((p.numel(),), (1,)) for p in small]), self.world)  # type: ignore[union-attr]
+            flat = all_reduce_mean(torch.cat([_in_memory_order(parameter) for parameter in small]), self.world)
             offset = 0
             for parameter in small:
                 parameter.grad = flat.as_strided(parameter.shape, parameter.stride(), offset)
@@ -56,6 +56,12 @@ class DataParallel(nn.Module):
             work.wait()
             gradient /= self.world.size
         self._sent = []
+
+
+def _in_memory_order(parameter: Tensor) -> Tensor:
+    """Returns a view of a parameter's gradient, (n,). Gradients have the strides of their parameters, on all ranks."""
+    assert parameter.grad is not None
+    return parameter.grad.as_strided((parameter.numel(),), (1,))
 
 
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:

@@ -19,9 +19,10 @@ from torch import nn
 
 from config.base import Config
 from tests.helpers.training import spawn_ranks
+from utils.distributed import data_parallel
 from utils.distributed.blocked import end_if_blocked
 from utils.distributed.collectives import all_gather_rows, run_on_main
-from utils.distributed.data_parallel import LARGE, average_gradients, wrap_ddp
+from utils.distributed.data_parallel import average_gradients, wrap_ddp
 from utils.distributed.launch import describe_death
 from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed
 from utils.distributed.runtime_errors import init_run
@@ -112,8 +113,9 @@ def test_a_rank_without_gpu_meets_the_gloo_backend_of_the_others(tmp_path):
 
 def _average(world, folder) -> None:
     torch.manual_seed(0)
-    layers = [*(nn.Linear(8, 8) for _ in range(60)), nn.Linear(8, LARGE // 8, bias=False)]
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 8, bias=False), *layers)
+    data_parallel.LARGE = 100
+    layers = [nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 8, bias=False), *(nn.Linear(8, 8) for _ in range(60))]
+    network = nn.Sequential(*layers)
     network = network.to(memory_format=torch.channels_last)
     network[2].requires_grad_(False)
     reference, rank_inputs = copy.deepcopy(network), torch.randn(2, 2, 3, 4, 4)  # (ranks, B, 3, 4, 4)
@@ -126,8 +128,7 @@ def _average(world, folder) -> None:
         wrapped.zero_grad()
         wrapped(rank_inputs[world.rank]).square().sum().backward()
         average_gradients(wrapped)
-    small = 8 * 3 * 9 + 8 + 60 * 8 * 9
-    assert sent == [LARGE, small] * 2
+    assert sent == [8 * 3 * 9, 8 + 60 * 8 * 9] * 2
     (sum(reference(inputs).square().sum() for inputs in rank_inputs) / 2).backward()
     for ours, other in zip(network.parameters(), reference.parameters(), strict=True):
         if not ours.requires_grad:
