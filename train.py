@@ -15,7 +15,8 @@ from backbones.build import build_backbone
 from config import ensure_output_folder, parse_command, require_data, save_config, warn_unused_fields
 from config.base import Config
 from eval.scoring import Scorer
-from utils.distributed.process_group import World, unwrap_ddp
+from utils.distributed.data_parallel import unwrap_ddp
+from utils.distributed.process_group import World
 from utils.distributed.restart import restartable
 from utils.errors import run_cli
 from utils.logs.logger import log

@@ -37,7 +37,7 @@ class Architect:
     Gradients are averaged over all ranks, so that alphas and unrolled weights are the same on all of them.
 
     Args:
-        net: the supernet, not wrapped in DDP.
+        net: the supernet, not wrapped.
         momentum: momentum of the weights' SGD.
         weight_decay: weight decay of the weights' SGD.
         world: the ranks to average over.
@@ -85,7 +85,7 @@ class Architect:
 
     @contextmanager
     def enable_alpha_grad(self) -> Iterator[None]:
-        """Enables gradients of the alphas in the block. Weight steps need none, and DDP must not see the alphas."""
+        """Enables gradients of the alphas in the block. In weight steps they have none."""
         for alpha in self.net.alphas():
             alpha.requires_grad_(True)
         try:

@@ -37,7 +37,8 @@ from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.training_data import training_loader
 from utils.distributed.collectives import run_on_all, run_on_main
-from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.data_parallel import wrap_ddp
+from utils.distributed.process_group import World, to_device
 from utils.distributed.restart import restartable
 from utils.errors import UserError, run_cli
 from utils.logs.logger import log

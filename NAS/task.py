@@ -22,7 +22,8 @@ from utils.datasets.shared_buffers import LOOKAHEAD, HostBatch
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import normalise
 from utils.distributed.collectives import run_on_all
-from utils.distributed.process_group import World, to_device_async, unwrap_ddp
+from utils.distributed.data_parallel import unwrap_ddp
+from utils.distributed.process_group import World, to_device_async
 from utils.errors import UserError
 from utils.training.learning_rate import global_batch_size
 from utils.training.task import Batch, Task
@@ -57,7 +58,7 @@ class SearchTask(Task):
         """Sets up the alphas' optimizer and gradient.
 
         Args:
-            wrapped: the supernet, in DDP for several ranks, with frozen alphas.
+            wrapped: the supernet, wrapped by `wrap_ddp`, with frozen alphas.
             val_loader: this rank's loader of the validation half.
             samples: at least two images of each half, by name, for the accuracies; empty on other ranks than 0.
             config: a checked config.

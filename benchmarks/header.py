@@ -24,13 +24,13 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from utils.distributed.collectives import all_reduce_mean
+from utils.distributed.data_parallel import average_gradients, wrap_ddp
 from utils.distributed.process_group import (
     LAUNCHER_FOLDER_ENV,
     LOOPBACK_ENVIRONMENT,
     World,
     init_distributed,
     to_device,
-    wrap_ddp,
 )
 from utils.errors import UserError, run_cli
 from utils.losses.arcface import ArcFace, ArcFaceMargin
@@ -56,6 +56,7 @@ def step_seconds(variant: str, args: argparse.Namespace, classes: int, world: Wo
         output = header(embeddings, labels)  # logits, or the loss itself
         (F.cross_entropy(output, labels) if variant == "replicated" else output).backward()
         del output
+        average_gradients(header)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         embeddings.grad = None
@@ -96,8 +97,7 @@ def header_tensor_bytes(
     """
     if header == "replicated":
         kernel, logits = 4.0 * size * classes, 4.0 * batch * classes
-        ddp_buckets = kernel if processes > 1 else 0  # gradients that DDP sends
-        return 2 * kernel + max(4 * logits + kernel, 5 * kernel) + ddp_buckets
+        return 2 * kernel + max(4 * logits + kernel, 5 * kernel)
     columns, images = -(-classes // processes), processes * batch
     kernel, sampled, logits = (4.0 * columns * n for n in (size, size * sample_rate, images * sample_rate))
     temporary = max(logits + 2 * sampled, 3 * sampled)

@@ -11,7 +11,8 @@ from backbones.build import build_backbone
 from config import load_config
 from tests.helpers.paths import ROOT
 from utils.datasets.training_data import load_training_data
-from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.data_parallel import wrap_ddp
+from utils.distributed.process_group import World, to_device
 from utils.losses.arcface import ArcFace
 from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask
@@ -47,7 +48,7 @@ def train_small(config, verify=None, world=CPU, task_type=ArcFaceTask):
 def spawn_ranks(function, folder, *args, size=2):
     """Calls function(world, folder, *args) in `size` processes, and asserts that all of them exit with 0."""
     context = mp.get_context("forkserver")  # slow imports happen only once
-    # DistributedDataParallel imports torch._dynamo.
+    # Optimizers import torch._dynamo.
     context.set_forkserver_preload(["torch._dynamo", "tests.helpers.training"])
     folder.mkdir(exist_ok=True)
     rendezvous_file = str(folder / f"meet-{uuid.uuid4().hex}")
@@ -79,6 +80,8 @@ def train_sharded(world, folder, data, *overrides):
     config = small_config(folder, data, "batch_size=4", "num_epoch=2", *overrides)
     loader, num_classes = load_training_data(config, world)
     resume_point = resolve_resume(config, ArcFaceTask, loader, world)
+    if resume_point.state and config.header == "sharded":  # the other ranks are sent their shard alone
+        assert ("header" in resume_point.state) == ("header" in resume_point.state["optimizer"]) == world.is_main
     backbone = small_task(config, num_classes, world).backbone
     header = make_header(config, num_classes, world)
     train(ArcFaceTask(backbone, header), loader, config, world, resume_point=resume_point)

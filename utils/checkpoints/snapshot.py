@@ -20,23 +20,23 @@ def cpu_snapshot(content: Any) -> Any:
         if _is_small_on_gpu(tensor):
             small.append(tensor)
 
-    _map_tensors(content, collect)
+    map_tensors(content, collect)
     copies = iter(copy_together(small))
-    return _map_tensors(content, lambda tensor: next(copies) if _is_small_on_gpu(tensor) else _copy_alone(tensor))
+    return map_tensors(content, lambda tensor: next(copies) if _is_small_on_gpu(tensor) else _copy_alone(tensor))
 
 
 def _is_small_on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda and tensor.nbytes < LARGE
 
 
-def _map_tensors(content: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Returns nested dicts and lists with the result of the function in place of each tensor."""
+def map_tensors(content: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Returns nested dicts and lists with the result of the function in place of each tensor. Tuples become lists."""
     if isinstance(content, Tensor):
         return function(content)
     if isinstance(content, dict):
-        return {key: _map_tensors(value, function) for key, value in content.items()}
+        return {key: map_tensors(value, function) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_map_tensors(value, function) for value in content]
+        return [map_tensors(value, function) for value in content]
     return content
 
 

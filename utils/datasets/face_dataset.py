@@ -1,6 +1,7 @@
 """The dataset of training images: a record file in the MS1MV2 layout, decoded by index."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from utils.datasets.alignment import SIZE
 from utils.datasets.data_folder import check_training_files
 from utils.datasets.image_dataset import MAX_CLASSES, ImageDataset
 from utils.datasets.image_header import read_image_size
+from utils.datasets.recordio import label_cache
 from utils.datasets.recordio.image_keys import find_image_keys
 from utils.datasets.recordio.index import RecordError, open_record_file
-from utils.datasets.recordio.label_cache import remembered_labels
 from utils.datasets.recordio.reader import IndexedRecordReader
 from utils.errors import UserError
 from utils.filesystem import fingerprint
@@ -48,16 +49,33 @@ class FaceDataset(ImageDataset):
         Reads the headers of all records, and so also checks that the index lacks none; of a large file only once, see
         `label_cache`. Raises RecordError.
         """
+        return self._read_labels(lambda: None)
 
+    def read_labels(self, on_chunk: Callable[[], None]) -> None:
+        """Reads `label_values`, and calls on_chunk now and then; an exception in it ends the reading."""
+        self.label_values = self._read_labels(on_chunk)
+
+    def _read_labels(self, on_chunk: Callable[[], None]) -> np.ndarray:
         def read() -> np.ndarray:
-            self.reader.check_complete()
-            return self.reader.labels(self.keys)
+            # A reader has one map of the file; another thread may be about to make it.
+            return copy.copy(self.reader).labels_of_complete(self.keys, on_chunk)
 
-        def identity() -> str:
-            # The fingerprint is of samples of a large file; the time stamp shows changes between them.
-            return f"{self.fingerprint[:40]}-{self.reader.rec.stat().st_mtime_ns:x}"
+        if len(self.keys) < label_cache.MIN_RECORDS:
+            return read()
+        return label_cache.remembered_labels(self._label_identity, len(self.keys), read)
 
-        return remembered_labels(identity, len(self.keys), read)
+    @property
+    def labels_take_long(self) -> bool:  # type: ignore[override]
+        """Whether `label_values` would read a large file, which takes minutes on a slow disk."""
+        if "label_values" in vars(self) or len(self.keys) < label_cache.MIN_RECORDS:
+            return False
+        return not label_cache.are_remembered(self._label_identity)
+
+    @property
+    def _label_identity(self) -> str:
+        """What is equal only for the same labels."""
+        # The fingerprint is of samples of a large file; the time stamp shows changes between them.
+        return f"{self.fingerprint[:40]}-{self.reader.rec.stat().st_mtime_ns:x}"
 
     def location(self, index: int) -> str:
         """Returns file, record and offset of an image, for messages."""
@@ -72,17 +90,18 @@ class FaceDataset(ImageDataset):
     def read_into(self, indices: Sequence[int], images: np.ndarray, labels: np.ndarray) -> None:
         """Decodes the images at these indices into (n, 112, 112, 3) uint8 RGB and (n,) int64.
 
-        Raises UserError naming the file, record and offset of an image that cannot be read.
+        Raises UserError naming the file, record and offset of an image that cannot be read, or whose label is no class.
         """
-        for i, key in enumerate(self.keys[indices]):
+        for i, index in enumerate(indices):
+            key = self.keys[index]
             header, payload = self.reader.read_image(key)
             size = read_image_size(payload)
             image = _decode(payload) if size == (SIZE, SIZE) else None
             if image is None or image.shape != images.shape[1:]:
                 raise self._bad_image_error(key, size)
-            label = header.label if header.flag == 0 else header.label[0]  # type: ignore[index]
-            if not abs(label) < MAX_CLASSES:
-                raise RecordError(f"{self.reader.location(key)}: label {label:g} is not the number of a class")
+            label: float = header.label if header.flag == 0 else header.label[0]  # type: ignore[index,assignment]
+            if not (0 <= label < self.num_classes and float(label).is_integer()):
+                raise self.label_error(index, label, self.num_classes, fix="check num_classes and the data")
             images[i], labels[i] = image, label
 
     def _bad_image_error(self, key: int, size: tuple[int, int] | None) -> RecordError:

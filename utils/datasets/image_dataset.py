@@ -1,6 +1,6 @@
 """Labelled images that a run trains on: the interface of every data source (DATA_SOURCES in utils/registry.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,9 @@ class ImageDataset:
     label_values: np.ndarray  # (N,) the labels as stored, before any check
     fingerprint: str  # equal only for the same images, so that a resumed run and a cache notice other data
     n_bytes: int = 0  # size of the files, which must be equal on all machines
+    # Of a run: labels are below it. A data source whose labels take long to read refuses others in `read_into`.
+    num_classes: int = MAX_CLASSES
+    labels_take_long: bool = False  # whether `label_values` is not known yet and takes longer to read than people wait
 
     def __init__(self, folder: str | Path) -> None:
         """Opens the images in a folder. Raises UserError if they cannot be read."""
@@ -44,6 +47,12 @@ class ImageDataset:
         Raises UserError naming an image that cannot be read.
         """
         raise NotImplementedError
+
+    def read_labels(self, on_chunk: Callable[[], None]) -> None:
+        """Reads `label_values` if they take long, and calls on_chunk now and then; an exception in it ends the reading.
+
+        May be called in a thread while another one calls `read_into`. Raises UserError.
+        """
 
     def location(self, index: int) -> str:
         """Returns where an image is, for messages."""
@@ -68,11 +77,12 @@ class ImageDataset:
             label = labels[wrong[0]]
             countable = label >= num_classes and labels.max() < MAX_CLASSES  # False where one of them is NaN
             fix = f"set num_classes={int(labels.max()) + 1} if the data is right" if countable else ""
-            raise UserError(
-                f"{self.location(wrong[0])}: label {label:g} is not one of the {num_classes} classes "
-                f"(0 to {num_classes - 1})",
-                fix,
-            )
+            raise self.label_error(int(wrong[0]), label, num_classes, fix)
+
+    def label_error(self, index: int, label: float, num_classes: int, fix: str) -> UserError:
+        """Returns the error for an image whose label is none of the classes."""
+        classes = f"one of the {num_classes} classes (0 to {num_classes - 1})"
+        return UserError(f"{self.location(index)}: label {label:g} is not {classes}", fix)
 
     def check_identities(self, num_classes: int) -> None:
         """Raises UserError where all images have one identity, and warns about identities without images.

@@ -19,6 +19,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
+from utils.datasets.label_check import LabelCheck
 from utils.datasets.sampler import BatchSampler
 from utils.datasets.shared_buffers import LOOKAHEAD, PREFETCH, HostBatch, ImageSource, SharedBatchBuffers
 from utils.distributed.signals import CHECKPOINT_SIGNALS, STOP_SIGNALS
@@ -67,6 +68,7 @@ class SharedMemoryLoader(Generic[SourceT]):
         self.workers = workers
         self._sigchld_handler: _DeferredSigchldHandler | None = None
         self.skipped = 0  # images skipped so far
+        self.label_check = LabelCheck()  # starts with the first epoch; the owner of the loop looks at its error
         self.pending_error: Exception | None = None  # of a batch not yet yielded; `iter_epoch` raises it in its turn
         self._loader = DataLoader(
             self._buffers,
@@ -115,6 +117,7 @@ class SharedMemoryLoader(Generic[SourceT]):
             refs = iter(self._loader)
             if self.workers:
                 self._sigchld_handler = _defer_sigchld_errors()
+            self.label_check.start()  # after the workers, which are forked: a fork should find no other threads
             return refs
         except (OSError, RuntimeError) as error:
             translated = self._translate(error)

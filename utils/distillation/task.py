@@ -9,7 +9,7 @@ from config.base import Config
 from utils.distillation.schedule import prepare_teacher
 from utils.distillation.targets import CachedTeacherTargets, TeacherTargets, open_caches
 from utils.distributed.collectives import main_process_first
-from utils.distributed.process_group import wrap_ddp
+from utils.distributed.data_parallel import wrap_ddp
 from utils.losses.embedding_mse import distillation_loss
 from utils.losses.header import header_loss
 from utils.training.task import Batch, Task, TaskInputs

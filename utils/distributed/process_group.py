@@ -3,7 +3,6 @@
 import ctypes
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed.precision import PRECISIONS, allow_tf32, flush_denormals, tf32_of
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals
@@ -164,27 +162,3 @@ def autocast(world: World, precision: str) -> Iterator[None]:
     options = {"enabled": dtype != torch.float32, "cache_enabled": False}
     with tf32_of(precision), torch.autocast(world.device.type, dtype, **options):
         yield
-
-
-def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
-    """Wraps a module in DDP, which averages gradients over all ranks. Batch norm statistics stay per rank.
-
-    Returns the module itself for a single process. Collective.
-    """
-    if world.size == 1:
-        return module
-    with warnings.catch_warnings():
-        # torch 2.13 warns that forward_sync_buffers is to replace broadcast_buffers; torch 2.11 does not have it.
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
-            module,
-            device_ids=[world.device] if world.device.type == "cuda" else None,
-            broadcast_buffers=False,  # as published: running statistics are per rank, and those of rank 0 are saved
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=25,  # torch's default has a small first bucket: a PocketNet's gradients are one all-reduce
-        )
-
-
-def unwrap_ddp(module: nn.Module) -> nn.Module:
-    """Returns the module inside DDP, whose state dict has the published keys."""
-    return module.module if isinstance(module, DistributedDataParallel) else module

@@ -15,6 +15,7 @@ import torch
 from config import require_data
 from utils.checkpoints.run_file import START_OVER_HINT
 from utils.datasets.sampler import EpochSampler
+from utils.distributed.collectives import run_on_main
 from utils.distributed.runtime_errors import translate_runtime_errors
 from utils.doctor.plan import RunPlan
 from utils.doctor.table import PASS, WARN, Check, format_bytes, format_hours, format_processes
@@ -37,6 +38,7 @@ def check_data(plan: RunPlan) -> Iterator[Check]:
     require_data(plan.config)
     without_cache = replace(plan.config, teacher_cache="")  # which the dry run would create and fill
     run = plan.run = plan.kind.prepare(without_cache, plan.world)
+    run_on_main(plan.world, run.loader.label_check.raise_pending_error)
     found = f"{len(run.loader.dataset.keys):,} images of {run.num_classes:,} identities in {plan.config.rec}"
     yield Check("data", PASS, found)
 

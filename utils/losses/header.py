@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.base import Config
-from utils.distributed.process_group import World, to_device, wrap_ddp
+from utils.distributed.data_parallel import wrap_ddp
+from utils.distributed.process_group import World, to_device
 from utils.losses.margin import Margin, embedding_norms
 from utils.losses.partial_fc import ShardedHeader
 from utils.registry import LOSSES, load_entry
@@ -50,7 +51,7 @@ def make_margin(config: Config) -> Margin:
 def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     """Returns the config's header on the device of this rank.
 
-    With header=replicated each rank holds the header and DDP averages its gradient. With header=sharded each rank holds
+    With header=replicated each rank holds the header, and its gradient is averaged. With header=sharded each rank holds
     its shard of the classes. Collective.
     """
     margin = make_margin(config)

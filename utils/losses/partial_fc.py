@@ -25,9 +25,9 @@ from utils.losses.margin import Margin, embedding_norms
 class ShardedHeader(nn.Module):
     """Computes the loss over the images of all ranks; each rank holds a slice of the classes.
 
-    Do not wrap it in DistributedDataParallel: `kernel` differs on every rank, and its gradient is already complete. The
-    gradient of the embeddings is that of the loss times the number of ranks, because DDP averages the backbone's
-    gradients over the ranks. All ranks must have the same number of images. Always computes in float32.
+    Do not wrap it in DataParallel: `kernel` differs on every rank, and its gradient is already complete. The
+    gradient of the embeddings is that of the loss times the number of ranks, because the backbone's gradients are
+    averaged over the ranks. All ranks must have the same number of images. Always computes in float32.
 
     A sample_rate below 1 gives Partial FC (arXiv 2203.15565): the softmax of a step covers only sampled columns. Each
     rank samples those of the batch's classes and random others, up to sample_rate of its columns. The draw depends only

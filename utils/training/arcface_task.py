@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from utils.distributed.process_group import wrap_ddp
+from utils.distributed.data_parallel import wrap_ddp
 from utils.losses.header import header_loss
 from utils.training.task import Batch, Task, TaskInputs
 

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from config.base import Config
+from utils.datasets.label_check import LabelCheck
 from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import hflip, normalise
-from utils.distributed.collectives import run_on_all
+from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World, to_device_async
 from utils.distributed.runtime_errors import resume_hint
 from utils.distributed.shutdown import GracefulShutdown, Requests
@@ -32,6 +33,7 @@ from utils.training.optimizer_step import OptimizerStep
 from utils.training.task import Batch, Task
 
 Verify = Callable[[int], dict[str, float]]  # global step -> accuracy of each evaluation set
+DataSource = SharedMemoryLoader | LabelCheck
 FROM_SCRATCH = ResumePoint()
 
 # Sent in place of a signal number, so that all ranks stop at the same step when the loader of one rank has failed:
@@ -55,7 +57,8 @@ def train(
     config.eval_step steps, and `on_begin` on rank 0 once the files of an earlier run are archived.
 
     Ctrl-C, SIGTERM and SIGHUP end the run by SystemExit after a checkpoint; SIGUSR1 and SIGUSR2 request a checkpoint.
-    Raises UserError if the last step is non-finite, or if weights are not finite, which are then not written.
+    Raises UserError if the last step is non-finite, if weights are not finite, which are then not written, or if the
+    loader's label check fails, for whose end it waits after the first epoch.
     """
     progress = resume_point.progress
     total_steps = compute_epoch_end_steps(config, loader.sampler, progress)[-1]
@@ -63,7 +66,7 @@ def train(
     run_log = RunLog(config, progress.step, total_steps, images_per_step, world.is_main)
     optimizer_step, mean_losses, saver = _start_run(task, loader, config, world, resume_point, on_begin)
     requests = Requests()
-    with run_log, saver.writer, GracefulShutdown(world, config.timeout) as shutdown:
+    with run_log, saver.writer, loader.label_check, GracefulShutdown(world, config.timeout) as shutdown:
         while not progress.is_finished(config):
             epoch = progress.epoch
             task.on_epoch_start(epoch)
@@ -85,12 +88,12 @@ def train(
                     run_log.restart_clock(step)
                 if is_last_step:
                     break
-                failed_loader = _failed_loader(loader, task)
-                if failed_loader:
-                    shutdown.requested_signal = _failure_code(failed_loader)
+                failed = _failed_source(loader, task)
+                if failed:
+                    shutdown.requested_signal = _failure_code(failed)
                 requests = shutdown.agreed_requests(run_log.is_due(step))
                 if requests.stop_signal:
-                    _stop_run(requests.stop_signal, failed_loader, saver, progress, config)
+                    _stop_run(requests.stop_signal, failed, saver, progress, config)
                 if requests.checkpoint:
                     log.info(f"Checkpoint requested after step {step}: it is being written, training continues")
                 saver.save_if_due(progress, bool(requests.checkpoint), epoch_ended)
@@ -99,6 +102,7 @@ def train(
             exports = export_jobs(task, progress.step, config, world)
             task.on_epoch_end(epoch, progress.step)
             saver.save_epoch(exports, progress)
+            run_on_main(world, loader.label_check.raise_pending_error)
     optimizer_step.nonfinite.raise_if_last_step_was_nonfinite()
     return progress.step
 
@@ -162,46 +166,45 @@ def _augmentation_rng(config: Config, progress: TrainProgress, world: World) -> 
     return torch.Generator().manual_seed(int(seed[0]))
 
 
-def _failed_loader(loader: SharedMemoryLoader, task: Task) -> SharedMemoryLoader | None:
-    """Returns the first loader of this rank that has failed: the training loader or one of the task's."""
-    return next((each for each in (loader, *task.loaders) if each.pending_error), None)
+def _failed_source(loader: SharedMemoryLoader, task: Task) -> DataSource | None:
+    """Returns the first of this rank that has failed: the training loader, one of the task's, or the label check."""
+    sources: tuple[DataSource, ...] = (loader, *task.loaders, loader.label_check)
+    return next((source for source in sources if source.pending_error), None)
 
 
-def _failure_code(failed_loader: SharedMemoryLoader) -> int:
+def _failure_code(failed: DataSource) -> int:
     """Returns the code that stands for the failure in place of a signal number."""
-    failure = failed_loader.pending_error
+    failure = failed.pending_error
     return DATA_FAILED if isinstance(failure, UserError) and not isinstance(failure, RetryableError) else LOADER_FAILED
 
 
-def _stop_run(
-    signal: int, failed_loader: SharedMemoryLoader | None, saver: RunSaver, progress: TrainProgress, config: Config
-) -> None:
-    """Ends the run after a checkpoint, because of a signal or a failed loader. Collective: call on all ranks.
+def _stop_run(signal: int, failed: DataSource | None, saver: RunSaver, progress: TrainProgress, config: Config) -> None:
+    """Ends the run after a checkpoint, because of a signal or failed data. Collective: call on all ranks.
 
-    After a non-finite step there is no checkpoint: a failed loader still ends the run, while a signal waits for the
+    After a non-finite step there is no checkpoint: failed data still end the run, while a signal waits for the
     next finite step and this function returns.
     """
     saved = saver.save_before_stop(progress)
     if signal >= LOADER_FAILED:
-        _raise_data_failure(signal, failed_loader, config)
+        _raise_data_failure(signal, failed, config)
     if saved:
         log.warning(f"Stopped by {Signals(signal).name} after step {progress.step}: {resume_hint(config)}")
         raise SystemExit(128 + signal)
 
 
-def _raise_data_failure(code: int, failed_loader: SharedMemoryLoader | None, config: Config) -> NoReturn:
-    """Raises the loader's failure on the rank where it happened.
+def _raise_data_failure(code: int, failed: DataSource | None, config: Config) -> NoReturn:
+    """Raises the failure on the rank where it happened.
 
     Raises RetryableError on the others if another attempt may succeed, else SystemExit.
     """
     _log_data_failure(config)
-    if failed_loader:
-        failed_loader.raise_pending_error()
+    if failed:
+        failed.raise_pending_error()
     if code == LOADER_FAILED:
         raise RetryableError("the loader of another process failed", fix=resume_hint(config))
     raise SystemExit(2)
 
 
 def _log_data_failure(config: Config) -> None:
-    """Logs that the run ends because images cannot be read, and how to resume it."""
-    log.warning(f"The run ends because the next images cannot be read; once they can, {resume_hint(config)}")
+    """Logs that the run ends because of its images or labels, and how to resume it."""
+    log.warning(f"The run ends because of its data; once they can be read and are right, {resume_hint(config)}")

@@ -11,7 +11,7 @@ from utils.logs.logger import log
 
 
 def freeze_modules(backbone: nn.Module, names: str) -> None:
-    """Freezes the modules of a backbone that config.freeze names; call it before DDP wraps the backbone.
+    """Freezes the modules of a backbone that config.freeze names; call it before `wrap_ddp` wraps the backbone.
 
     Their parameters need no gradient, and they stay in evaluation mode whatever mode the backbone is put in. Raises
     UserError for a name that is no module, and if no weight is left to train.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from config.base import Config
+from utils.distributed.data_parallel import average_gradients
 from utils.distributed.precision import tf32_of
 from utils.distributed.process_group import World, autocast
 from utils.training.learning_rate import learning_rate
@@ -48,6 +49,8 @@ class OptimizerStep:
             # The scaler skips a step only for a non-finite gradient, so a non-finite loss has to make the gradient NaN.
             weight = torch.where(torch.isfinite(values).all(), 1.0, torch.nan)
             self.scaler.scale(losses["Loss"] * weight).backward()
+        average_gradients(self.task.backbone)
+        average_gradients(self.task.header)
         self.scaler.unscale_(self.optimizer)
         grad_norm = _clip_gradient(self.task.backbone, self.config.clip_norm) + _gradient_norm(self.task.header)
         loss_scale = self.scaler.scale(self._one)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from config.base import Config
 from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
 from utils.distributed.collectives import run_on_all, run_on_main
-from utils.distributed.process_group import World, unwrap_ddp
+from utils.distributed.data_parallel import unwrap_ddp
+from utils.distributed.process_group import World
 from utils.errors import UserError, shorten
 from utils.filesystem import exists_as_non_folder
 from utils.logs.logger import log

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from config.base import Config
 from utils.datasets.image_dataset import ImageDataset
 from utils.datasets.shared_loader import SharedMemoryLoader
-from utils.distributed.process_group import World, unwrap_ddp
+from utils.distributed.data_parallel import unwrap_ddp
+from utils.distributed.process_group import World
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class TaskInputs:
     config: Config
     world: World
     dataset: ImageDataset
-    backbone: nn.Module  # on the device, not wrapped in DDP
-    header: nn.Module  # on the device, wrapped in DDP unless sharded
+    backbone: nn.Module  # on the device, not wrapped
+    header: nn.Module  # on the device, wrapped by `wrap_ddp` unless sharded
     epoch_end_steps: Sequence[int]  # global step at the end of each epoch
 
 

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.gpu_check.collectives.ranks import FAILING_RANK, call_helpers
 from benchmarks.gpu_check.processes import start_group
 from benchmarks.gpu_check.stages import Context
+from utils.distributed.data_parallel import LARGE, DataParallel
 from utils.distributed.process_group import (
     LAUNCHER_FOLDER_ENV,
     LOOPBACK_ENVIRONMENT,
@@ -102,15 +102,14 @@ def _call_all(context: Context, device: torch.device) -> None:
         _GatherRows.apply(rows, world).square().sum().backward()
         assert rows.grad is not None
         context.report.expect("gathered rows and their gradient, one process", bool((rows.grad == 2).all()))
-    with context.report.part("DistributedDataParallel, one process"):
-        network = nn.Linear(3, 2).to(device)
-        # With the options of `wrap_ddp`, which leaves a single process without.
-        ids = [device] if device.type == "cuda" else None
-        wrapped = DistributedDataParallel(network, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-        for _ in range(3):
-            wrapped(torch.ones(4, 3, device=device)).sum().backward()
-        expected = network.weight.grad is not None and bool((network.weight.grad == 12).all())
-        context.report.expect("DistributedDataParallel, one process", expected)
+    with context.report.part("DataParallel, one process"):
+        network = nn.Linear(3, LARGE // 2).to(device)  # the weight's gradient is sent during the backward pass
+        wrapped = DataParallel(network, world)
+        wrapped(torch.ones(4, 3, device=device)).sum().backward()
+        wrapped.average_gradients()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        expected = len(gradients) == 2 and all(bool((gradient == 4).all()) for gradient in gradients)
+        context.report.expect("DataParallel, one process", expected)
 
 
 def _run_two(context: Context) -> None:

@@ -23,7 +23,8 @@ from utils.distributed.collectives import (
     shard_slice,
     try_on_all,
 )
-from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, World, init_distributed, wrap_ddp
+from utils.distributed.data_parallel import average_gradients, wrap_ddp
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, World, init_distributed
 from utils.distributed.runtime_errors import init_run
 from utils.distributed.shutdown import GracefulShutdown
 from utils.errors import UserError, run_cli
@@ -101,7 +102,7 @@ class _NoMargin(Margin):
 
 
 def _modules(world: World) -> dict[str, bool]:
-    """Returns the same for DDP and the sharded header: the gradients are those of a single process with all images."""
+    """Returns the same for DataParallel and ShardedHeader: the gradients are those of one process with all images."""
     torch.manual_seed(0)
     network = nn.Linear(DIMENSION, DIMENSION).to(world.device)
     inputs, labels = torch.randn(6, DIMENSION), torch.arange(6)
@@ -109,6 +110,7 @@ def _modules(world: World) -> dict[str, bool]:
     wrapped = wrap_ddp(network, world)
     header = ShardedHeader(DIMENSION, CLASSES, _NoMargin(), 8.0, world)
     header(wrapped(inputs[own].to(world.device)), labels[own].to(world.device)).backward()
+    average_gradients(wrapped)
     alone = World(0, 1, torch.device("cpu"))
     torch.manual_seed(0)
     reference = nn.Linear(DIMENSION, DIMENSION)

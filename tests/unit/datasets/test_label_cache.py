@@ -15,10 +15,10 @@ from utils.datasets.recordio.reader import IndexedRecordReader
 @pytest.fixture
 def reads(monkeypatch, tmp_path):
     """The number of times that labels were read; files of any size count as large."""
-    count, read = [], IndexedRecordReader.labels
+    count, read = [], IndexedRecordReader.labels_of_complete
     monkeypatch.setattr(label_cache, "MIN_RECORDS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(IndexedRecordReader, "labels", lambda *args: count.append(1) or read(*args))
+    monkeypatch.setattr(IndexedRecordReader, "labels_of_complete", lambda *args: count.append(1) or read(*args))
     return count
 
 

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.training import CPU, spawn_ranks
 from utils.distributed.collectives import shard_slice
-from utils.distributed.process_group import World, unwrap_ddp, wrap_ddp
+from utils.distributed.data_parallel import average_gradients, unwrap_ddp, wrap_ddp
+from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.losses.arcface import ArcFace, ArcFaceMargin
 from utils.losses.column_shards import gather_columns, scatter_columns
@@ -79,6 +80,7 @@ def step(world: World, header: ShardedHeader) -> dict:
     with Largest() as largest:
         loss = header(backbone(inputs[part]), labels[part])
         loss.backward()
+    average_gradients(backbone)
     return {
         "loss": loss.detach(),
         "backbone": [p.grad for p in unwrap_ddp(backbone).parameters()],

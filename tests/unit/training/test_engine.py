@@ -18,7 +18,8 @@ from utils.checkpoints.weights import load_weights
 from utils.datasets.training_data import load_training_data
 from utils.datasets.verification.bins import read_bin
 from utils.distributed.collectives import all_gather_rows, shard_slice
-from utils.distributed.process_group import init_distributed, to_device, unwrap_ddp, wrap_ddp
+from utils.distributed.data_parallel import average_gradients, unwrap_ddp, wrap_ddp
+from utils.distributed.process_group import init_distributed, to_device
 from utils.errors import UserError
 from utils.logs.logger import init_logging, log
 from utils.logs.run_log import tensorboard_folder
@@ -163,6 +164,8 @@ def _save_gradients(world, folder, data):
     images, labels = _batch()
     part = shard_slice(16, world)
     _loss(task, images[part], labels[part]).backward()
+    average_gradients(task.backbone)
+    average_gradients(task.header)
     gradients = [p.grad.clone() for m in (task.backbone, task.header) for p in m.parameters()]
     rows = all_gather_rows(torch.arange(16)[part].numpy(), world)
     torch.save({"gradients": gradients, "rows": rows.tolist(), "bn": unwrap_ddp(task.backbone).stem[1].running_mean},

@@ -1,5 +1,6 @@
 """Several processes on GPUs, tried on CPUs: what NCCL would make wait, and which backend serves what."""
 
+import copy
 import ctypes
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,10 +19,12 @@ from torch import nn
 
 from config.base import Config
 from tests.helpers.training import spawn_ranks
+from utils.distributed import data_parallel
 from utils.distributed.blocked import end_if_blocked
-from utils.distributed.collectives import run_on_main
+from utils.distributed.collectives import all_gather_rows, run_on_main
+from utils.distributed.data_parallel import average_gradients, wrap_ddp
 from utils.distributed.launch import describe_death
-from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed, wrap_ddp
+from utils.distributed.process_group import LAUNCHER_FOLDER_ENV, init_distributed
 from utils.distributed.runtime_errors import init_run
 from utils.distributed.shutdown import GracefulShutdown
 from utils.errors import UserError, run_cli
@@ -107,16 +111,37 @@ def test_a_rank_without_gpu_meets_the_gloo_backend_of_the_others(tmp_path):
     assert [process.exitcode for process in ranks] == [0, 0]
 
 
-def _count_all_reduces(world, folder) -> None:
-    network = wrap_ddp(nn.Sequential(*(nn.Linear(200, 200) for _ in range(60))), world)  # 9 MB in 120 parameters
-    for step in range(3):  # after the first step DDP arranges the gradients anew
-        network(torch.ones(1, 200)).sum().backward()
-        sizes = network._get_ddp_logging_data()["rebuilt_bucket_sizes" if step == 2 else "bucket_sizes"]
-        assert [int(size) for size in sizes.split(", ")] == [60 * 200 * 201 * 4]
+def _average(world, folder) -> None:
+    torch.manual_seed(0)
+    data_parallel.LARGE = 100
+    layers = [nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 8, bias=False), *(nn.Linear(8, 8) for _ in range(60))]
+    network = nn.Sequential(*layers)
+    network = network.to(memory_format=torch.channels_last)
+    network[2].requires_grad_(False)
+    reference, rank_inputs = copy.deepcopy(network), torch.randn(2, 2, 3, 4, 4)  # (ranks, B, 3, 4, 4)
+    with torch.no_grad():
+        network[0].weight.add_(world.rank)  # rank 0 sends its own
+    wrapped = wrap_ddp(network, world)
+    sent, all_reduce = [], dist.all_reduce
+    dist.all_reduce = lambda values, **options: sent.append(values.numel()) or all_reduce(values, **options)
+    for _ in range(2):
+        wrapped.zero_grad()
+        wrapped(rank_inputs[world.rank]).square().sum().backward()
+        average_gradients(wrapped)
+    assert sent == [8 * 3 * 9, 8 + 60 * 8 * 9] * 2
+    (sum(reference(inputs).square().sum() for inputs in rank_inputs) / 2).backward()
+    for ours, other in zip(network.parameters(), reference.parameters(), strict=True):
+        if not ours.requires_grad:
+            assert ours.grad is None
+            continue
+        assert ours.grad.stride() == ours.stride()
+        torch.testing.assert_close(ours.grad, other.grad, rtol=1e-5, atol=1e-6)
+        both = all_gather_rows(ours.grad.numpy()[None], world)
+        assert np.array_equal(both[0], both[1])
 
 
-def test_the_gradients_of_a_small_network_are_one_all_reduce(tmp_path):
-    spawn_ranks(_count_all_reduces, tmp_path)
+def test_gradients_are_averaged_small_ones_in_one_all_reduce(tmp_path):
+    spawn_ranks(_average, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------- signals

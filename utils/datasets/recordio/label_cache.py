@@ -12,17 +12,15 @@ import numpy as np
 
 from utils.filesystem import write_atomic
 
-MIN_RECORDS = 200_000  # of a file whose labels are remembered; those of smaller ones are read within a second
+MIN_RECORDS = 200_000  # of a file whose labels are remembered; those of smaller ones are read within seconds
 
 
-def remembered_labels(identity: Callable[[], str], n: int, read: Callable[[], np.ndarray]) -> np.ndarray:
+def remembered_labels(identity: str, n: int, read: Callable[[], np.ndarray]) -> np.ndarray:
     """Returns what `read` returns, (n,) float32, from the user's cache folder if an earlier run has read it.
 
-    identity: returns what is equal only for the same files. Raises what `read` raises, and then remembers nothing.
+    identity: equal only for the same files. Raises what `read` raises, and then remembers nothing.
     """
-    if n < MIN_RECORDS:
-        return read()
-    path = cache_folder() / f"labels-{identity()}.npy"
+    path = _path(identity)
     with suppress(OSError, ValueError, EOFError):  # missing, unreadable or damaged
         labels = np.load(path, allow_pickle=False)
         if labels.shape == (n,) and labels.dtype == np.float32:
@@ -32,6 +30,15 @@ def remembered_labels(identity: Callable[[], str], n: int, read: Callable[[], np
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda file: np.save(file, labels))
     return labels
+
+
+def are_remembered(identity: str) -> bool:
+    """Returns whether the labels of these files are in the user's cache folder."""
+    return _path(identity).exists()
+
+
+def _path(identity: str) -> Path:
+    return cache_folder() / f"labels-{identity}.npy"
 
 
 def cache_folder() -> Path:

@@ -4,6 +4,8 @@ import hashlib
 import mmap
 import os
 import weakref
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +23,7 @@ from utils.datasets.recordio.index import (
 from utils.datasets.recordio.record_format import IMAGE_HEADER, RecordHeader, split_parts, unpack
 from utils.datasets.recordio.scan import LENGTH_LIMIT, MAGIC, MAGIC_BYTES, PART_HEADER, check_indexed_ends
 
-_CHUNK = 1 << 16  # records whose headers are read at once
+_CHUNK = 1 << 13  # records whose headers are read at once, in a large file some 40 MB
 _N_SAMPLES, _SAMPLE_SIZE = 256, 4096  # samples of a file's content that are compared, and bytes in each
 _RECOPY = "the file is cut short or damaged: copy it again"
 
@@ -146,22 +148,40 @@ class IndexedRecordReader:
 
     def labels(self, keys: ArrayLike) -> np.ndarray:
         """Returns the first label of each of the N image records `keys`: (N,) float32. Reads only their headers."""
-        keys = np.asarray(keys, np.int64)
+        return np.concatenate([np.empty(0, np.float32), *self._iter_labels(np.asarray(keys, np.int64))])
+
+    def _iter_labels(self, keys: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the first labels of the records `keys` by chunks, each (n,) float32."""
         offsets = self._offsets_of(keys)
-        labels = np.empty(len(keys), np.float32)
         for begin in range(0, len(keys), _CHUNK):
-            chunk = slice(begin, begin + _CHUNK)
-            labels[chunk], valid = self._single_part_labels(offsets[chunk])
+            labels, valid = self._single_part_labels(offsets[begin : begin + _CHUNK])
             # A record of several parts is read in full; so is a damaged one, for its error message.
-            for i in begin + np.flatnonzero(~valid):
-                labels[i] = np.ravel(self.read_image(int(keys[i]))[0].label)[0]
-        return labels
+            for i in np.flatnonzero(~valid):
+                labels[i] = np.ravel(self.read_image(int(keys[begin + i]))[0].label)[0]
+            yield labels
 
     def check_complete(self) -> None:
         """Raises RecordError where the index lacks a record between two of its own. Reads all records' headers."""
-        words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
+        for _ in self._iter_completeness():
+            pass
+
+    def labels_of_complete(self, keys: np.ndarray, on_chunk: Callable[[], None]) -> np.ndarray:
+        """Returns what `labels` returns, after the checks of `check_complete`. Reads the file once for both.
+
+        on_chunk: called after every 8,192 records; an exception in it ends the reading.
+        """
+        parts = [np.empty(0, np.float32)]
+        for part, _ in zip_longest(self._iter_labels(keys), self._iter_completeness()):
+            if part is not None:
+                parts.append(part)
+            on_chunk()
+        return np.concatenate(parts)
+
+    def _iter_completeness(self) -> Iterator[None]:
+        """Makes the checks of `check_complete` chunk by chunk."""
         indexed = np.sort(self._offsets)
         for begin in range(0, len(self), _CHUNK):
+            words = np.frombuffer(self._mapped(), "<u4", self._size // 4)
             offsets = self._offsets[:-1][begin : begin + _CHUNK]
             length = words.take(offsets // 4 + 1, mode="clip").astype(np.int64)
             ends = offsets + PART_HEADER_SIZE + (length + 3 & ~3)
@@ -174,6 +194,7 @@ class IndexedRecordReader:
                     f"{self.idx}: the record at byte {unknown[0]} of {self.rec} is not in it",
                     fix=reindex_hint(self.rec),
                 )
+            yield
 
     def _single_part_labels(self, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the first labels of the N records at `offsets`, and which records are valid and of a single part.

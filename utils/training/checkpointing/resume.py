@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from config.base import Config, rename_field
+from utils.checkpoints.broadcast import read_on_main
 from utils.checkpoints.run_file import CHECKPOINT_FILE, START_OVER_HINT, list_checkpoints, read_checkpoint
 from utils.checkpoints.weights import as_checkpoint_error, remove_stale_tempfiles
 from utils.datasets.shared_loader import SharedMemoryLoader
@@ -55,7 +56,7 @@ def resolve_resume(config: Config, task_type: type[Task], loader: SharedMemoryLo
                 header.update(weights=state.pop("header"), optimizer=state["optimizer"].pop("header"))
         return state
 
-    state = run_on_main(world, select)
+    state = read_on_main(world, select)
     if header and state is not None:
         state["header"], state["optimizer"]["header"] = header["weights"], header["optimizer"]
     if state is not None:

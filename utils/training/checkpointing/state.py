@@ -21,7 +21,8 @@ from utils.checkpoints.weights import (
 )
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.distributed.collectives import broadcast_, run_on_all, run_on_main
-from utils.distributed.process_group import World, unwrap_ddp
+from utils.distributed.data_parallel import unwrap_ddp
+from utils.distributed.process_group import World
 from utils.distributed.restart import run_ids
 from utils.logs.meters import MeanMeter
 from utils.losses.column_shards import gather_columns, scatter_columns
