@@ -27,10 +27,10 @@ from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_text
 from benchmarks.experiments.cell_runs import MEASURES, CellRun, Settings, describe_cell, finish_all, make_faces
 from benchmarks.experiments.cell_spread import draw_scores, measure_spread
 from benchmarks.experiments.cell_table import Table, format_rank, format_table, random_scores
+from benchmarks.experiments.equal_cost import read_search
 from benchmarks.experiments.random_cells import draw_at_equal_cost
 from benchmarks.experiments.runs import ROOT
 from config import CommandParser, load_config
-from NAS.derive import read_genotype
 from NAS.search import DEFAULT_CONFIG
 from utils.errors import UserError, run_cli, shorten
 from utils.filesystem import save_figure
@@ -72,15 +72,18 @@ def measure(args: Namespace, settings: Settings) -> Table:
     }
 
 
-def read_cells(argument: str) -> Genotype:
-    """Returns the genotype given as text, as a file of it, or as the output folder of a search. Raises UserError."""
+def read_cells(argument: str, tolerance: float, settings: Settings) -> tuple[Genotype, str]:
+    """Returns the genotype given as text, as a file of it, or as the output folder of a search; and its origin.
+
+    The cells of a search are derived at the cost of the published ones, see `read_search`. Raises UserError.
+    """
     path = Path(argument)
     if "(" in argument or "{" in argument:
-        return parse_genotype(argument)
+        return parse_genotype(argument), "as given"
     if path.is_dir():
-        return read_genotype(path, None)[0]
+        return read_search(path, PUBLISHED, tolerance, settings.size)
     try:
-        return parse_genotype(path.read_text())
+        return parse_genotype(path.read_text()), "as given"
     except (OSError, ValueError) as error:
         raise UserError(f"--rank {argument}: neither a genotype, nor a file of one, nor a folder ({error})") from None
 
@@ -92,16 +95,16 @@ def rank(args: Namespace) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"--table {args.table}: cannot be read ({error!s:.80})", fix="make it without --rank") from None
     settings = Settings(**table["settings"] | {"changes": tuple(table["settings"]["changes"])})
-    genotypes = [read_cells(text) for text in args.rank]
+    cells = [read_cells(text, table["drawn"]["tolerance"], settings) for text in args.rank]
     # The name of a cell's runs follows from its genotype, so that other cells have other folders.
-    names = [f"rank-{hashlib.sha256(to_text(genotype).encode()).hexdigest()[:8]}" for genotype in genotypes]
-    rows = train_cells(dict(zip(names, genotypes, strict=True)), args, settings, table["seeds"])
-    by_name = {row["name"]: row for row in rows}
+    names = [f"rank-{hashlib.sha256(to_text(genotype).encode()).hexdigest()[:8]}" for genotype, _ in cells]
+    genotypes = {name: genotype for name, (genotype, _) in zip(names, cells, strict=True)}
+    rows = {row["name"]: row for row in train_cells(genotypes, args, settings, table["seeds"])}
     count = len(table["random"])
     print(f"\nIn brackets the percentile among {count} random cells, mean of {table['seeds']} seeds each:")
-    for text, name in zip(args.rank, names, strict=True):
-        print(f"{shorten(text, quote=False)}:\n{format_rank(by_name[name], table)}")
-    (args.out / "ranks.json").write_text(json.dumps(rows, indent=1) + "\n")
+    for text, name, (_, origin) in zip(args.rank, names, cells, strict=True):
+        print(f"{shorten(text, quote=False)} ({origin}):\n{format_rank(rows[name], table)}")
+    (args.out / "ranks.json").write_text(json.dumps([*rows.values()], indent=1) + "\n")
 
 
 def parse() -> Namespace:
@@ -149,7 +152,9 @@ def main() -> None:
     eer = random_scores(table, "eer"), table["published"]["scores"]["eer"]
     save_figure(args.out / "cells.png", draw_scores([*table["random"]], eer[0], eer[1], "EER in %"), dpi=100)
     minutes = (time.perf_counter() - start) / 60
-    print(f"\n{format_table(table)}\n\n{minutes:.1f} minutes; the table: {args.table}; all else in {args.out}")
+    ranked = format_rank(table["published"], table)
+    print(f"\n{format_table(table)}\n\nPublished cells, in brackets their percentile among the random ones:\n{ranked}")
+    print(f"\n{minutes:.1f} minutes; the table: {args.table}; all else in {args.out}")
 
 
 if __name__ == "__main__":

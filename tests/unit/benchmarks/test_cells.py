@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, parse_genotype, to_text
+from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, parse_genotype, to_text
 from benchmarks.experiments import cell_runs, cells
 from benchmarks.experiments.cell_spread import measure_spread, percentile
+from benchmarks.experiments.equal_cost import read_search
 from benchmarks.experiments.random_cells import draw_at_equal_cost, network_cost
+from NAS.supernet import derive_nodes
 from utils.errors import UserError
 
 PUBLISHED = parse_genotype(SOFTMAX_CASIA)
 SIZE = 2, 4, 8
+KINDS = "normal", "reduce"
 
 
 def test_cells_have_the_cost_of_the_published_ones_and_follow_from_the_seed():
@@ -33,6 +37,35 @@ def test_cells_of_no_such_cost_are_an_error(monkeypatch):
     monkeypatch.setattr("benchmarks.experiments.random_cells.MAX_DRAWS", 3)
     with pytest.raises(UserError, match=r"no cell within 0 % of .* in 3 draws; raise --tolerance"):
         draw_at_equal_cost(1, PUBLISHED, 0.0, SIZE, ("max_pool_3x3", "skip_connect"), 0)
+
+
+def test_cells_of_a_search_are_derived_at_equal_cost(tmp_path):
+    """Also where the alphas favour the dearest or the cheapest operation."""
+    wanted = network_cost(PUBLISHED, *SIZE).multiply_adds
+    for favourite in ("dw_conv_7x7", "skip_connect"):
+        rng = torch.Generator().manual_seed(0)
+        alphas = [[torch.randn(2 + n, len(SEARCH_SPACE), generator=rng) for n in range(4)] for _ in range(2)]
+        for node in (*alphas[0], *alphas[1]):
+            node[:, SEARCH_SPACE.index(favourite)] += 3
+        nodes = [derive_nodes(kind) for kind in alphas]
+        found = Genotype(nodes[0], [2, 3, 4, 5], nodes[1], [2, 3, 4, 5])
+        assert abs(network_cost(found, *SIZE).multiply_adds / wanted - 1) > 0.05
+        line = {
+            "epoch": 0,
+            "genotype": to_text(found),
+            "operations": SEARCH_SPACE,
+            "alphas": {name: [node.tolist() for node in kind] for name, kind in zip(KINDS, alphas, strict=True)},
+        }
+        (tmp_path / "genotypes.jsonl").write_text(json.dumps(line))
+        for limit in (1, -1):
+            (tmp_path / "config.json").write_text(json.dumps({"skip_limit": limit}))
+            derived, origin = read_search(tmp_path, PUBLISHED, 0.05, SIZE)
+            assert abs(network_cost(derived, *SIZE).multiply_adds / wanted - 1) <= 0.05
+            assert origin == "derived at equal cost" and parse_genotype(derived) == derived
+            skips = sum(operation == "skip_connect" for node in derived.normal for operation, _ in node)
+            assert skips <= (1 if limit == 1 else 8)
+        same, origin = read_search(tmp_path, found, 0.05, SIZE)
+        assert origin == "as found" and same == found
 
 
 def test_spread_of_scores_by_hand():
