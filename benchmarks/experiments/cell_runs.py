@@ -19,6 +19,7 @@ from utils.errors import UserError
 SHOTS = 20  # images per person
 MEASURES = ("accuracy", "auc", "eer", "tar")  # in %; tar at FAR 1e-2
 FAR = "1e-02"
+FULL_LR = 0.75  # part of the steps before the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,10 @@ class Settings:
     test_people: int = 200
     pairs: int = 3000  # to verify
     channel: int = 4
-    n_layers: int = 6
+    n_layers: int = 4
     embedding_size: int = 128
+    steps: int = 625  # of training
+    lr: float = 0.8  # as the config field; a tenth in the last quarter of the steps
     changes: tuple[str, ...] = ()  # config fields that differ from config/config_demo.py: field=value
 
     @property
@@ -50,6 +53,10 @@ class Settings:
             raise UserError(f"--images {self.images}: should be a multiple of {SHOTS}, at least {2 * SHOTS}")
         if self.channel < 1 or self.n_layers < 4:
             raise UserError(f"--channel {self.channel}, --layers {self.n_layers}: should be at least 1 and 4")
+        if self.steps < 4 or self.lr <= 0:
+            raise UserError(f"--steps {self.steps}, --lr {self.lr}: should be at least 4, and above 0")
+        if fixed := [text for text in self.changes if text.split("=")[0] in ("lr", "lr_steps", "max_steps", "seed")]:
+            raise UserError(f"{fixed[0]}: not a field to change here", fix="--steps and --lr set the training")
 
 
 @dataclass(frozen=True)
@@ -86,17 +93,12 @@ class CellRun:
             shutil.rmtree(self.folder, ignore_errors=True)  # left by a run of other settings
             self.folder.mkdir(parents=True)
             path.write_text(recipe)
+        # The learning rate falls once: at its full height scores vary more with the seed. The second command resumes
+        # the first with another lr; each does nothing where an interrupted run had gone further.
         settings = self.settings
-        command(
-            [
-                "train.py", "--config", "config/config_demo.py", f"rec={settings.data}", f"channel={settings.channel}",
-                f"n_layers={settings.n_layers}", f"embedding_size={settings.embedding_size}", "save_initial=0",
-                f"genotypes={ {'cell': to_text(self.genotype)} !r}", "genotype=cell", f"seed={self.seed}", "workers=1",
-                f"output={self.folder}", f"log_dir={self.folder / 'logs'}", *settings.changes,
-            ],
-            threads,
-        )  # fmt: skip
-        command(["eval/eval.py", f"output={self.folder}"], threads)
+        for steps, factor in ((round(FULL_LR * settings.steps), 1), (settings.steps, 0.1)):
+            command(self._training(steps, factor * settings.lr), threads)
+        command(["eval/eval.py", f"output={self.folder}", "--steps", str(settings.steps)], threads)
         record = {
             "recipe": json.loads(recipe),
             "scores": self._read_scores(),
@@ -104,6 +106,17 @@ class CellRun:
         }
         (self.folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
         return record
+
+    def _training(self, steps: int, lr: float) -> list[str]:
+        """Returns the command that trains until this step."""
+        settings = self.settings
+        return [
+            "train.py", "--config", "config/config_demo.py", f"rec={settings.data}", f"channel={settings.channel}",
+            f"n_layers={settings.n_layers}", f"embedding_size={settings.embedding_size}", f"seed={self.seed}",
+            f"genotypes={ {'cell': to_text(self.genotype)} !r}", "genotype=cell", "save_initial=0", "workers=1",
+            f"output={self.folder}", f"log_dir={self.folder / 'logs'}", "lr_steps=[]", *settings.changes,
+            f"max_steps={steps}", f"lr={lr:g}",
+        ]  # fmt: skip
 
     def _read_scores(self) -> dict[str, float]:
         """Returns the scores of the last checkpoint in %."""

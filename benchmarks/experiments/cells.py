@@ -122,6 +122,8 @@ def parse() -> Namespace:
     parser.add_argument("--nuisance", type=float, default=default.nuisance, help="as in data/make_demo_faces.py")
     parser.add_argument("--channel", type=int, default=default.channel, help="channels (%(default)s)")
     parser.add_argument("--layers", type=int, default=default.n_layers, help="cells of a network (%(default)s)")
+    parser.add_argument("--steps", type=int, default=default.steps, help="steps of each training (%(default)s)")
+    parser.add_argument("--lr", type=float, default=default.lr, help="learning rate, as in a config (%(default)s)")
     parser.add_argument("--parallel", type=int, default=cores, help="runs at a time (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="config field of every training")
@@ -143,7 +145,9 @@ def main() -> None:
         nuisance=args.nuisance,
         channel=args.channel,
         n_layers=args.layers,
-        changes=(*Settings().changes, *args.changes),
+        steps=args.steps,
+        lr=args.lr,
+        changes=tuple(args.changes),
     )
     settings.check()
     table = measure(args, settings)

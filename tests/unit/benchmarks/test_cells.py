@@ -109,7 +109,10 @@ def trainings(monkeypatch, tmp_path) -> list[str]:
             folder = tmp_path / arguments[arguments.index("--out") + 1]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "made.json").write_text("{}")
+        elif arguments[0] == "train.py" and fields["max_steps"] == "469":
+            assert fields["lr"] == "0.8"
         elif arguments[0] == "train.py":
+            assert (fields["max_steps"], fields["lr"]) == ("625", "0.08")
             folders.append(Path(fields["output"]).name)
             score = 0.01 * int(fields["seed"]) + 0.001 * fields["genotypes"].count("dw_conv")
             numbers = {"accuracy": score, "auc": score, "eer": 1 - score, "tar": {"1e-02": score}}
@@ -129,14 +132,14 @@ def test_runs_are_kept_and_a_cell_is_ranked_among_them(trainings, monkeypatch, c
         cells.main()
         return capsys.readouterr().out
 
-    assert "published" in run("--cells", "2", "lr=0.5")
+    assert "published" in run("--cells", "2", "momentum=0.5")
     wanted = [f"{name}-{seed}" for seed in (0, 1) for name in ("random00", "random01", "published")]
     assert sorted(trainings) == sorted(wanted)
-    run("--cells", "3", "lr=0.5")
+    run("--cells", "3", "momentum=0.5")
     assert sorted(trainings) == sorted([*wanted, "random02-0", "random02-1"])  # the others are done
     table = json.loads(Path("cells.json").read_text())
     assert list(table["random"]) == ["random00", "random01", "random02"]
-    assert table["settings"]["changes"][-1] == "lr=0.5" and Path("output/cells/cells.png").is_file()
+    assert table["settings"]["changes"][-1] == "momentum=0.5" and Path("output/cells/cells.png").is_file()
     for row in (*table["random"].values(), table["published"]):
         score = 0.1 * row["genotype"].count("dw_conv")
         assert row["scores"]["auc"] == pytest.approx([score, score + 1])
@@ -149,7 +152,7 @@ def test_runs_are_kept_and_a_cell_is_ranked_among_them(trainings, monkeypatch, c
     (row,) = json.loads(Path("output/cells/ranks.json").read_text())
     assert row["scores"] == table["published"]["scores"]
     assert ranked.count("; published") == 8 and "equal cost" not in ranked
-    run("--cells", "2", "lr=0.6")  # other settings: all anew
+    run("--cells", "2", "momentum=0.6")  # other settings: all anew
     assert len(trainings) == 2 + 6
 
 
@@ -158,6 +161,7 @@ def test_runs_are_kept_and_a_cell_is_ranked_among_them(trainings, monkeypatch, c
     [
         (["--seeds", "1"], "--seeds 1: should be at least 2"),
         (["--images", "30"], "--images 30: should be a multiple of 20"),
+        (["lr=0.1"], "lr=0.1: not a field to change here; --steps and --lr"),
         (["--rank", "nothing.txt"], "--table none.json: cannot be read"),
     ],
 )
