@@ -110,4 +110,4 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/ijb_demo output/demo output/demo_kd output/demo_search output/search_cost output/gpu_check logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/faces_cells_* data/ijb_demo output/demo output/demo_kd output/demo_search output/search_cost output/cells output/gpu_check logs/demo

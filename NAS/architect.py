@@ -14,7 +14,7 @@ First order means xi = 0: grad_a L_val(w, a), with one forward-backward pass ins
 copied: they are changed in place and restored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -137,6 +137,15 @@ class Architect:
             parts = flat.split([gradient.numel() for gradient in gradients])
             return loss.detach(), [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
         return loss.detach(), list(gradients)
+
+
+def mean_smoothmax(alphas: Sequence[Tensor]) -> Tensor:
+    """Returns the log-sum-exp of an edge's alphas, mean over all edges, a scalar: the loss of Beta-decay.
+
+    It pulls down each alpha in proportion to its softmax, so that no operation takes the lead early. (Beta-DARTS, arXiv
+    2203.01665.) alphas: (edges, operations) each.
+    """
+    return torch.logsumexp(torch.cat(list(alphas)), dim=1).mean()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Makes a config from the result of a search: python NAS/derive.py --name NAME [--config FILE] [--epoch N] […]
 
 Reads the genotype of the last epoch (or of --epoch) from {config.output}/genotypes.jsonl, or the genotype of
---genotype as text, JSON or a file. Writes config/config_NAME.py, with which ./train.sh trains the network.
+--genotype as text, JSON or a file. --skip-limit derives the normal cell anew, with fewer skip connections. Writes
+config/config_NAME.py, with which ./train.sh trains the network.
 """
 
 import argparse
@@ -13,11 +14,14 @@ from pathlib import Path
 if not __package__:  # run as a script: this folder is first on the path; use the project's instead
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from backbones.augment_cnn import PocketNet
 from backbones.genotypes import Genotype, parse_genotype, to_text
 from config import CommandParser, add_config_arguments, load_config, warn_unused_fields
 from config.load import CONFIG_FOLDER
 from NAS.search import DEFAULT_CONFIG
+from NAS.supernet import derive_nodes
 from NAS.visualize import draw_cells
 from utils.errors import UserError, run_cli
 from utils.filesystem import (
@@ -37,6 +41,7 @@ def main() -> None:
     add_config_arguments(parser)
     parser.add_argument("--name", required=True, help="name of the config: config/config_NAME.py")
     parser.add_argument("--epoch", type=int, help="epoch of the genotype (default: the last)")
+    parser.add_argument("--skip-limit", type=int, help="maximum of skip_connect in the normal cell (default: as found)")
     parser.add_argument("--genotype", help="a genotype instead of that of a search: text, JSON, or a file with either")
     parser.add_argument("--channel", type=int, default=16, help="channels of the first stage (%(default)s)")
     parser.add_argument("--n-layers", type=int, default=18, help="number of cells (%(default)s)")
@@ -49,6 +54,8 @@ def main() -> None:
     path = CONFIG_FOLDER / f"config_{args.name}.py"
     if path.exists() and not args.force:
         raise UserError(f"--name {args.name}: {path} already exists", fix="choose another name, or pass --force")
+    if args.skip_limit is not None and (args.skip_limit < 0 or args.genotype):
+        raise UserError("--skip-limit: should be at least 0, and without --genotype")
     if args.channel < 1 or args.n_layers < 4 or args.embedding_size < 1:
         raise UserError("--channel, --n-layers, --embedding-size: should be at least 1, 4 and 1")
     config = load_config(args.config or DEFAULT_CONFIG, args.overrides)
@@ -56,7 +63,7 @@ def main() -> None:
     if args.genotype:
         genotype, origin = parse_genotype(_read_genotype_text(args.genotype)), "Given with --genotype"
     else:
-        genotype, origin = read_genotype(Path(config.output), args.epoch)
+        genotype, origin = read_genotype(Path(config.output), args.epoch, args.skip_limit)
     cost = count_operations(PocketNet(args.channel, args.n_layers, genotype, emb=args.embedding_size))
     text, cells = config_text(args, genotype, origin, cost), draw_cells(genotype, args.name)
     picture = path.with_suffix(".png")
@@ -69,10 +76,11 @@ def main() -> None:
     print(f"Train it: ./train.sh --config {path.relative_to(CONFIG_FOLDER.parent)}")
 
 
-def read_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
+def read_genotype(folder: Path, epoch: int | None, skip_limit: int | None = None) -> tuple[Genotype, str]:
     """Reads the genotype of an epoch (default: the last) from the output folder of a search.
 
-    Returns it with a sentence about its origin. Raises UserError if there is none.
+    Returns it with a sentence about its origin. Raises UserError if there is none. skip_limit: derives the normal cell
+    anew from the alphas of the epoch, see `derive_nodes`.
     """
     path = folder / "genotypes.jsonl"
     if not path_exists(path.exists):
@@ -82,7 +90,14 @@ def read_genotype(folder: Path, epoch: int | None) -> tuple[Genotype, str]:
             lines = [json.loads(line) for line in file.read().decode().splitlines() if line.strip()]
         by_epoch = {int(line["epoch"]): line for line in lines}
         line = by_epoch[max(by_epoch) if epoch is None else epoch]
-        return parse_genotype(line["genotype"]), f"Found by a search, epoch {line['epoch']} of {folder}"
+        genotype, origin = parse_genotype(line["genotype"]), f"Found by a search, epoch {line['epoch']} of {folder}"
+        if skip_limit is None:
+            return genotype, origin
+        if "alphas" not in line:
+            raise UserError(f"--skip-limit: {path} has no alphas", fix="search again, with skip_limit in the config")
+        alphas = [torch.tensor(node) for node in line["alphas"]["normal"]]
+        normal = derive_nodes(alphas, skip_limit, line["operations"])
+        return genotype._replace(normal=normal), f"{origin}, with at most {skip_limit} skip_connect"
     except UserError:
         raise
     except KeyError as error:

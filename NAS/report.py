@@ -26,6 +26,7 @@ class EpochReport:
     step: int
     genotype: Genotype
     operations: tuple[str, ...]  # of an edge, in the order of its weights
+    alphas: dict[str, list[np.ndarray]]  # by cell, normal and reduce: for each node (input states, operations)
     normal: list[np.ndarray]  # for each node, the softmax of the alphas (input states, operations)
     reduce: list[np.ndarray]
     cost: float  # expected millions of multiply-adds of all cells
@@ -69,6 +70,8 @@ def write_epoch(folder: Path, report: EpochReport) -> None:
         "cost": report.cost,
         "skips": report.skips,
         **report.accuracies,
+        "operations": report.operations,
+        "alphas": {kind: [node.tolist() for node in nodes] for kind, nodes in report.alphas.items()},
     }
     try:
         _write(folder, report, line)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.base import Config
-from NAS.architect import Architect, freeze_running_statistics
+from NAS.architect import Architect, freeze_running_statistics, mean_smoothmax
 from NAS.cost import expected_multiply_adds, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
@@ -83,6 +83,7 @@ class SearchTask(Task):
         self._uniform_cost = float(sum(cost.mean(dim=1).sum() for cost in (*normal, *reduce)))
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
         self.optimizer: torch.optim.Optimizer
+        self.beta_weight = 0.0  # of Beta-decay in the current epoch
         self.val_epoch = self.val_seen = 0  # position in the validation half after the last used batch
         self.loaders = (val_loader,)
         self._val_batches = self._endless(val_loader)
@@ -93,10 +94,12 @@ class SearchTask(Task):
         self.optimizer = optimizer
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Reads the first validation batches before the first epoch. Collective then.
+        """Sets the epoch's weight of Beta-decay. Before the first epoch, reads validation batches: collective then.
 
         Raises UserError on rank 0, and ends the others, if any rank cannot read its batches.
         """
+        # Grows linearly, as in the paper, and is constant in epochs after num_epoch.
+        self.beta_weight = self.config.beta_decay * min(1.0, epoch / self.config.num_epoch)
         if not self._pending:
             run_on_all(self.world, self._read_first)
 
@@ -121,11 +124,10 @@ class SearchTask(Task):
         """Steps the alphas and returns the validation loss before it, NaN for a skipped step. Collective."""
         xi = self.optimizer.param_groups[0]["lr"]
         gradients, loss = self.architect.gradient(train, self._next_val(), xi, self.optimizer)
-        if self.config.cost_weight:
+        if self.config.cost_weight or self.beta_weight:
             with self.architect.enable_alpha_grad():
-                relative = self._expected_cost() * (self.config.cost_weight / self._uniform_cost)
-                cost_gradients = torch.autograd.grad(relative, self.net.alphas())
-            gradients = [a + b for a, b in zip(gradients, cost_gradients, strict=True)]
+                penalty_gradients = torch.autograd.grad(self._penalty(), self.net.alphas())
+            gradients = [a + b for a, b in zip(gradients, penalty_gradients, strict=True)]
         for alpha, gradient in zip(self.net.alphas(), gradients, strict=True):
             alpha.grad = gradient
         norm = nn.utils.get_total_norm(gradients)
@@ -134,6 +136,13 @@ class SearchTask(Task):
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
         return torch.where(is_nonfinite, torch.nan, loss)
+
+    def _penalty(self) -> Tensor:
+        """Returns what the alpha loss has besides the cross-entropy, a differentiable scalar: cost and Beta-decay."""
+        penalty = self.beta_weight * mean_smoothmax(self.net.alphas())
+        if self.config.cost_weight:
+            penalty = penalty + self._expected_cost() * (self.config.cost_weight / self._uniform_cost)
+        return penalty
 
     def _expected_cost(self) -> Tensor:
         """Returns the expected cost of all cells in millions of multiply-adds, a differentiable scalar."""
@@ -200,8 +209,10 @@ class SearchTask(Task):
         normal, reduce = ([w.detach().cpu().numpy() for w in kind] for kind in self.net.edge_weights())
         with torch.no_grad():
             cost = float(self._expected_cost())
+        kinds = {"normal": self.net.alpha_normal, "reduce": self.net.alpha_reduce}
+        alphas = {name: [alpha.detach().cpu().numpy() for alpha in kind] for name, kind in kinds.items()}
         report = EpochReport(
-            epoch, step, genotype, self.net.operations, normal, reduce, cost, self._accuracies(genotype)
+            epoch, step, genotype, self.net.operations, alphas, normal, reduce, cost, self._accuracies(genotype)
         )
         write_epoch(Path(self.config.output), report)
 

@@ -101,6 +101,9 @@ class Config:
     alpha_betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
     alpha_weight_decay: float = 1e-3
     cost_weight: float = 0.0  # weight, in the alpha loss, of expected multiply-adds relative to those of equal weights
+    # weight, in the alpha loss, of Beta-decay, which evens the alphas (arXiv 2203.01665, there 50); in epoch e it is
+    # beta_decay · e / num_epoch
+    beta_decay: float = 0.0
     skip_limit: int = -1  # maximum number of skip_connect in the derived normal cell; -1: any
     search_eval: int = 1000  # images of each half for the accuracies after each epoch; 0: none
 

@@ -33,7 +33,7 @@ DISTILLATION = (
 )  # fmt: skip
 SEARCH = (
     "search_space", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
-    "cost_weight", "skip_limit", "search_eval",
+    "cost_weight", "beta_decay", "skip_limit", "search_eval",
 )  # fmt: skip
 # Set by published config files, but used neither by the published code nor here.
 PUBLISHED_UNUSED = ("scale", "network")
@@ -143,7 +143,7 @@ _AT_LEAST = {
     "num_epoch": 1, "batch_size": 1, "max_steps": 0, "log_step": 1, "eval_step": 0, "eval_batch": 1, "global_step": 0,
     "teacher_global_step": 0, "student_global_step": 0, "lr": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "w": 0.0,
     "teacher_channel": 0, "n_nodes": 1, "alpha_lr": 0.0, "alpha_weight_decay": 0.0, "cost_weight": 0.0,
-    "skip_limit": -1, "search_eval": 0, "save_step": 1, "keep": 1, "max_bad_steps": 1, "timeout": 1,
+    "beta_decay": 0.0, "skip_limit": -1, "search_eval": 0, "save_step": 1, "keep": 1, "max_bad_steps": 1, "timeout": 1,
     "n_layers": 4,  # the reduction cells n//3, 2n//3 and n-1 must differ
 }  # fmt: skip
 _MOST_INT = 10**15  # above any count of images or steps; sums and products below it are exact

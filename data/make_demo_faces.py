@@ -44,6 +44,7 @@ class Plan:
     test_people: int = 60  # people to verify on, none of them trained on
     pairs: int = 1500
     seed: int = 0
+    nuisance: float = 1.0  # factor of what pose, light and camera change in a photo; above 1 the photos are harder
 
     def check(self) -> None:
         """Raises UserError for settings that are out of range."""
@@ -54,17 +55,20 @@ class Plan:
             raise UserError(
                 f"--pairs {self.pairs}: should be a multiple of {2 * FOLDS}: {FOLDS} folds, half same, half different"
             )
+        if not 0 <= self.nuisance <= 3:
+            raise UserError(f"--nuisance {self.nuisance}: should be from 0 to 3")
         if self.people * self.shots + self.people >= 2**24:
             raise UserError(
                 f"--people {self.people} --shots {self.shots}: more than the 2^24 keys a record file can label"
             )
 
 
-def person_photos(seed: int, number: int, shots: int) -> list[bytes]:
+def person_photos(seed: int, number: int, shots: int, nuisance: float = 1.0) -> list[bytes]:
     """Draws `shots` images of a person, as JPEG files. The first ones do not depend on the number of shots."""
     rng = np.random.default_rng([seed, number])
     person = Person.sample(rng)
-    photos = (draw(person, Shot.sample(rng)) for _ in range(shots))
+    samples = (Shot.sample(rng) for _ in range(shots))
+    photos = (draw(person, shot if nuisance == 1 else shot.exaggerate(nuisance)) for shot in samples)
     return [encode(".jpg", photo, cv2.IMWRITE_JPEG_QUALITY, QUALITY) for photo in photos]
 
 
@@ -93,15 +97,18 @@ def make(out: Path, plan: Plan, workers: int = 1, force: bool = False) -> bool:
     """
     plan.check()
     settings = {"version": VERSION, **asdict(plan)}
+    if plan.nuisance == 1:
+        del settings["nuisance"]  # sets made before there was this setting stay valid
     return make_folder(out, settings, lambda folder: _write(folder, plan, workers), force)
 
 
 def _write(folder: Path, plan: Plan, workers: int) -> None:
     pairs, same = plan_pairs(plan)
     members = [number for pair in pairs for number in pair]
-    jobs = [(plan.seed, number, plan.shots) for number in range(plan.people)]
-    jobs += [(plan.seed, plan.people + i, members.count(plan.people + i)) for i in range(plan.test_people)]
-    total = sum(shots for *_, shots in jobs)
+    shots_of = dict.fromkeys(range(plan.people), plan.shots)
+    shots_of |= {plan.people + i: members.count(plan.people + i) for i in range(plan.test_people)}
+    jobs = [(plan.seed, number, shots, plan.nuisance) for number, shots in shots_of.items()]
+    total = sum(shots_of.values())
     with tqdm(total=total, unit="face", desc="Drawing", disable=None) as bar:
         photos = draw_all(person_photos, jobs, workers, bar)
         sheet = _write_training(folder, plan, islice(photos, plan.people))
@@ -146,8 +153,12 @@ def main() -> None:
         "--test-people", type=int, default=Plan.test_people, help="other people to verify on (%(default)s)"
     )
     parser.add_argument("--pairs", type=int, default=Plan.pairs, help="verification pairs of these (%(default)s)")
+    parser.add_argument(
+        "--nuisance", type=float, default=Plan.nuisance,
+        help="factor of pose, light, blur and noise; above 1 the photos are harder (%(default)s)",
+    )  # fmt: skip
     args = parse_arguments(parser, Plan.seed)
-    plan = Plan(args.people, args.shots, args.test_people, args.pairs, args.seed)
+    plan = Plan(args.people, args.shots, args.test_people, args.pairs, args.seed, args.nuisance)
     if make(args.out, plan, args.workers, args.force):
         print(f"{args.out}: {plan.people} people in {plan.people * plan.shots} images, {plan.pairs} pairs of others")
     else:

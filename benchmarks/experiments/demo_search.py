@@ -19,14 +19,13 @@ if not __package__:  # run as a script: import modules from the project folder
 
 import numpy as np
 
-from backbones.augment_cnn import PocketNet
-from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, Node, parse_genotype, to_text
+from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_text
+from benchmarks.experiments.random_cells import network_cost, random_genotype
 from benchmarks.experiments.runs import ROOT, Run, command, finish
 from config import CommandParser
 from NAS.derive import read_genotype
 from NAS.search import DEFAULT_CONFIG
 from utils.errors import UserError, run_cli
-from utils.flops import count_operations
 
 FACES = "data/faces_search"
 TRAINING_DATA = "data/faces_demo"
@@ -42,29 +41,9 @@ TRAINING = [
 ]  # fmt: skip
 
 
-def random_genotype(rng: np.random.Generator, n_nodes: int) -> Genotype:
-    """Draws, for every node, two different input states, each with any operation but `none`."""
-
-    operations = [name for name in SEARCH_SPACE if name != "none"]
-
-    def random_cell() -> list[Node]:
-        return [
-            [
-                (operations[int(operation)], int(state))
-                for operation, state in zip(
-                    rng.integers(0, len(operations), 2), rng.choice(2 + n, 2, replace=False), strict=True
-                )
-            ]
-            for n in range(n_nodes)
-        ]
-
-    states = list(range(2, 2 + n_nodes))
-    return Genotype(random_cell(), states, random_cell(), states)
-
-
 def cost(genotype: Genotype, channel: int) -> float:
     """Returns the millions of multiply-adds of the network with this genotype and number of channels."""
-    return count_operations(PocketNet(channel, CELLS, genotype, emb=EMBEDDING)).multiply_adds / 1e6
+    return network_cost(genotype, channel, CELLS, EMBEDDING).multiply_adds / 1e6
 
 
 def channel_for_cost(genotype: Genotype, target: float) -> int:
@@ -103,7 +82,7 @@ def table(networks: dict[str, tuple[Genotype, int]], runs: dict[str, Run]) -> st
         results = runs[name].results()
         (score,) = results[max(results, key=int)].values()
         low, high = score["interval"]
-        size = count_operations(PocketNet(channel, CELLS, genotype, emb=EMBEDDING))
+        size = network_cost(genotype, channel, CELLS, EMBEDDING)
         lines.append(
             f"{name:<12}{100 * score['accuracy']:>10.2f}{f'{100 * low:.2f} to {100 * high:.2f}':>18}{channel:>10}"
             f"{size.parameters:>12,}{size.multiply_adds / 1e6:>17.2f}"

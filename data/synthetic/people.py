@@ -4,7 +4,7 @@ Lengths are in pixels of the 112×112 crop, for a face seen from the front, rela
 right, y down. Angles are in radians, colours RGB from 0 to 255.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -191,6 +191,24 @@ class Shot:
             noise=rng.uniform(0, 9),
             jpeg=int(rng.integers(35, 96)),
             seed=int(rng.integers(2**32)),
+        )
+
+    def exaggerate(self, factor: float) -> Self:
+        """Returns the photo with pose, exposure, directed light, blur and noise further from the mean by `factor`."""
+        red, green, blue = self.exposure
+        x, y = self.shift
+        return replace(
+            self,
+            yaw=factor * self.yaw,
+            pitch=factor * self.pitch,
+            roll=factor * self.roll,
+            shift=(factor * x, factor * y),
+            scale=1 + factor * (self.scale - 1),
+            ambient=max(0.0, 1 - factor * (1 - self.ambient)),
+            exposure=(red**factor, green**factor, blue**factor),
+            gamma=self.gamma**factor,
+            blur=factor * self.blur,
+            noise=factor * self.noise,
         )
 
 

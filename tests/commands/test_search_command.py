@@ -74,6 +74,26 @@ def test_the_result_trains(demo, searched, tmp_path):
     assert again.returncode == 2 and "already exists; choose another name, or pass --force" in again.stderr
 
 
+def test_skips_are_limited_after_the_search(searched, tmp_path):
+    """From the alphas of an epoch, which its line holds."""
+    (found, _), (same, _) = read_genotype(searched[0], None), read_genotype(searched[0], None, skip_limit=4)
+    assert same == found
+    line = json.loads((searched[0] / "genotypes.jsonl").read_text().splitlines()[-1])
+    for node in line["alphas"]["normal"]:
+        for edge in node:
+            edge[line["operations"].index("skip_connect")] = 9.0
+    path = tmp_path / "genotypes.jsonl"
+    path.write_text(json.dumps(line))
+    for limit in (0, 1):
+        genotype, origin = read_genotype(tmp_path, None, skip_limit=limit)
+        assert sum(operation == "skip_connect" for node in genotype.normal for operation, _ in node) == limit
+        assert genotype.reduce == found.reduce and origin.endswith(f", with at most {limit} skip_connect")
+    del line["alphas"]
+    path.write_text(json.dumps(line))
+    with pytest.raises(UserError, match=r"--skip-limit: \S* has no alphas"):
+        read_genotype(tmp_path, None, skip_limit=1)
+
+
 def test_results_are_written_through_no_link(demo, searched, tmp_path):
     (tmp_path / "precious").write_text("precious")
     pictures = [demo / "config" / "config_linked.png", tmp_path / "cells.pdf", tmp_path / "cells"]

@@ -361,9 +361,10 @@ def step_of_training() -> TaskBatch:
     return TaskBatch(golden_images(1, 4), torch.tensor([0, 1, 2, 0]), torch.arange(4), torch.zeros(4, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1"])
+@pytest.mark.parametrize("field", ["second_order=True", "cost_weight=1", "beta_decay=50"])
 def test_a_step_of_the_search_does_not_make_the_host_wait(field):
     task = search_task(field)
+    task.on_epoch_start(1)  # Beta-decay has no weight in the first
     with CountWaits() as mode:  # a single step: where its data start again, torch's loader draws a seed
         task(step_of_training())["Loss"].backward()
     assert mode.waits == 0
@@ -395,6 +396,50 @@ def test_the_gradient_of_the_cost_is_relative_to_equal_weights(monkeypatch):
     assert relative.item() == pytest.approx(1, abs=0.01)
     wanted = torch.autograd.grad(3 * relative, leaves)
     torch.testing.assert_close(flat(found), flat(wanted), rtol=1e-4, atol=1e-6)
+
+
+def test_beta_decay_pulls_every_alpha_by_its_softmax_more_in_later_epochs(monkeypatch):
+    """The gradient of the log-sum-exp of an edge's alphas is their softmax; the weight grows by epoch."""
+    task = search_task("beta_decay=50", "num_epoch=10")
+    alphas = task.net.alphas()
+    none = [torch.zeros_like(alpha) for alpha in alphas], torch.tensor(0.0)
+    monkeypatch.setattr(task.architect, "gradient", lambda *_: none)
+    found: list[torch.Tensor] = []
+    task.alpha_optimizer.register_step_pre_hook(lambda *_: found.extend(alpha.grad.clone() for alpha in alphas))
+    for epoch, weight in ((0, 0), (4, 20), (12, 50)):
+        found.clear()
+        task.on_epoch_start(epoch)
+        wanted = [weight * alpha.detach().softmax(dim=1) / sum(map(len, alphas)) for alpha in alphas]
+        task(step_of_training())
+        torch.testing.assert_close(flat(found), flat(wanted), rtol=1e-5, atol=1e-7)
+
+
+def test_a_resumed_search_with_beta_decay_has_the_same_alphas():
+    """Second order. The weight of an epoch depends on the epoch only, also in the middle of it."""
+
+    def steps(task: SearchTask, count: int) -> None:
+        for _ in range(count):
+            task.optimizer.zero_grad()
+            task(step_of_training())["Loss"].backward()
+            task.optimizer.step()
+
+    fields = ["beta_decay=50", "num_epoch=4", "second_order=True", "alpha_lr=0.05"]
+    whole, first, second = search_task(*fields), search_task(*fields), search_task(*fields)
+    whole.on_epoch_start(3)
+    steps(whole, 2)
+    first.on_epoch_start(3)
+    steps(first, 1)
+    second.net.load_state_dict(first.net.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    second._pending.clear()
+    second._val_batches = second._endless(second.loaders[0])
+    second.on_epoch_start(3)
+    steps(second, 1)
+    assert all(torch.equal(a, b) for a, b in zip(whole.net.alphas(), second.net.alphas(), strict=True))
+    plain = search_task("num_epoch=4", "second_order=True", "alpha_lr=0.05")
+    steps(plain, 2)
+    assert not all(torch.equal(a, b) for a, b in zip(whole.net.alphas(), plain.net.alphas(), strict=True))
 
 
 @pytest.mark.parametrize(("sample", "batch_size"), [(9, 4), (5, 4), (3, 2), (2, 4)])

@@ -1,0 +1,180 @@
+"""Training runs of cells, all with the same settings; each finished run is kept as a file and not repeated."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from backbones.genotypes import Genotype, to_text
+from benchmarks.experiments.random_cells import network_cost
+from benchmarks.experiments.runs import ROOT, command
+from utils.errors import UserError
+
+SHOTS = 20  # images per person
+MEASURES = ("accuracy", "auc", "eer", "tar")  # in %; tar at FAR 1e-2
+FAR = "1e-02"
+FULL_LR = 0.75  # part of the steps before the learning rate falls
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a run depends on, besides its genotype, its seed and the code."""
+
+    images: int = 20_000  # of the training set, SHOTS per person
+    nuisance: float = 1.0  # of data/make_demo_faces.py
+    test_people: int = 200
+    pairs: int = 3000  # to verify
+    channel: int = 4
+    n_layers: int = 4
+    embedding_size: int = 128
+    steps: int = 625  # of training
+    lr: float = 0.8  # as the config field; a tenth in the last quarter of the steps
+    changes: tuple[str, ...] = ()  # config fields that differ from config/config_demo.py: field=value
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Channel, n_layers and embedding_size of the networks."""
+        return self.channel, self.n_layers, self.embedding_size
+
+    @property
+    def data(self) -> str:
+        """Folder of the data set, its own for each choice of settings."""
+        return f"data/faces_cells_{self.images}_{self.nuisance:g}_{self.test_people}_{self.pairs}"
+
+    def check(self) -> None:
+        """Raises UserError for settings that cannot be used."""
+        if self.images < 2 * SHOTS or self.images % SHOTS:
+            raise UserError(f"--images {self.images}: should be a multiple of {SHOTS}, at least {2 * SHOTS}")
+        if self.channel < 1 or self.n_layers < 4:
+            raise UserError(f"--channel {self.channel}, --layers {self.n_layers}: should be at least 1 and 4")
+        if self.steps < 4 or self.lr <= 0:
+            raise UserError(f"--steps {self.steps}, --lr {self.lr}: should be at least 4, and above 0")
+        if fixed := [text for text in self.changes if text.split("=")[0] in ("lr", "lr_steps", "max_steps", "seed")]:
+            raise UserError(f"{fixed[0]}: not a field to change here", fix="--steps and --lr set the training")
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """Training of a cell with a seed, and its evaluation."""
+
+    folder: Path
+    genotype: Genotype
+    seed: int
+    settings: Settings
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns all that the scores depend on, besides the code."""
+        made = json.loads((ROOT / self.settings.data / "made.json").read_text())
+        settings = asdict(self.settings) | {"changes": [*self.settings.changes]}
+        return {"genotype": to_text(self.genotype), "seed": self.seed, "settings": settings, "data": made}
+
+    def record(self) -> dict[str, Any] | None:
+        """Returns {"recipe", "scores", "seconds"} of the finished run, or None."""
+        try:
+            record = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return record if record["recipe"] == self.recipe() else None
+
+    def finish(self, threads: int) -> dict[str, Any]:
+        """Trains and evaluates; goes on where an interrupted run ended. Returns the record.
+
+        Raises UserError if a command fails.
+        """
+        recipe, start = json.dumps(self.recipe()), time.perf_counter()
+        path = self.folder / "recipe.json"
+        if not path.is_file() or path.read_text() != recipe:
+            shutil.rmtree(self.folder, ignore_errors=True)  # left by a run of other settings
+            self.folder.mkdir(parents=True)
+            path.write_text(recipe)
+        # The learning rate falls once: at its full height scores vary more with the seed. The second command resumes
+        # the first with another lr; each does nothing where an interrupted run had gone further.
+        settings = self.settings
+        for steps, factor in ((round(FULL_LR * settings.steps), 1), (settings.steps, 0.1)):
+            command(self._training(steps, factor * settings.lr), threads)
+        command(["eval/eval.py", f"output={self.folder}", "--steps", str(settings.steps)], threads)
+        record = {
+            "recipe": json.loads(recipe),
+            "scores": self._read_scores(),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        (self.folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        return record
+
+    def _training(self, steps: int, lr: float) -> list[str]:
+        """Returns the command that trains until this step."""
+        settings = self.settings
+        return [
+            "train.py", "--config", "config/config_demo.py", f"rec={settings.data}", f"channel={settings.channel}",
+            f"n_layers={settings.n_layers}", f"embedding_size={settings.embedding_size}", f"seed={self.seed}",
+            f"genotypes={ {'cell': to_text(self.genotype)} !r}", "genotype=cell", "save_initial=0", "workers=1",
+            f"output={self.folder}", f"log_dir={self.folder / 'logs'}", "lr_steps=[]", *settings.changes,
+            f"max_steps={steps}", f"lr={lr:g}",
+        ]  # fmt: skip
+
+    def _read_scores(self) -> dict[str, float]:
+        """Returns the scores of the last checkpoint in %."""
+        results = json.loads((self.folder / "results.json").read_text())
+        (score,) = results[max(results, key=int)].values()
+        values = {**{name: score[name] for name in MEASURES if name != "tar"}, "tar": score["tar"][FAR]}
+        return {name: round(100 * value, 4) for name, value in values.items()}
+
+
+def finish_all(runs: Sequence[CellRun], parallel: int, threads: int) -> list[dict[str, Any]]:
+    """Finishes the runs that are not done, `parallel` at a time, and returns the records of all.
+
+    Prints each new one, with the time left. Raises the first error, after the runs that go on have ended.
+    """
+    records = [run.record() for run in runs]
+    missing = [i for i, record in enumerate(records) if record is None]
+    if len(missing) < len(runs):
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
+    lock, start, done = threading.Lock(), time.perf_counter(), 0
+
+    def finish_and_report(i: int) -> None:
+        nonlocal done
+        record = records[i] = runs[i].finish(threads)
+        with lock:
+            done += 1
+            left = (time.perf_counter() - start) / done * (len(missing) - done) / 60
+            scores = "   ".join(f"{name} {value:.2f}" for name, value in record["scores"].items())
+            print(f"{runs[i].folder.name:<14} {scores}   {record['seconds']:.0f} s; {left:.0f} min left", flush=True)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        futures = [pool.submit(finish_and_report, i) for i in missing]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [record for record in records if record is not None]
+
+
+def make_faces(settings: Settings) -> None:
+    """Makes the data set of the settings unless it is there."""
+    command(
+        [
+            "data/make_demo_faces.py", "--out", settings.data, "--people", str(settings.images // SHOTS), "--shots",
+            str(SHOTS), "--test-people", str(settings.test_people), "--pairs", str(settings.pairs), "--nuisance",
+            str(settings.nuisance),
+        ],
+        os.cpu_count() or 1,
+    )  # fmt: skip
+
+
+def describe_cell(name: str, genotype: Genotype, settings: Settings) -> dict[str, Any]:
+    """Returns name, genotype, multiply-adds and parameters of a cell's network, as kept in the table."""
+    cost = network_cost(genotype, *settings.size)
+    return {
+        "name": name,
+        "genotype": to_text(genotype),
+        "multiply_adds": cost.multiply_adds,
+        "parameters": cost.parameters,
+    }
