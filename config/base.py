@@ -47,9 +47,11 @@ class Config:
     genotype: str = "softmax_casia"  # PocketNet: one of the names in genotypes
 
     # --- loss and its header
-    loss: str = "arcface"  # margin of the classification loss; one of LOSSES (utils/registry.py)
+    # margin of the classification loss: arcface as published, cosface, adaface (docs/recipes.md), … (LOSSES)
+    loss: str = "arcface"
     s: float = 64.0  # scale of the logits
-    m: float = 0.5  # additive angular margin in radians
+    # margin of any loss. Their papers have: arcface 0.5 (radians), cosface 0.35 (of the cosine), adaface 0.4 (of both)
+    m: float = 0.5
     # replicated, or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
     header: str = "replicated"
     sample_rate: float = 1.0  # header=sharded: fraction of the classes used in a step (Partial FC)

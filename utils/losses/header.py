@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.base import Config
+from utils.distributed.collectives import all_gather_tensor
 from utils.distributed.process_group import World, to_device, wrap_ddp
 from utils.losses.margin import Margin, embedding_norms
 from utils.losses.partial_fc import ShardedHeader
@@ -17,7 +18,9 @@ class Header(nn.Module):
     Always computes in float32: half precision cannot represent the angles near 0.
     """
 
-    def __init__(self, in_features: int, out_features: int, margin: Margin, s: float = 64.0) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, margin: Margin, s: float = 64.0, world: World | None = None
+    ) -> None:
         """Initialises the kernel, (in_features, out_features), from a normal distribution of std 0.01.
 
         Args:
@@ -25,9 +28,11 @@ class Header(nn.Module):
             out_features: number of classes.
             margin: of the target class.
             s: scale of the logits.
+            world: the ranks among which a margin's running statistics are shared; None: this process alone.
         """
         super().__init__()
         self.s = s
+        self.world = world
         self.margin = margin
         self.kernel = nn.Parameter(torch.empty(in_features, out_features))
         nn.init.normal_(self.kernel, std=0.01)
@@ -36,7 +41,9 @@ class Header(nn.Module):
         """(B, in_features), (B,) int64 -> logits (B, out_features) float32, scaled by s."""
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            norms = embedding_norms(embeddings) if self.margin.uses_norms else None
+            norms = embedding_norms(embeddings) if self.margin.uses_norms else None  # (B, 1)
+            if norms is not None and self.training:
+                self.margin.observe_norms(norms if self.world is None else all_gather_tensor(norms, self.world))
             cosine = F.normalize(embeddings, dim=1) @ F.normalize(self.kernel.float(), dim=0)  # (B, out_features)
             target = cosine.gather(1, labels[:, None])  # (B, 1)
             return cosine.scatter(1, labels[:, None], self.margin(target, norms)) * self.s
@@ -57,7 +64,7 @@ def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     if config.header == "sharded":
         sizes = (config.embedding_size, num_classes, margin, config.s)
         return ShardedHeader(*sizes, world, config.sample_rate, config.seed)
-    return wrap_ddp(to_device(Header(config.embedding_size, num_classes, margin, config.s), world), world)
+    return wrap_ddp(to_device(Header(config.embedding_size, num_classes, margin, config.s, world), world), world)
 
 
 def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:

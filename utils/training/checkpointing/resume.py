@@ -173,7 +173,7 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
 
 
 def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: SharedMemoryLoader) -> None:
-    """Raises UserError unless the checkpoint has this kind of task, number of images, seed, optimizer and freeze."""
+    """Raises UserError unless the checkpoint has the task type, number of images, seed and fixed fields of this run."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
         saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
@@ -196,7 +196,7 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             fix=f"use that seed; {START_OVER_HINT}",
         )
     saved = saved_config_values(state)
-    for name in ("optimizer", "freeze", *task_type.fixed_fields):
+    for name in ("optimizer", "loss", "freeze", *task_type.fixed_fields):
         current = getattr(config, name)
         if saved[name] != current and not (name == "freeze" and _names_same_modules(saved[name], current)):
             raise UserError(
