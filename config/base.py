@@ -15,6 +15,7 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "search_data": ("data_source", {"faces": "recordio"}),
     "head": ("header", {"whole": "replicated"}),
 }
+TEACHER = "teacher"  # value of header_from that stands for the teacher's header; any other value is a path
 
 
 @dataclass
@@ -55,6 +56,9 @@ class Config:
     # replicated, or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
     header: str = "replicated"
     sample_rate: float = 1.0  # header=sharded: fraction of the classes used in a step (Partial FC)
+    # file {step}header.pth, of the same identities, that the header starts from; or teacher: its own; empty: random
+    header_from: str = ""
+    header_frozen: bool = False  # keep the header as loaded, and train the backbone alone (docs/recipes.md)
 
     # --- optimisation
     optimizer: str = "sgd"  # sgd as published, adamw (lr=1e-3 weight_decay=5e-2), … (OPTIMIZERS in utils/registry.py)

@@ -18,6 +18,8 @@ from utils.training.task import Batch, Task, TaskInputs
 class DistillTask(Task):
     """Minimises the ArcFace loss plus w times the distillation loss of the student's embeddings."""
 
+    fixed_fields = ("loss", "header_frozen")
+
     def __init__(self, backbone: nn.Module, header: nn.Module, targets: TeacherTargets, w: float) -> None:
         """targets: source of the teacher's embeddings. w: weight of the distillation loss."""
         super().__init__(backbone, header)

@@ -169,9 +169,9 @@ def autocast(world: World, precision: str) -> Iterator[None]:
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
     """Wraps a module in DDP, which averages gradients over all ranks. Batch norm statistics stay per rank.
 
-    Returns the module itself for a single process. Collective.
+    Returns the module itself for a single process, and if it has no trainable parameter. Collective.
     """
-    if world.size == 1:
+    if world.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
         return module
     with warnings.catch_warnings():
         # torch 2.13 warns that forward_sync_buffers is to replace broadcast_buffers; torch 2.11 does not have it.

@@ -58,13 +58,17 @@ def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     """Returns the config's header on the device of this rank.
 
     With header=replicated each rank holds the header and DDP averages its gradient. With header=sharded each rank holds
-    its shard of the classes. Collective.
+    its shard of the classes. With header_frozen it has no trainable parameter. Collective.
     """
-    margin = make_margin(config)
+    sizes = (config.embedding_size, num_classes, make_margin(config), config.s)
+    header: Header | ShardedHeader
     if config.header == "sharded":
-        sizes = (config.embedding_size, num_classes, margin, config.s)
-        return ShardedHeader(*sizes, world, config.sample_rate, config.seed)
-    return wrap_ddp(to_device(Header(config.embedding_size, num_classes, margin, config.s, world), world), world)
+        header = ShardedHeader(*sizes, world, config.sample_rate, config.seed)
+    else:
+        header = Header(*sizes, world)
+        to_device(header, world)
+    header.kernel.requires_grad_(not config.header_frozen)
+    return header if config.header == "sharded" else wrap_ddp(header, world)
 
 
 def header_loss(header: nn.Module, embeddings: Tensor, labels: Tensor) -> Tensor:

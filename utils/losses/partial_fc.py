@@ -175,7 +175,8 @@ class _Loss(torch.autograd.Function):
         gradient = exponentials.mul_(scale / total)  # (N, K); overwriting a saved tensor is safe: backward runs once
         at_target = gradient.gather(1, target)
         gradient.scatter_(1, target, torch.where(is_local, (at_target - scale) * slope, at_target))
-        return gradient @ centres.T, embeddings.T @ gradient, None, None, None, None
+        centre_gradient = embeddings.T @ gradient if ctx.needs_input_grad[1] else None
+        return gradient @ centres.T, centre_gradient, None, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):

@@ -44,7 +44,7 @@ class Task:
     # Suffixes of the exported file names; the global step precedes them, as in 295672backbone.pth.
     export_suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
 
-    # Config fields that must not change when a run is resumed, besides the optimizer.
+    # Config fields that must not change when a run is resumed, besides optimizer and freeze.
     fixed_fields: tuple[str, ...] = ()
 
     # Loaders that the task reads itself. The run ends when one of them fails, as it does for the loop's own loader.

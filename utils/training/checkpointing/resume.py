@@ -196,12 +196,12 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
             fix=f"use that seed; {START_OVER_HINT}",
         )
     saved = saved_config_values(state)
-    for name in ("optimizer", "loss", "freeze", *task_type.fixed_fields):
+    for name in ("optimizer", "freeze", *task_type.fixed_fields):
         current = getattr(config, name)
         if saved[name] != current and not (name == "freeze" and _names_same_modules(saved[name], current)):
+            value = shorten(str(current), 200, quote=False) or "empty"
             raise UserError(
-                f"config {name}: {shorten(current, 200, quote=False) or 'empty'}, but the run in {config.output} has "
-                f"{shorten(saved[name], 200)}",
+                f"config {name}: {value}, but the run in {config.output} has {shorten(saved[name], 200)}",
                 fix=f"use that; {START_OVER_HINT}",
             )
 
