@@ -111,7 +111,9 @@ class Config:
     search_eval: int = 1000  # images of each half for the accuracies after each epoch; 0: none
 
     # --- knowledge distillation
-    w: float = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
+    # mse as published; or adadistill: class centres are moving averages of the teacher's embeddings (docs/recipes.md)
+    distill: str = "mse"
+    w: float = 100.0  # of distill=mse, weight of its loss: ArcFace + w · MSE of the normalised embeddings
     teacher_pth: str = ""  # teacher: folder of checkpoints, a checkpoint, or an ONNX file (RGB in [-1, 1])
     teacher_global_step: int = 0  # step of the checkpoint in that folder
     multi_step: bool = False  # use the teacher's checkpoint of the same epoch; or ./train_kd.sh --multi-step

@@ -25,11 +25,12 @@ CHOICES = {
     "header": ("replicated", "sharded"),
     "resume": ("auto", "0", "1"),
     "on_bad_image": ("error", "skip"),
+    "distill": ("mse", "adadistill"),
 }
 PATHS = ("rec", "output", "log_dir", "test_output", "teacher_pth", "teacher_cache", "student_pth", "header_from")
 DISTILLATION = (
-    "w", "teacher_pth", "teacher_global_step", "multi_step", "teacher_network", "teacher_channel", "teacher_n_layers",
-    "teacher_genotype", "teacher_precision", "teacher_cache",
+    "distill", "w", "teacher_pth", "teacher_global_step", "multi_step", "teacher_network", "teacher_channel",
+    "teacher_n_layers", "teacher_genotype", "teacher_precision", "teacher_cache",
 )  # fmt: skip
 SEARCH = (
     "search_space", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",

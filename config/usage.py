@@ -68,6 +68,8 @@ def unused_fields(config: Config, command: str) -> list[str]:
         unused = typed - {*_USED_BY[command]}
     else:
         unused = {*_UNUSED_BY[command]}
+        if command == "train_kd" and config.distill == "adadistill":
+            unused.add("w")
         if command != "search" and not config.student_pth:
             unused |= {"student_global_step", "student_header"}
         if command != "search":

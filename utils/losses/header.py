@@ -54,11 +54,13 @@ def make_margin(config: Config) -> Margin:
     return load_entry(LOSSES[config.loss])(config)
 
 
-def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
+def make_header(config: Config, num_classes: int, world: World, learned: bool = True) -> nn.Module:
     """Returns the config's header on the device of this rank.
 
     With header=replicated each rank holds the header and DDP averages its gradient. With header=sharded each rank holds
     its shard of the classes. With header_frozen it has no trainable parameter. Collective.
+
+    learned: whether training changes the class centres; else they begin as zeros and have no gradient.
     """
     sizes = (config.embedding_size, num_classes, make_margin(config), config.s)
     header: Header | ShardedHeader
@@ -67,7 +69,9 @@ def make_header(config: Config, num_classes: int, world: World) -> nn.Module:
     else:
         header = Header(*sizes, world)
         to_device(header, world)
-    header.kernel.requires_grad_(not config.header_frozen)
+    header.kernel.requires_grad_(learned and not config.header_frozen)
+    if not learned:
+        nn.init.zeros_(header.kernel)
     return header if config.header == "sharded" else wrap_ddp(header, world)
 
 

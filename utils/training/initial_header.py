@@ -30,6 +30,8 @@ def check_initial_header(config: Config, distills: bool) -> None:
             f"config header_from: {shorten(config.header_from)}, but student_header=True names another header",
             fix="set one of them",
         )
+    if config.header_frozen and distills and config.distill == "adadistill":
+        raise UserError("config header_frozen: distill=adadistill moves the class centres", fix="set one of them")
     if config.header_frozen and not (config.header_from or loads_students or config.resume == "1"):
         raise UserError(
             "config header_frozen: would keep random class centres", fix="name trained ones: header_from=FILE"

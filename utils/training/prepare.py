@@ -43,18 +43,19 @@ def prepare_training(
     make_task: Callable[[TaskInputs], Task],
     config: Config,
     world: World,
+    learned_centres: bool = True,
 ) -> PreparedRun:
     """Returns the run that trains the config's backbone with a header. Collective: call on all ranks.
 
-    make_task: makes the task from the backbone, the header and the data. Raises UserError where config and files
-    disagree.
+    make_task: makes the task from the backbone, the header and the data. learned_centres: as `learned` of
+    `make_header`. Raises UserError where config and files disagree.
     """
     loader, num_classes = load_training_data(config, world)
 
     def make_task_from(resume_point: ResumePoint) -> Task:
         epoch_end_steps = compute_epoch_end_steps(config, loader.sampler, resume_point.progress)
         backbone = to_device(build_backbone(config), world)
-        header = make_header(config, num_classes, world)
+        header = make_header(config, num_classes, world, learned_centres)
         if config.student_pth and not resume_point.progress.step:
             load_student(config, backbone, header, world)
         if config.header_from and not resume_point.progress.step:

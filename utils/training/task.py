@@ -72,6 +72,12 @@ class Task:
         """Returns scalar losses by name, on the device."""
         raise NotImplementedError
 
+    def undo_step(self, nonfinite: Tensor) -> None:
+        """Restores what `__call__` changed, apart from buffers, where a () bool tensor on the device is true.
+
+        Called after each step, with whether it is non-finite and is skipped.
+        """
+
     def exported_modules(self, step: int) -> dict[str, nn.Module]:
         """Returns the trained modules by file name, in the order in which they are written.
 
