@@ -14,6 +14,7 @@ from config.usage import unused_fields
 from tests.helpers.commands import DEMO, run_command
 from tests.helpers.paths import ROOT
 from tests.helpers.training import CPU, SMALL, small_config, spawn_ranks
+from tests.helpers.waits import CountWaits
 from utils.checkpoints.weights import read_weights, save_weights
 from utils.distillation.task import DistillTask, prepare_distillation
 from utils.distributed.collectives import shard_slice
@@ -129,6 +130,12 @@ def test_only_the_student_has_a_gradient_and_a_skipped_step_moves_no_centre(tmp_
     assert module.kernel.grad is None and (student.grad != 0).any() and torch.isfinite(student.grad).all()
     after = module.kernel.clone()
     assert not torch.equal(after, before)
+    with CountWaits() as mode:
+        centres.move(student, teacher, labels)
+        centres.undo(torch.tensor(True))
+    assert mode.waits == 0 and torch.equal(module.kernel, after)
+    module.kernel.copy_(before)
+    centres.move(student, teacher, labels)
     centres.undo(torch.tensor(False))
     assert torch.equal(module.kernel, after)
     centres.undo(torch.tensor(True))
