@@ -48,7 +48,7 @@ def run_training(
         prepare: opens the data of the run; see `prepare_training`.
     """
     require_data(config)
-    check_training_config(config)
+    check_training_config(config, distills=command == "train_kd")
     ensure_output_folder(config, "output")
     ensure_output_folder(config, "log_dir")
 

@@ -11,10 +11,9 @@ from backbones.build import build_backbone
 from config import parse_command
 from train import run_training
 from utils.distillation.schedule import check_teacher_folder
-from utils.distillation.task import DistillTask, make_distillation_task
+from utils.distillation.task import DistillTask, prepare_distillation
 from utils.distributed.restart import restartable
 from utils.errors import run_cli
-from utils.training.prepare import prepare_training
 
 
 def main() -> None:
@@ -22,8 +21,7 @@ def main() -> None:
     description = "Train a face-recognition backbone with ArcFace and knowledge distillation."
     config = parse_command(description, switches=["multi_step"], distillation=True, resume=True)
     check_teacher_folder(config)
-    make_task = partial(make_distillation_task, build_backbone)
-    run_training(config, "train_kd", DistillTask, partial(prepare_training, build_backbone, make_task))
+    run_training(config, "train_kd", DistillTask, partial(prepare_distillation, build_backbone))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def main() -> None:
     if not CHROMIUM:
         raise UserError("needs Chromium", fix="install it, as the package chromium for example")
     with tempfile.TemporaryDirectory() as folder:
-        picture = measure(args.page, [photo.resolve() for photo in args.photos] or draw_photos(Path(folder)), args.repeat)
+        picture = measure(
+            args.page, [photo.resolve() for photo in args.photos] or draw_photos(Path(folder)), args.repeat
+        )
     if args.screenshot:
         write_atomic(args.screenshot, lambda file: file.write(picture))
         print(f"{args.screenshot}: {len(picture):,} bytes")

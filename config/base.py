@@ -15,6 +15,7 @@ RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "search_data": ("data_source", {"faces": "recordio"}),
     "head": ("header", {"whole": "replicated"}),
 }
+TEACHER = "teacher"  # value of header_from that stands for the teacher's header; any other value is a path
 
 
 @dataclass
@@ -47,12 +48,17 @@ class Config:
     genotype: str = "softmax_casia"  # PocketNet: one of the names in genotypes
 
     # --- loss and its header
-    loss: str = "arcface"  # margin of the classification loss; one of LOSSES (utils/registry.py)
+    # margin of the classification loss: arcface as published, cosface, adaface (docs/recipes.md), … (LOSSES)
+    loss: str = "arcface"
     s: float = 64.0  # scale of the logits
-    m: float = 0.5  # additive angular margin in radians
+    # margin of any loss. Their papers have: arcface 0.5 (radians), cosface 0.35 (of the cosine), adaface 0.4 (of both)
+    m: float = 0.5
     # replicated, or sharded: classes split over all ranks, if they exceed the memory of a GPU (docs/scaling.md)
     header: str = "replicated"
     sample_rate: float = 1.0  # header=sharded: fraction of the classes used in a step (Partial FC)
+    # file {step}header.pth, of the same identities, that the header starts from; or teacher: its own; empty: random
+    header_from: str = ""
+    header_frozen: bool = False  # keep the header as loaded, and train the backbone alone (docs/recipes.md)
 
     # --- optimisation
     optimizer: str = "sgd"  # sgd as published, adamw (lr=1e-3 weight_decay=5e-2), … (OPTIMIZERS in utils/registry.py)
@@ -108,7 +114,9 @@ class Config:
     search_eval: int = 1000  # images of each half for the accuracies after each epoch; 0: none
 
     # --- knowledge distillation
-    w: float = 100.0  # weight of the distillation loss: ArcFace + w · MSE of the normalised embeddings
+    # mse as published; or adadistill: class centres are moving averages of the teacher's embeddings (docs/recipes.md)
+    distill: str = "mse"
+    w: float = 100.0  # of distill=mse, weight of its loss: ArcFace + w · MSE of the normalised embeddings
     teacher_pth: str = ""  # teacher: folder of checkpoints, a checkpoint, or an ONNX file (RGB in [-1, 1])
     teacher_global_step: int = 0  # step of the checkpoint in that folder
     multi_step: bool = False  # use the teacher's checkpoint of the same epoch; or ./train_kd.sh --multi-step

@@ -8,7 +8,7 @@ from typing import Any
 
 from backbones.genotypes import parse_genotype
 from backbones.names import resolve_network_name
-from config.base import Config
+from config.base import TEACHER, Config
 from utils.errors import UserError, shorten
 from utils.registry import DATA_SOURCES, LOSSES, OPERATIONS, OPTIMIZERS
 
@@ -25,11 +25,12 @@ CHOICES = {
     "header": ("replicated", "sharded"),
     "resume": ("auto", "0", "1"),
     "on_bad_image": ("error", "skip"),
+    "distill": ("mse", "adadistill"),
 }
-PATHS = ("rec", "output", "log_dir", "test_output", "teacher_pth", "teacher_cache", "student_pth")
+PATHS = ("rec", "output", "log_dir", "test_output", "teacher_pth", "teacher_cache", "student_pth", "header_from")
 DISTILLATION = (
-    "w", "teacher_pth", "teacher_global_step", "multi_step", "teacher_network", "teacher_channel", "teacher_n_layers",
-    "teacher_genotype", "teacher_precision", "teacher_cache",
+    "distill", "w", "teacher_pth", "teacher_global_step", "multi_step", "teacher_network", "teacher_channel",
+    "teacher_n_layers", "teacher_genotype", "teacher_precision", "teacher_cache",
 )  # fmt: skip
 SEARCH = (
     "search_space", "n_nodes", "second_order", "alpha_gradient", "alpha_lr", "alpha_betas", "alpha_weight_decay",
@@ -48,6 +49,11 @@ _SYNONYMS = {
     "backbone": "net_name", "margin": "m", "teacher": "teacher_pth", "amp": "precision", "val": "val_targets",
     "pretrained": "student_pth", "weights": "student_pth", "num_images": "num_image", "random_seed": "seed",
 }  # fmt: skip
+
+
+def is_path(name: str, value: Any) -> bool:
+    """Returns whether a value of a field is a path, not a word such as header_from=teacher."""
+    return name in PATHS and isinstance(value, str) and (name, value) != ("header_from", TEACHER)
 
 
 class ConfigError(UserError):

@@ -16,13 +16,13 @@ from config.base import RENAMED, Config, rename_field
 from config.fields import (
     DEFAULTS,
     DISTILLATION,
-    PATHS,
     PUBLISHED_UNUSED,
     ConfigError,
     check_combinations,
     check_genotype,
     check_type,
     check_value,
+    is_path,
     parse_value,
     similar_field,
     unknown_field,
@@ -69,7 +69,7 @@ def load_config(
     for name in DEFAULTS:
         if distillation or name not in DISTILLATION:
             values[name] = check_type(name, values[name])
-        if name in PATHS and isinstance(values[name], str):
+        if is_path(name, values[name]):
             values[name] = resolve_config_path(values[name])
     if is_saved:
         values["output"] = str(file.parent)  # the folder of a run may have been moved or copied
@@ -159,7 +159,7 @@ def _parse_overrides(overrides: Iterable[str], distillation: bool) -> dict[str, 
         value = parse_value(name, text)
         if distillation or name not in DISTILLATION:
             value = check_type(name, value)
-        values[name] = expand_typed_path(value) if name in PATHS else value
+        values[name] = expand_typed_path(value) if is_path(name, value) else value
     return values
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from config.base import Config
-from config.fields import PATHS, ConfigError
+from config.fields import ConfigError, is_path
 from config.paths import relative_to_project
 from utils.errors import UserError
 from utils.filesystem import open_regular_file, path_exists, write_text_atomic
@@ -27,7 +27,7 @@ def save_config(config: Config) -> None:
     written; the run continues without it.
     """
     fields: dict[str, Any] = {
-        name: relative_to_project(value) if name in PATHS and isinstance(value, str) else value
+        name: relative_to_project(value) if is_path(name, value) else value
         for name, value in config.to_dict().items()
         if name not in _NOT_SAVED
     }

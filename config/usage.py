@@ -19,8 +19,8 @@ _UNUSED_BY = {
     "train": (*DISTILLATION, *SEARCH),
     "train_kd": SEARCH,
     "search": (
-        *DISTILLATION, *_STUDENT, *_EVALUATION, "loss", "s", "m", "header", "sample_rate", "net_name", "genotype",
-        "num_classes", "num_image", "compile",
+        *DISTILLATION, *_STUDENT, *_EVALUATION, "loss", "s", "m", "header", "sample_rate", "header_from",
+        "header_frozen", "net_name", "genotype", "num_classes", "num_image", "compile",
     ),
 }  # fmt: skip
 # Fields that other commands use. They share config files with training, so only fields from the command line count.
@@ -68,6 +68,8 @@ def unused_fields(config: Config, command: str) -> list[str]:
         unused = typed - {*_USED_BY[command]}
     else:
         unused = {*_UNUSED_BY[command]}
+        if command == "train_kd" and config.distill == "adadistill":
+            unused.add("w")
         if command != "search" and not config.student_pth:
             unused |= {"student_global_step", "student_header"}
         if command != "search":

@@ -55,9 +55,11 @@ OPERATIONS = {
     "none": "backbones.ops:none",
 }
 
-# Losses, for config.loss: functions of a config that return a Margin (utils/losses/header.py).
+# Losses, for config.loss: functions of a config that return a Margin (utils/losses/margin.py).
 LOSSES = {
     "arcface": "utils.losses.arcface:arcface",
+    "cosface": "utils.losses.cosface:cosface",
+    "adaface": "utils.losses.adaface:adaface",
 }
 
 # Optimizers, for config.optimizer: functions (parameters, config) -> torch.optim.Optimizer.

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +22,7 @@ from benchmarks.training.plain import make_plain, plain_steps, with_waits
 from config import load_config
 from config.base import Config
 from utils.datasets.shared_buffers import HostBatch
-from utils.distillation.task import DistillTask, make_distillation_task
+from utils.distillation.task import DistillTask, prepare_distillation
 from utils.distillation.teacher import NetworkTeacher, teacher_network_config
 from utils.distributed.process_group import World, init_distributed, select_device
 from utils.doctor.training import peak_memory
@@ -188,8 +187,10 @@ def _with_random_teacher(config: Config, folder: Path) -> Config:
 
 def _train(variant: Variant, config: Config, world: World, steps: _Steps) -> None:
     """Trains until steps.after_step ends it."""
-    make_task = partial(make_distillation_task, build_backbone) if variant.teacher else make_arcface_task
-    run = prepare_training(build_backbone, make_task, config, world)
+    if variant.teacher:
+        run = prepare_distillation(build_backbone, config, world)
+    else:
+        run = prepare_training(build_backbone, make_arcface_task, config, world)
     task = run.make_task(ResumePoint())
     if variant.is_plain:
         make_plain(task.backbone)

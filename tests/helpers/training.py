@@ -15,9 +15,10 @@ from utils.distributed.data_parallel import wrap_ddp
 from utils.distributed.process_group import World, to_device
 from utils.losses.arcface import ArcFace
 from utils.losses.header import make_header
-from utils.training.arcface_task import ArcFaceTask
+from utils.training.arcface_task import ArcFaceTask, make_arcface_task
 from utils.training.checkpointing.resume import resolve_resume
 from utils.training.engine import train
+from utils.training.prepare import prepare_training
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["channel=4", "n_layers=4", "embedding_size=16", "batch_size=8", "workers=0", "save_initial=0", "eval_step=0"]
@@ -73,6 +74,15 @@ def _join_group(function, rendezvous_file, environment, folder, *args):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     function(World(rank, size, torch.device("cpu")), folder, *args)
     dist.destroy_process_group()
+
+
+def train_prepared(world, folder, data, *overrides):
+    """Trains as train.py does, with a batch of 4 in each process, resuming from config.output."""
+    config = small_config(folder, data, "batch_size=4", *overrides)
+    torch.manual_seed(config.seed)
+    run = prepare_training(build_backbone, make_arcface_task, config, world)
+    resume_point = resolve_resume(config, ArcFaceTask, run.loader, world)
+    train(run.make_task(resume_point), run.loader, config, world, resume_point=resume_point)
 
 
 def train_sharded(world, folder, data, *overrides):

@@ -107,6 +107,18 @@ def all_gather_rows(rows: np.ndarray, world: World) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def all_gather_tensor(rows: torch.Tensor, world: World) -> torch.Tensor:
+    """Returns the rows (B, …) of all ranks, concatenated in rank order, on all ranks: (N, …).
+
+    All ranks have the same B. No gradient passes.
+    """
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
 def all_reduce_mean(values: torch.Tensor, world: World) -> torch.Tensor:
     """Averages a tensor over all ranks, in place, and returns it."""
     if world.size > 1:

@@ -65,8 +65,13 @@ def _in_memory_order(parameter: Tensor) -> Tensor:
 
 
 def wrap_ddp(module: nn.Module, world: World) -> nn.Module:
-    """Wraps a module in DataParallel; returns the module itself for a single process. Collective."""
-    return DataParallel(module, world) if world.size > 1 else module
+    """Wraps a module in DataParallel. Collective.
+
+    Returns the module itself for a single process, and if it has no trainable parameter.
+    """
+    if world.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+        return module
+    return DataParallel(module, world)
 
 
 def unwrap_ddp(module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from backbones.build import build_backbone
 from config.base import Config
 from NAS.search import check_config, prepare_search
 from NAS.task import SearchTask
-from utils.distillation.task import DistillTask, make_distillation_task
+from utils.distillation.task import DistillTask, prepare_distillation
 from utils.distributed.process_group import World
 from utils.training.arcface_task import ArcFaceTask, make_arcface_task
 from utils.training.checkpointing.resume import ResumePoint
@@ -29,10 +29,11 @@ class Kind(NamedTuple):
 
 
 _prepare_arcface = partial(prepare_training, build_backbone, make_arcface_task)
-_prepare_distillation = partial(prepare_training, build_backbone, partial(make_distillation_task, build_backbone))
+_prepare_distillation = partial(prepare_distillation, build_backbone)
 TRAINING = Kind("plain training", "train", "./train.sh", ArcFaceTask, check_training_config, _prepare_arcface)
+_check_distillation = partial(check_training_config, distills=True)
 DISTILLATION = Kind(
-    "distillation", "train_kd", "./train_kd.sh", DistillTask, check_training_config, _prepare_distillation
+    "distillation", "train_kd", "./train_kd.sh", DistillTask, _check_distillation, _prepare_distillation
 )
 SEARCH = Kind("architecture search", "search", "NAS/search.sh", SearchTask, check_config, prepare_search)
 

@@ -23,6 +23,12 @@ class Margin(nn.Module):
         """
         raise NotImplementedError
 
+    def observe_norms(self, norms: Tensor) -> None:
+        """Updates running statistics of the norms, if the margin has any; called before `forward` in training.
+
+        norms: (N, 1) float32, lengths of the embeddings of all ranks, the same on every rank.
+        """
+
 
 def embedding_norms(embeddings: Tensor) -> Tensor:
     """Returns the length of each embedding, (B, D) -> (B, 1), without gradient."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from utils.distributed.collectives import run_on_main, shard_slice
+from utils.distributed.collectives import all_gather_tensor, run_on_main, shard_slice
 from utils.distributed.process_group import World
 from utils.errors import UserError
 from utils.losses.column_shards import COLUMN_CHUNK, scatter_columns
@@ -92,8 +92,11 @@ class ShardedHeader(nn.Module):
             norms = embedding_norms(embeddings) if self.margin.uses_norms else None
             embeddings = F.normalize(embeddings, dim=1)
             if self.world.size > 1:
-                embeddings, labels = _GatherRows.apply(embeddings, self.world), _gather(labels, self.world)
-                norms = norms if norms is None else _gather(norms, self.world)
+                embeddings, labels = _GatherRows.apply(embeddings, self.world), all_gather_tensor(labels, self.world)
+            if norms is not None:
+                norms = all_gather_tensor(norms, self.world)
+                if self.training:
+                    self.margin.observe_norms(norms)
             target = labels - self.class_slice.start  # (N,) the column of each image's class
             is_local = (target >= 0) & (target < self.kernel.shape[1])  # else another rank holds the column
             sampled = None
@@ -172,7 +175,8 @@ class _Loss(torch.autograd.Function):
         gradient = exponentials.mul_(scale / total)  # (N, K); overwriting a saved tensor is safe: backward runs once
         at_target = gradient.gather(1, target)
         gradient.scatter_(1, target, torch.where(is_local, (at_target - scale) * slope, at_target))
-        return gradient @ centres.T, embeddings.T @ gradient, None, None, None, None
+        centre_gradient = embeddings.T @ gradient if ctx.needs_input_grad[1] else None
+        return gradient @ centres.T, centre_gradient, None, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):
@@ -181,7 +185,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
         ctx.world = world
-        return _gather(rows, world)
+        return all_gather_tensor(rows, world)
 
     @staticmethod
     @once_differentiable
@@ -230,13 +234,6 @@ def load_full_state_dict(module: ShardedHeader, kernel: Tensor | None) -> None:
 
     run_on_main(module.world, check)
     scatter_columns(kernel, module.kernel, module.n_classes, module.world)
-
-
-def _gather(rows: Tensor, world: World) -> Tensor:
-    """Concatenates the (B, …) rows of all ranks on every rank: (N, …). Collective."""
-    parts = [torch.empty_like(rows) for _ in range(world.size)]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
 
 
 def _all_reduce(values: Tensor, op: dist.ReduceOp.RedOpType, world: World) -> None:

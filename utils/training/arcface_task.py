@@ -10,6 +10,8 @@ from utils.training.task import Batch, Task, TaskInputs
 class ArcFaceTask(Task):
     """Minimises the cross-entropy of the header's logits."""
 
+    fixed_fields = ("loss", "header_frozen")
+
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Returns {"Loss": scalar}."""
         return {"Loss": header_loss(self.header, self.backbone(batch.images), batch.labels)}

@@ -55,6 +55,7 @@ class OptimizerStep:
         grad_norm = _clip_gradient(self.task.backbone, self.config.clip_norm) + _gradient_norm(self.task.header)
         loss_scale = self.scaler.scale(self._one)
         nonfinite = self.nonfinite.is_nonfinite(step, values, grad_norm, loss_scale, batch.indices)
+        self.task.undo_step(nonfinite)
         self._update_weights(nonfinite)
         self.optimizer.zero_grad(set_to_none=True)
         return losses, nonfinite

@@ -2,18 +2,17 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from config.base import Config
-from utils.checkpoints.weights import NETWORK_FIELDS, load_weights, read_weights
-from utils.distributed.collectives import run_on_all, run_on_main
+from utils.checkpoints.weights import NETWORK_FIELDS, load_weights
+from utils.distributed.collectives import run_on_all
 from utils.distributed.data_parallel import unwrap_ddp
 from utils.distributed.process_group import World
 from utils.errors import UserError, shorten
 from utils.filesystem import exists_as_non_folder
 from utils.logs.logger import log
-from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
+from utils.training.initial_header import load_header
 
 
 def check_student(config: Config) -> None:
@@ -56,35 +55,6 @@ def load_student_files(config: Config, backbone: nn.Module, header: nn.Module | 
     path = folder if exists_as_non_folder(folder) else folder / f"{step}backbone.pth"
     run_on_all(world, lambda: load_weights(backbone, path, f"student_pth, student_global_step, {NETWORK_FIELDS}"))
     if header is not None:
-        _load_header(unwrap_ddp(header), path.with_name(f"{step}header.pth"), world)
+        fix = "train with a new one: student_header=False, or check rec and num_classes"
+        load_header(unwrap_ddp(header), path.with_name(f"{step}header.pth"), world, fix)
     return path
-
-
-def _load_header(header: nn.Module, path: Path, world: World) -> None:
-    """Loads a header's file into a replicated or sharded header. Collective: call on all ranks.
-
-    Raises UserError if the shape differs, which usually means another number of classes.
-    """
-    kernel = header.get_parameter("kernel")
-    rows, classes = kernel.shape
-    if isinstance(header, ShardedHeader):
-        classes = header.n_classes
-    loaded: list[Tensor] = []  # a sharded header is read on rank 0 only; other machines need not have the file
-
-    def read() -> None:
-        saved = read_weights(path).get("kernel", torch.empty(0))
-        if saved.shape != (rows, classes):
-            raise UserError(
-                f"{path}: its header is {tuple(saved.shape)}, that of this run (embedding_size, classes) = "
-                f"{(rows, classes)}",
-                fix="train with a new one: student_header=False, or check rec and num_classes",
-            )
-        loaded.append(saved)
-
-    if isinstance(header, ShardedHeader):
-        run_on_main(world, read)
-        load_full_state_dict(header, loaded[0] if loaded else None)
-    else:
-        run_on_all(world, read)
-        with torch.no_grad():
-            kernel.copy_(loaded[0])

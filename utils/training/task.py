@@ -45,7 +45,7 @@ class Task:
     # Suffixes of the exported file names; the global step precedes them, as in 295672backbone.pth.
     export_suffixes: tuple[str, ...] = ("header.pth", "backbone.pth")
 
-    # Config fields that must not change when a run is resumed, besides the optimizer.
+    # Config fields that must not change when a run is resumed, besides optimizer and freeze.
     fixed_fields: tuple[str, ...] = ()
 
     # Loaders that the task reads itself. The run ends when one of them fails, as it does for the loop's own loader.
@@ -72,6 +72,12 @@ class Task:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Returns scalar losses by name, on the device."""
         raise NotImplementedError
+
+    def undo_step(self, nonfinite: Tensor) -> None:
+        """Restores what `__call__` changed, apart from buffers, where a () bool tensor on the device is true.
+
+        Called after each step, with whether it is non-finite and is skipped.
+        """
 
     def exported_modules(self, step: int) -> dict[str, nn.Module]:
         """Returns the trained modules by file name, in the order in which they are written.

@@ -18,7 +18,7 @@ from config import load_config
 from config.base import Config
 from NAS.search import DEFAULT_CONFIG, prepare_search
 from utils.checkpoints.snapshot import cpu_snapshot
-from utils.distillation.task import make_distillation_task
+from utils.distillation.task import prepare_distillation
 from utils.distributed.process_group import World, init_distributed, to_device
 from utils.losses.header import make_header
 from utils.training.arcface_task import ArcFaceTask, make_arcface_task
@@ -101,7 +101,7 @@ def _kinds(context: Context) -> list[tuple[str, Config, Callable[[Config, World]
         kinds.append((name, network_config(context, *own), arcface))
     own = [*run_fields(context, "waits_kd"), *fields, *teacher_fields(context)]
     config = network_config(context, *own, distillation=True)
-    distillation = partial(prepare_training, build_backbone, partial(make_distillation_task, build_backbone))
+    distillation = partial(prepare_distillation, build_backbone)
     kinds.append(("distillation", config, distillation))
     own = [*run_fields(context, "waits_search"), *fields, "search_eval=0"]
     own += ["batch_size=32"] if context.on_gpu else [*SMALL_SEARCH, "batch_size=2"]  # no epoch ends within the steps

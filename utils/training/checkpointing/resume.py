@@ -174,7 +174,7 @@ def _require_exported_files(config: Config, suffixes: Sequence[str]) -> None:
 
 
 def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Task], loader: SharedMemoryLoader) -> None:
-    """Raises UserError unless the checkpoint has this kind of task, number of images, seed, optimizer and freeze."""
+    """Raises UserError unless the checkpoint has the task type, number of images, seed and fixed fields of this run."""
     where = f"{config.output}/{CHECKPOINT_FILE}"
     if state["way"] != task_type.__name__:
         saved_type = state["way"] if str(state["way"]).isidentifier() else "unknown"
@@ -200,9 +200,9 @@ def _check_compatible(state: dict[str, Any], config: Config, task_type: type[Tas
     for name in ("optimizer", "freeze", *task_type.fixed_fields):
         current = getattr(config, name)
         if saved[name] != current and not (name == "freeze" and _names_same_modules(saved[name], current)):
+            value = shorten(str(current), 200, quote=False) or "empty"
             raise UserError(
-                f"config {name}: {shorten(current, 200, quote=False) or 'empty'}, but the run in {config.output} has "
-                f"{shorten(saved[name], 200)}",
+                f"config {name}: {value}, but the run in {config.output} has {shorten(saved[name], 200)}",
                 fix=f"use that; {START_OVER_HINT}",
             )
 
