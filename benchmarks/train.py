@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -86,6 +87,7 @@ def main() -> None:
                 rows += measure(variants, config_file, overrides, batch, floor_seconds(work, ceilings), args)
     if args.json:
         report = {
+            "date": date.today().isoformat(),
             "machine": describe_machine(device),
             "ceilings": asdict(ceilings),
             "rows": [asdict(row) for row in rows],

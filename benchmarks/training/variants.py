@@ -162,7 +162,7 @@ def _serve(variant: Variant, config_file: str, overrides: list[str], connection:
         ):
             config = replace(config, **_quiet_fields(folder))
             if variant.teacher:
-                config = _with_random_teacher(config, Path(folder))
+                config = _with_random_teacher(config, Path(folder, "teacher"))
             _train(variant, config, world, _Steps(connection, world.device))
     except UserError as error:
         connection.send(error)
@@ -181,6 +181,7 @@ def _quiet_fields(folder: str) -> dict[str, Any]:
 
 def _with_random_teacher(config: Config, folder: Path) -> Config:
     """Returns the config with a teacher of random weights, on which speed does not depend."""
+    folder.mkdir()
     torch.save(build_backbone(teacher_network_config(config)).state_dict(), folder / "1backbone.pth")
     return replace(config, teacher_pth=str(folder), teacher_global_step=1)
 
