@@ -1,17 +1,13 @@
-"""Training runs of cells, all with the same settings; each finished run is kept as a file and not repeated."""
+"""Training runs of cells, all with the same settings, and the data set that they train on."""
 
 import json
 import os
-import shutil
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from backbones.genotypes import Genotype, to_text
+from benchmarks.experiments.kept_runs import KeptRun
 from benchmarks.experiments.random_cells import network_cost
 from benchmarks.experiments.runs import ROOT, command
 from utils.errors import UserError
@@ -60,7 +56,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class CellRun:
+class CellRun(KeptRun):
     """Training of a cell with a seed, and its evaluation."""
 
     folder: Path
@@ -69,43 +65,20 @@ class CellRun:
     settings: Settings
 
     def recipe(self) -> dict[str, Any]:
-        """Returns all that the scores depend on, besides the code."""
+        """See `KeptRun`."""
         made = json.loads((ROOT / self.settings.data / "made.json").read_text())
         settings = asdict(self.settings) | {"changes": [*self.settings.changes]}
         return {"genotype": to_text(self.genotype), "seed": self.seed, "settings": settings, "data": made}
 
-    def record(self) -> dict[str, Any] | None:
-        """Returns {"recipe", "scores", "seconds"} of the finished run, or None."""
-        try:
-            record = json.loads((self.folder / "run.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return record if record["recipe"] == self.recipe() else None
-
-    def finish(self, threads: int) -> dict[str, Any]:
-        """Trains and evaluates; goes on where an interrupted run ended. Returns the record.
-
-        Raises UserError if a command fails.
-        """
-        recipe, start = json.dumps(self.recipe()), time.perf_counter()
-        path = self.folder / "recipe.json"
-        if not path.is_file() or path.read_text() != recipe:
-            shutil.rmtree(self.folder, ignore_errors=True)  # left by a run of other settings
-            self.folder.mkdir(parents=True)
-            path.write_text(recipe)
+    def train_and_score(self, threads: int) -> dict[str, float]:
+        """See `KeptRun`."""
         # The learning rate falls once: at its full height scores vary more with the seed. The second command resumes
         # the first with another lr; each does nothing where an interrupted run had gone further.
         settings = self.settings
         for steps, factor in ((round(FULL_LR * settings.steps), 1), (settings.steps, 0.1)):
             command(self._training(steps, factor * settings.lr), threads)
         command(["eval/eval.py", f"output={self.folder}", "--steps", str(settings.steps)], threads)
-        record = {
-            "recipe": json.loads(recipe),
-            "scores": self._read_scores(),
-            "seconds": round(time.perf_counter() - start, 1),
-        }
-        (self.folder / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-        return record
+        return self._read_scores()
 
     def _training(self, steps: int, lr: float) -> list[str]:
         """Returns the command that trains until this step."""
@@ -124,37 +97,6 @@ class CellRun:
         (score,) = results[max(results, key=int)].values()
         values = {**{name: score[name] for name in MEASURES if name != "tar"}, "tar": score["tar"][FAR]}
         return {name: round(100 * value, 4) for name, value in values.items()}
-
-
-def finish_all(runs: Sequence[CellRun], parallel: int, threads: int) -> list[dict[str, Any]]:
-    """Finishes the runs that are not done, `parallel` at a time, and returns the records of all.
-
-    Prints each new one, with the time left. Raises the first error, after the runs that go on have ended.
-    """
-    records = [run.record() for run in runs]
-    missing = [i for i, record in enumerate(records) if record is None]
-    if len(missing) < len(runs):
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
-    lock, start, done = threading.Lock(), time.perf_counter(), 0
-
-    def finish_and_report(i: int) -> None:
-        nonlocal done
-        record = records[i] = runs[i].finish(threads)
-        with lock:
-            done += 1
-            left = (time.perf_counter() - start) / done * (len(missing) - done) / 60
-            scores = "   ".join(f"{name} {value:.2f}" for name, value in record["scores"].items())
-            print(f"{runs[i].folder.name:<14} {scores}   {record['seconds']:.0f} s; {left:.0f} min left", flush=True)
-
-    with ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(finish_and_report, i) for i in missing]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [record for record in records if record is not None]
 
 
 def make_faces(settings: Settings) -> None:

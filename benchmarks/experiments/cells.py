@@ -24,10 +24,11 @@ if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_text
-from benchmarks.experiments.cell_runs import MEASURES, CellRun, Settings, describe_cell, finish_all, make_faces
+from benchmarks.experiments.cell_runs import MEASURES, CellRun, Settings, describe_cell, make_faces
 from benchmarks.experiments.cell_spread import draw_scores, measure_spread
 from benchmarks.experiments.cell_table import Table, format_rank, format_table, random_scores
 from benchmarks.experiments.equal_cost import read_search
+from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.random_cells import draw_at_equal_cost
 from benchmarks.experiments.runs import ROOT
 from config import CommandParser, load_config

@@ -3,76 +3,83 @@
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from benchmarks.experiments.runs import command
 
 RESULT, STARTED = "result.json", "started.json"
 
 
-@dataclass(frozen=True)
 class KeptRun:
-    """Training run and the score of its last checkpoint on one verification set."""
+    """Training run in a folder of its own. Subclasses say what it depends on, and train and score it."""
 
     folder: Path
-    training: list[str]  # training script and its arguments
-    last_step: int
-    scored_on: tuple[Path, str]  # folder of the verification set, and its name
-    data: str  # fingerprint of the training images
 
     def recipe(self) -> dict[str, Any]:
-        """Returns all that the result depends on; a run with another recipe is repeated."""
-        scored_on = [str(part) for part in self.scored_on]
-        return {"training": self.training, "step": self.last_step, "scored_on": scored_on, "data": self.data}
+        """Returns all that the result depends on, besides the code, as JSON has it."""
+        raise NotImplementedError
+
+    def train_and_score(self, threads: int) -> dict[str, float]:
+        """Runs the commands, which go on where an interrupted run ended, and returns scores in % by name."""
+        raise NotImplementedError
 
     def result(self) -> dict[str, Any] | None:
-        """Returns the kept result of this recipe, or None."""
+        """Returns {"recipe", "scores", "seconds"} if the run is finished and had this recipe, or None."""
         kept = _read(self.folder / RESULT)
         return kept if kept and kept["recipe"] == self.recipe() else None
 
-    def accuracy(self) -> float:
-        """Returns the accuracy in %. The run has to be finished."""
-        result = self.result()
-        assert result
-        return result["accuracy"]
-
-    def finish(self, threads: int) -> None:
-        """Trains, scores and keeps the result, unless it is kept already. Raises UserError if a command fails."""
-        if self.result():
-            return
+    def finish(self, threads: int) -> dict[str, Any]:
+        """Trains, scores, and keeps and returns the result. Raises UserError if a command fails."""
         started = {"recipe": self.recipe()}
         if _read(self.folder / STARTED) != started:  # other files there are of another recipe
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             (self.folder / STARTED).write_text(json.dumps(started, indent=1) + "\n")
         start = time.perf_counter()
-        print(f"{self.folder.name}: training", flush=True)
-        output = f"output={self.folder}"
-        command([*self.training, output, f"log_dir={self.folder / 'logs'}", "workers=1"], threads)
-        sets, name = self.scored_on
-        scoring = [f"rec={sets}", f"val_targets={name}", f"test_output={self.folder}", "workers=1"]
-        command(["eval/eval.py", output, "--steps", str(self.last_step), *scoring], threads)
-        score = json.loads((self.folder / "results.json").read_text())[str(self.last_step)][name]
-        kept = started | {"accuracy": 100 * score["accuracy"], "seconds": round(time.perf_counter() - start)}
+        scores = self.train_and_score(threads)
+        kept = started | {"scores": scores, "seconds": round(time.perf_counter() - start, 1)}
         temporary = self.folder / f".{RESULT}"
         temporary.write_text(json.dumps(kept, indent=1) + "\n")
         temporary.replace(self.folder / RESULT)
-        print(f"{self.folder.name}: {kept['accuracy']:.2f} % in {kept['seconds']} s", flush=True)
+        return kept
 
 
-def finish_all(runs: Sequence[KeptRun], parallel: int) -> None:
-    """Finishes the runs, so many at once; the cores are divided among them."""
-    missing = [run for run in runs if not run.result()]
+def finish_all(runs: Sequence[KeptRun], parallel: int, threads: int | None = None) -> list[dict[str, Any]]:
+    """Finishes the runs that are not, `parallel` at a time, and returns the results of all.
+
+    Prints each new one, with the time left. Raises the first error, after the runs that go on have ended.
+
+    threads: of a run; None divides the cores among those that run at a time.
+    """
+    results = [run.result() for run in runs]
+    missing = [i for i, result in enumerate(results) if result is None]
+    if len(missing) < len(runs):
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
     parallel = max(1, min(parallel, len(missing)))
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    each = threads or max(1, (os.cpu_count() or 1) // parallel)
+    lock, start, done = threading.Lock(), time.perf_counter(), 0
+
+    def finish_and_report(i: int) -> None:
+        nonlocal done
+        result = results[i] = runs[i].finish(each)
+        with lock:
+            done += 1
+            left = (time.perf_counter() - start) / done * (len(missing) - done) / 60
+            scores = "   ".join(f"{name} {value:.2f}" for name, value in result["scores"].items())
+            print(f"{runs[i].folder.name:<20} {scores}   {result['seconds']:.0f} s; {left:.0f} min left", flush=True)
+
     with ThreadPoolExecutor(parallel) as pool:
-        for future in [pool.submit(run.finish, threads) for run in missing]:
-            future.result()
+        futures = [pool.submit(finish_and_report, i) for i in missing]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [result for result in results if result is not None]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -73,7 +73,7 @@ class FaceDataset(ImageDataset):
 
     @property
     def _label_identity(self) -> str:
-        """What is equal only for the same labels."""
+        """Text that is equal only for the same labels."""
         # The fingerprint is of samples of a large file; the time stamp shows changes between them.
         return f"{self.fingerprint[:40]}-{self.reader.rec.stat().st_mtime_ns:x}"
 

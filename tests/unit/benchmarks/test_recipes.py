@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.experiments import kept_runs
-from benchmarks.experiments.kept_runs import KeptRun, finish_all
+from benchmarks.experiments import recipe_runs
+from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.paired import draw, paired_difference, table
+from benchmarks.experiments.recipe_runs import RecipeRun
 from benchmarks.experiments.recipes import BASELINE, RECIPES, Setting, check, write_class_means
 from config import load_config
 from config.usage import unused_fields
@@ -47,11 +48,11 @@ class Commands:
     def __init__(self, monkeypatch) -> None:
         self.scripts: list[str] = []
         self.fails = False
-        monkeypatch.setattr(kept_runs, "command", self)
+        monkeypatch.setattr(recipe_runs, "command", self)
 
     def __call__(self, arguments: list[str], threads: int) -> None:
         self.scripts.append(arguments[0])
-        folder = next(kept_runs.Path(text[7:]) for text in arguments if text.startswith("output="))
+        folder = next(recipe_runs.Path(text[7:]) for text in arguments if text.startswith("output="))
         if arguments[0] == "eval/eval.py":
             if self.fails:
                 raise UserError("interrupted")
@@ -63,7 +64,7 @@ class Commands:
 
 def test_a_finished_run_is_kept_an_interrupted_one_resumes_and_another_recipe_starts_over(tmp_path, monkeypatch):
     commands = Commands(monkeypatch)
-    run = KeptRun(tmp_path / "run", ["train.py", "lr=1"], 40, (tmp_path, "lfw"), "images")
+    run = RecipeRun(tmp_path / "run", ["train.py", "lr=1"], 40, (tmp_path, "lfw"), "images")
     commands.fails = True
     with pytest.raises(UserError, match="interrupted"):
         finish_all([run], 2)
@@ -76,8 +77,8 @@ def test_a_finished_run_is_kept_an_interrupted_one_resumes_and_another_recipe_st
     finish_all([run, run], 2)
     assert commands.scripts == ["train.py", "eval/eval.py"] * 2
     for other in (
-        KeptRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "images"),
-        KeptRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "other images"),
+        RecipeRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "images"),
+        RecipeRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "other images"),
     ):
         assert other.result() is None
         finish_all([other], 1)
