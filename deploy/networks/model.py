@@ -14,7 +14,7 @@ from deploy.networks.checkpoints import open_checkpoint
 from deploy.networks.exported import RUNTIMES, open_exported
 from deploy.networks.metadata import network_fields
 from deploy.networks.thresholds import THRESHOLDS_FILE, SetEntries, read_evaluation
-from eval.inference.embedding import Runtime, TorchRuntime, embed, make_runtime
+from eval.inference.embedding import Runtime, choose_runtime, embed, make_runtime
 from utils.distributed.precision import allow_tf32
 from utils.distributed.process_group import World, select_device, to_device
 from utils.filesystem import sha256
@@ -49,14 +49,15 @@ class CheckpointRuntime:
         allow_tf32(False)
         self._world = World(0, 1, select_device(config.device))
         self._backbone, self._config = to_device(backbone, self._world), config
-        self._converted: Runtime | None = None  # OpenVINO's
+        self._runtimes: dict[str, Runtime] = {}  # by name, each made when it is needed
 
     def __call__(self, faces: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps aligned faces (N, 112, 112, 3) uint8 RGB to embeddings (N, D) float32."""
-        runtime = self._converted or make_runtime(self._backbone, self._config, self._world, len(faces))
-        if not isinstance(runtime, TorchRuntime):
-            self._converted = runtime
-        direct, flipped = embed(runtime, faces)
+        # Once the network is converted, OpenVINO is the faster one for any number of faces.
+        name = "openvino" if "openvino" in self._runtimes else choose_runtime(self._config, self._world, len(faces))
+        if name not in self._runtimes:
+            self._runtimes[name] = make_runtime(self._backbone, self._config, self._world, len(faces))
+        direct, flipped = embed(self._runtimes[name], faces)
         return direct + flipped
 
 

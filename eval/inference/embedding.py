@@ -44,7 +44,14 @@ class TorchRuntime:
 
 
 def make_runtime(backbone: nn.Module, config: Config, world: World, n_images: int) -> Runtime:
-    """Returns the runtime of config.eval_runtime: torch, openvino, or auto, the faster one for n_images on this device.
+    """Returns the runtime that `choose_runtime` names. Raises UserError as it does."""
+    if choose_runtime(config, world, n_images) == "openvino":
+        return OpenVinoRuntime(backbone)
+    return TorchRuntime(backbone, world.device, config.eval_batch)
+
+
+def choose_runtime(config: Config, world: World, n_images: int) -> str:
+    """Returns what config.eval_runtime names: torch or openvino; for auto, the faster one for n_images on this device.
 
     Raises UserError if OpenVINO is requested and cannot be used.
     """
@@ -54,9 +61,9 @@ def make_runtime(backbone: nn.Module, config: Config, world: World, n_images: in
         raise UserError("config eval_runtime: openvino runs on CPUs", fix="take auto or torch on a GPU")
     if name == "openvino" and not is_installed():
         raise UserError("config eval_runtime: OpenVINO is not installed: pip install openvino, or take auto or torch")
-    if name == "openvino" or (name == "auto" and on_cpu and n_images >= _MIN_IMAGES_FOR_OPENVINO and is_installed()):
-        return OpenVinoRuntime(backbone)
-    return TorchRuntime(backbone, world.device, config.eval_batch)
+    if name == "auto":
+        return "openvino" if on_cpu and n_images >= _MIN_IMAGES_FOR_OPENVINO and is_installed() else "torch"
+    return name
 
 
 def embed(runtime: Runtime, images: np.ndarray, progress: str = "") -> tuple[np.ndarray, np.ndarray]:

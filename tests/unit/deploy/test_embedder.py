@@ -8,8 +8,10 @@ import pytest
 
 import deploy.embedder
 from backbones.build import build_backbone
+from backbones.folding import fold
 from config import load_config
 from deploy import FaceEmbedder
+from eval.inference import embedding
 from eval.inference.embedding import TorchRuntime, embed
 from tests.helpers.networks import small_network_config, write_network
 from tests.helpers.paths import ROOT
@@ -17,6 +19,7 @@ from tests.helpers.photos import decode, draw_photo
 from tests.helpers.training import CPU
 from utils.checkpoints.weights import load_weights, save_weights
 from utils.errors import UserError
+from utils.openvino_core import is_installed
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,27 @@ def test_embeddings_are_those_of_the_evaluation(network):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     assert embedder.embed([]).shape == (0, 32)
+
+
+def test_the_network_is_folded_once_and_converted_once(network, monkeypatch):
+    """Folding takes longer than the embedding of a face."""
+    made = []
+    monkeypatch.setattr(embedding, "fold", lambda backbone: made.append("torch") or fold(backbone))
+    monkeypatch.setattr(embedding, "OpenVinoRuntime", lambda backbone: made.append("openvino") or Stub())
+    embedder, face = FaceEmbedder.load(network), np.zeros((1, 112, 112, 3), np.uint8)
+    sizes = (1, 2, 1, 1000, 1, 1000) if is_installed() else (1, 2, 1)
+    for n in sizes:
+        embedder.embed_aligned(face.repeat(n, axis=0))
+    assert made == (["torch", "openvino"] if is_installed() else ["torch"])
+
+
+class Stub:
+    """A runtime whose embeddings are ones."""
+
+    batch = 1000
+
+    def __call__(self, images):
+        return (np.ones((len(images), 32), np.float32),) * 2
 
 
 def test_photos_in_every_form(network, photos, tmp_path):
