@@ -79,7 +79,7 @@ class Config:
     precision: str = "fp32"
     # stop after so many consecutive steps with a non-finite loss or gradient, which are skipped
     max_bad_steps: int = 20
-    compile: bool = False  # torch.compile the backbone: takes minutes at the start, then faster steps
+    compile: bool = False  # torch.compile the backbone: the first run takes minutes at its start, then faster steps
 
     # --- output
     output: str = "output/PocketNet"  # checkpoints {global_step}backbone.pth, {global_step}header.pth, training.log

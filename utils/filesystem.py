@@ -78,6 +78,11 @@ def walk_files(
                 yield path
 
 
+def cache_folder() -> Path:
+    """Returns the folder for files of this project that can be made anew: $XDG_CACHE_HOME/pocketnet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pocketnet"
+
+
 def ensure_writable_folder(folder: Path) -> Path:
     """Creates the folder if it is missing, and returns it. Raises OSError if no file can be written in it."""
     folder.mkdir(parents=True, exist_ok=True)

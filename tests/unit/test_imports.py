@@ -54,10 +54,20 @@ ALLOWED = {
         "backbones.names",
         *ROOMS[:3],
     ],  # every room may import the type config.base.Config
-    "backbones": ["config.base", "utils.errors", "utils.registry"],
+    "backbones": ["config.base", *ROOMS[:3]],
     **{room: ["config.base", *ROOMS[:place]] for place, room in enumerate(ROOMS)},
-    "utils.training": ["config.base", *ROOMS[: ROOMS.index("utils.training")], "backbones.folding"],
-    "utils.distillation": ["config.base", *ROOMS[:-1], "backbones.names"],  # only the names of networks
+    "utils.training": [
+        "config.base",
+        *ROOMS[: ROOMS.index("utils.training")],
+        "backbones.folding",
+        "backbones.compiling",
+    ],
+    "utils.distillation": [
+        "config.base",
+        *ROOMS[:-1],
+        "backbones.names",
+        "backbones.compiling",
+    ],  # only names of networks
     **{tool: [*ROOMS, "backbones", "config", "eval"] for tool in TOOLS},
     "utils.doctor": [*ROOMS, "backbones", "config", "eval", "NAS"],  # it starts every kind of run
     "eval": ["backbones", "config", "data.alignment", *ROOMS[: ROOMS.index("utils.training")]],

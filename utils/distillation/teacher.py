@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.compiling import compile_network
 from backbones.names import resolve_network_name
 from config.base import Config
 from utils.checkpoints.weights import load_weights
@@ -83,5 +84,5 @@ def make_teacher(config: Config, world: World, build_backbone: Callable[[Config]
         return OnnxTeacher(config.embedding_size, world)
     network = build_backbone(teacher_network_config(config))
     if config.compile:
-        network.compile()
+        compile_network(network, varying_batch=True)  # a cache leaves fewer images of a batch to embed
     return NetworkTeacher(network, world, config.teacher_precision)

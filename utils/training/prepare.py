@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from backbones.compiling import compile_network
 from backbones.folding import fold_in_training
 from config.base import Config
 from utils.datasets.sampler import check_batch_size
@@ -65,7 +66,7 @@ def prepare_training(
         if world.device.type == "cpu":
             fold_in_training(backbone)
         if config.compile:
-            backbone.compile()
+            compile_network(backbone)
         return make_task(TaskInputs(config, world, loader.dataset, backbone, header, epoch_end_steps))
 
     return PreparedRun(loader, num_classes, make_task_from)

@@ -3,14 +3,13 @@
 To read them touches a page of every record, nearly the whole of a file like that of MS1MV2: minutes on a network disk.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from utils.filesystem import write_atomic
+from utils.filesystem import cache_folder, write_atomic
 
 MIN_RECORDS = 200_000  # of a file whose labels are remembered; those of smaller ones are read within seconds
 
@@ -39,8 +38,3 @@ def are_remembered(identity: str) -> bool:
 
 def _path(identity: str) -> Path:
     return cache_folder() / f"labels-{identity}.npy"
-
-
-def cache_folder() -> Path:
-    """Returns the folder for files of this project that can be made anew: $XDG_CACHE_HOME/pocketnet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pocketnet"
