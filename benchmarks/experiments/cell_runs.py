@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from backbones.genotypes import Genotype, to_text
-from benchmarks.experiments.kept_runs import KeptRun
+from benchmarks.experiments.commands import ROOT, command
+from benchmarks.experiments.kept_runs import KeptRun, finish_all
 from benchmarks.experiments.random_cells import network_cost
-from benchmarks.experiments.runs import ROOT, command
 from utils.errors import UserError
 
 SHOTS = 20  # images per person
@@ -27,9 +27,9 @@ class Settings:
     test_people: int = 200
     pairs: int = 3000  # to verify
     channel: int = 4
-    n_layers: int = 4
+    n_layers: int = 6
     embedding_size: int = 128
-    steps: int = 625  # of training
+    steps: int = 400  # of training
     lr: float = 0.8  # as the config field; a tenth in the last quarter of the steps
     changes: tuple[str, ...] = ()  # config fields that differ from config/config_demo.py: field=value
 
@@ -111,12 +111,26 @@ def make_faces(settings: Settings) -> None:
     )  # fmt: skip
 
 
-def describe_cell(name: str, genotype: Genotype, settings: Settings) -> dict[str, Any]:
-    """Returns name, genotype, multiply-adds and parameters of a cell's network, as kept in the table."""
-    cost = network_cost(genotype, *settings.size)
-    return {
-        "name": name,
-        "genotype": to_text(genotype),
-        "multiply_adds": cost.multiply_adds,
-        "parameters": cost.parameters,
-    }
+def train_cells(
+    cells: dict[str, Genotype], out: Path, settings: Settings, seeds: int, parallel: int, threads: int
+) -> dict[str, dict[str, Any]]:
+    """Returns a row of the table for each cell, by name: its description, and its scores by measure, one per seed.
+
+    out: folder of the runs, {name}-{seed} each. parallel, threads: see `finish_all`.
+    """
+    make_faces(settings)
+    pairs = [(name, seed) for seed in range(seeds) for name in cells]  # all cells once, then again
+    runs = [CellRun(out.absolute() / f"{name}-{seed}", cells[name], seed, settings) for name, seed in pairs]
+    records = dict(zip(pairs, finish_all(runs, parallel, threads), strict=True))
+    rows = {}
+    for name, genotype in cells.items():
+        cost = network_cost(genotype, *settings.size)
+        of_seeds = [records[name, seed] for seed in range(seeds)]
+        rows[name] = {
+            "genotype": to_text(genotype),
+            "multiply_adds": cost.multiply_adds,
+            "parameters": cost.parameters,
+            "scores": {measure: [record["scores"][measure] for record in of_seeds] for measure in MEASURES},
+            "seconds": [record["seconds"] for record in of_seeds],
+        }
+    return rows

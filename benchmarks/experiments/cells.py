@@ -10,7 +10,6 @@ cells. Every run is a command of this project and writes its log to its folder; 
 interruption the same command does only what is missing.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -18,19 +17,25 @@ import time
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype, to_text
-from benchmarks.experiments.cell_runs import MEASURES, CellRun, Settings, describe_cell, make_faces
+from backbones.genotypes import SOFTMAX_CASIA, Genotype, parse_genotype
+from benchmarks.experiments.cell_runs import MEASURES, Settings, train_cells
 from benchmarks.experiments.cell_spread import draw_scores, measure_spread
-from benchmarks.experiments.cell_table import Table, format_rank, format_table, random_scores
+from benchmarks.experiments.cell_table import (
+    Table,
+    format_rank,
+    format_table,
+    random_scores,
+    read_table,
+    table_settings,
+    train_like_table,
+)
+from benchmarks.experiments.commands import ROOT
 from benchmarks.experiments.equal_cost import read_search
-from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.random_cells import draw_at_equal_cost
-from benchmarks.experiments.runs import ROOT
 from config import CommandParser, load_config
 from NAS.search import DEFAULT_CONFIG
 from utils.errors import UserError, run_cli, shorten
@@ -39,29 +44,13 @@ from utils.filesystem import save_figure
 PUBLISHED = parse_genotype(SOFTMAX_CASIA)
 
 
-def train_cells(cells: dict[str, Genotype], args: Namespace, settings: Settings, seeds: int) -> list[dict[str, Any]]:
-    """Returns a row of the table for each cell: its description, and its scores by measure, one per seed."""
-    make_faces(settings)
-    out = args.out.absolute()
-    pairs = [(name, seed) for seed in range(seeds) for name in cells]  # all cells once, then again
-    runs = [CellRun(out / f"{name}-{seed}", cells[name], seed, settings) for name, seed in pairs]
-    records = dict(zip(pairs, finish_all(runs, args.parallel, args.threads), strict=True))
-    rows = []
-    for name, genotype in cells.items():
-        scores = {measure: [records[name, seed]["scores"][measure] for seed in range(seeds)] for measure in MEASURES}
-        seconds = [records[name, seed]["seconds"] for seed in range(seeds)]
-        rows.append(describe_cell(name, genotype, settings) | {"scores": scores, "seconds": seconds})
-    return rows
-
-
 def measure(args: Namespace, settings: Settings) -> Table:
     """Draws and trains the random cells and the published ones; returns the table."""
     n_nodes, space = len(PUBLISHED.normal), load_config(DEFAULT_CONFIG, []).search_space
     genotypes, draws = draw_at_equal_cost(args.cells, PUBLISHED, args.tolerance, settings.size, space, args.draw_seed)
     print(f"{args.cells} cells of {n_nodes} nodes within {100 * args.tolerance:g} %, of {draws} drawn", flush=True)
     cells = {f"random{i:02d}": genotype for i, genotype in enumerate(genotypes)} | {"published": PUBLISHED}
-    rows = train_cells(cells, args, settings, args.seeds)
-    by_name = {row.pop("name"): row for row in rows}
+    by_name = train_cells(cells, args.out, settings, args.seeds, args.parallel, args.threads)
     published = by_name.pop("published")
     return {
         "settings": asdict(settings) | {"changes": [*settings.changes]},
@@ -91,21 +80,15 @@ def read_cells(argument: str, tolerance: float, settings: Settings) -> tuple[Gen
 
 def rank(args: Namespace) -> None:
     """Trains the cells of --rank with the settings of the table, and prints their percentiles."""
-    try:
-        table = json.loads(args.table.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--table {args.table}: cannot be read ({error!s:.80})", fix="make it without --rank") from None
-    settings = Settings(**table["settings"] | {"changes": tuple(table["settings"]["changes"])})
+    table = read_table(args.table)
+    settings = table_settings(table)
     cells = [read_cells(text, table["drawn"]["tolerance"], settings) for text in args.rank]
-    # The name of a cell's runs follows from its genotype, so that other cells have other folders.
-    names = [f"rank-{hashlib.sha256(to_text(genotype).encode()).hexdigest()[:8]}" for genotype, _ in cells]
-    genotypes = {name: genotype for name, (genotype, _) in zip(names, cells, strict=True)}
-    rows = {row["name"]: row for row in train_cells(genotypes, args, settings, table["seeds"])}
+    rows = train_like_table([genotype for genotype, _ in cells], table, args.out, args.parallel, args.threads)
     count = len(table["random"])
     print(f"\nIn brackets the percentile among {count} random cells, mean of {table['seeds']} seeds each:")
-    for text, name, (_, origin) in zip(args.rank, names, cells, strict=True):
-        print(f"{shorten(text, quote=False)} ({origin}):\n{format_rank(rows[name], table)}")
-    (args.out / "ranks.json").write_text(json.dumps([*rows.values()], indent=1) + "\n")
+    for text, (_, origin), row in zip(args.rank, cells, rows, strict=True):
+        print(f"{shorten(text, quote=False)} ({origin}):\n{format_rank(row, table)}")
+    (args.out / "ranks.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def parse() -> Namespace:

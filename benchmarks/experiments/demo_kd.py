@@ -8,55 +8,26 @@ thread. After an interruption the same command does only the missing runs. Write
 
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.experiments.runs import Run, finish
+from benchmarks.experiments.commands import ROOT, command
+from benchmarks.experiments.kept_runs import finish_all
+from benchmarks.experiments.paired import table
+from benchmarks.experiments.scored_runs import ScoredRun
 from config import CommandParser
+from utils.datasets.face_dataset import FaceDataset
 from utils.errors import UserError, run_cli
 
-STUDENT = "config/config_demo_kd.py"
+FACES = ROOT / "data/faces_demo"
 # The teacher is the network of make demo, trained for as many epochs as the student, one checkpoint for each.
-TEACHER = ["--config", "config/config_demo.py", "num_epoch=4", "lr_steps=3", "save_initial=0"]
+TEACHER = ["train.py", "--config", "config/config_demo.py", "num_epoch=4", "lr_steps=3", "save_initial=0"]
+STUDENT = ["--config", "config/config_demo_kd.py"]
 METHODS = {"plain": ["train.py"], "template": ["train_kd.py"], "multi-step": ["train_kd.py", "--multi-step"]}
-
-
-def students(out: Path, seeds: int, changes: Sequence[str]) -> dict[str, list[Run]]:
-    """Returns the runs of each training method, one per seed."""
-    network = ["--config", STUDENT, *changes]
-    teacher = [f"teacher_pth={out / 'teacher'}", f"teacher_cache={out / 'cache'}"]
-    runs = {}
-    for method, script in METHODS.items():
-        command = [*script, *network, *teacher]
-        folders = [out / f"{method}-{seed}" for seed in range(seeds)]
-        runs[method] = [Run(folder, [*command, f"seed={seed}"], network) for seed, folder in enumerate(folders)]
-    return runs
-
-
-def table(teacher: Run, runs: dict[str, list[Run]]) -> str:
-    """Returns accuracy of each method, mean ± standard deviation, and its gain over plain training of the same seed."""
-    plain = [run.accuracy() for run in runs["plain"]]
-    lines = [f"{'':<12}{'accuracy':>16}{'gain over plain':>18}   by seed"]
-    for method, method_runs in runs.items():
-        accuracies = [run.accuracy() for run in method_runs]
-        gains = [accuracy - baseline for accuracy, baseline in zip(accuracies, plain, strict=True)]
-        gain = "" if method == "plain" else _mean_and_spread(gains, "+.2f")
-        by_seed = "  ".join(f"{accuracy:.2f}" for accuracy in accuracies)
-        lines.append(f"{method:<12}{_mean_and_spread(accuracies, '.2f'):>16}{gain:>18}   {by_seed}")
-    lines.append(f"{'(teacher)':<12}{teacher.accuracy():>8.2f}")
-    return "\n".join(lines)
-
-
-def _mean_and_spread(values: Sequence[float], format_spec: str) -> str:
-    """Returns "mean ± standard deviation"."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{format_spec}} ± {spread:.2f}"
 
 
 def main() -> None:
@@ -66,18 +37,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("output/demo_kd"), help="folder of all runs (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="config field of every student")
     args = parser.parse()
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: should be at least 1")
-    start = time.perf_counter()
-    out = args.out.absolute()
-    teacher = Run(out / "teacher", ["train.py", *TEACHER], TEACHER)
-    runs = students(out, args.seeds, args.changes)
-    finish([teacher, *runs["plain"]], out)  # these need no teacher and train at the same time
-    finish([run for method in ("template", "multi-step") for run in runs[method]], out)
-    results = {method: [run.results() for run in method_runs] for method, method_runs in runs.items()}
-    (out / "results.json").write_text(json.dumps({"teacher": teacher.results(), **results}, indent=1) + "\n")
-    (out / "results.txt").write_text(table(teacher, runs) + "\n")
-    print(f"\n{table(teacher, runs)}\n\n{time.perf_counter() - start:.0f} s, {os.cpu_count()} cores; all in {out}")
+    if args.seeds < 2:
+        raise UserError(f"--seeds {args.seeds}: should be at least 2, for an interval")
+    start, out, cores = time.perf_counter(), args.out.absolute(), os.cpu_count() or 1
+    command(["data/make_demo_faces.py", "--out", str(FACES)], cores)
+    data = FaceDataset(FACES).fingerprint
+
+    def run(name: str, training: list[str]) -> ScoredRun:
+        return ScoredRun(out / name, training, (FACES, "demo"), data)
+
+    teacher = run("teacher", TEACHER)
+    taught = [f"teacher_pth={teacher.folder}", f"teacher_cache={out / 'cache'}"]
+    runs = {
+        method: [
+            run(f"{method}-{seed}", [*script, *STUDENT, *args.changes, *taught, f"seed={seed}"])
+            for seed in range(args.seeds)
+        ]
+        for method, script in METHODS.items()
+    }
+    finish_all([teacher, *runs["plain"]], cores)  # these need no teacher and train at the same time
+    finish_all([*runs["template"], *runs["multi-step"]], cores)
+    accuracies = {method: [each.accuracy() for each in method_runs] for method, method_runs in runs.items()}
+    text = f"{table(accuracies, 'plain')}\n(teacher)   {teacher.accuracy():>9.2f}"
+    (out / "results.json").write_text(json.dumps({"teacher": teacher.accuracy(), **accuracies}, indent=1) + "\n")
+    (out / "results.txt").write_text(text + "\n")
+    print(f"\n{text}\n\n{time.perf_counter() - start:.0f} s, {cores} cores; all in {out}")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.experiments.commands import ROOT, command
 from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.paired import draw, table
-from benchmarks.experiments.recipe_runs import RecipeRun
-from benchmarks.experiments.runs import ROOT, command
+from benchmarks.experiments.scored_runs import ScoredRun
 from config import CommandParser, Config, load_config, path_argument
 from utils.datasets.face_dataset import FaceDataset
 from utils.distillation.targets import open_caches
@@ -59,7 +59,7 @@ class Setting:
     steps: int
     changes: list[str]  # config fields of every student
 
-    def run(self, out: Path, name: str, seed: int) -> RecipeRun:
+    def run(self, out: Path, name: str, seed: int) -> ScoredRun:
         """Returns the run of a recipe with a seed."""
         m = load_config(ROOT / STUDENT, self.changes).m
         margins = {loss: factor * m for loss, factor in MARGINS.items()}
@@ -69,7 +69,7 @@ class Setting:
         arguments = [*length(self.faces, STUDENT, self.steps, self.changes), *teacher, *self.changes, *fields]
         training = [script, "--config", STUDENT, *arguments, f"seed={seed}"]
         data = FaceDataset(self.faces).fingerprint
-        return RecipeRun(out / f"{name}-{seed}", training, self.steps, self.scored_on, data)
+        return ScoredRun(out / f"{name}-{seed}", training, self.scored_on, data)
 
 
 def length(faces: Path, config_file: str, steps: int, changes: Sequence[str] = ()) -> list[str]:
@@ -86,9 +86,7 @@ def synthetic(args: argparse.Namespace, out: Path) -> Setting:
     command(["data/make_demo_faces.py", "--out", str(faces), *drawing], os.cpu_count() or 1)
     fields = [*length(faces, TEACHER, args.teacher_steps), "save_initial=0"]
     data, scored_on = FaceDataset(faces).fingerprint, (faces, "demo")
-    teacher = RecipeRun(
-        out / "teacher", ["train.py", "--config", TEACHER, *fields], args.teacher_steps, scored_on, data
-    )
+    teacher = ScoredRun(out / "teacher", ["train.py", "--config", TEACHER, *fields], scored_on, data)
     finish_all([teacher], 1)
     print(f"teacher: {teacher.accuracy():.2f} %", flush=True)
     taught = [f"teacher_pth={teacher.folder}", f"teacher_global_step={args.teacher_steps}"]

@@ -19,8 +19,8 @@ if not __package__:  # run as a script: import modules from the project folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from backbones.genotypes import parse_genotype
+from benchmarks.experiments.commands import command
 from benchmarks.experiments.demo_search import CELLS, CHANNEL, FACES, PEOPLE, cost, search
-from benchmarks.experiments.runs import command
 from config import CommandParser
 from utils.errors import UserError, run_cli
 

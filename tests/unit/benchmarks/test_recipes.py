@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.experiments import recipe_runs
+from benchmarks.experiments import scored_runs
 from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.paired import draw, paired_difference, table
-from benchmarks.experiments.recipe_runs import RecipeRun
 from benchmarks.experiments.recipes import BASELINE, RECIPES, Setting, check, write_class_means
+from benchmarks.experiments.scored_runs import ScoredRun
 from config import load_config
 from config.usage import unused_fields
 from tests.helpers.paths import ROOT
@@ -48,41 +48,41 @@ class Commands:
     def __init__(self, monkeypatch) -> None:
         self.scripts: list[str] = []
         self.fails = False
-        monkeypatch.setattr(recipe_runs, "command", self)
+        monkeypatch.setattr(scored_runs, "command", self)
 
     def __call__(self, arguments: list[str], threads: int) -> None:
         self.scripts.append(arguments[0])
-        folder = next(recipe_runs.Path(text[7:]) for text in arguments if text.startswith("output="))
+        folder = next(scored_runs.Path(text[7:]) for text in arguments if text.startswith("output="))
         if arguments[0] == "eval/eval.py":
             if self.fails:
                 raise UserError("interrupted")
             scores = {"20": {"lfw": {"accuracy": 0.5}}, "40": {"lfw": {"accuracy": 0.925}}}
             (folder / "results.json").write_text(json.dumps(scores))
         else:
-            (folder / "checkpoint.pth").touch()
+            (folder / "40backbone.pth").touch()
 
 
 def test_a_finished_run_is_kept_an_interrupted_one_resumes_and_another_recipe_starts_over(tmp_path, monkeypatch):
     commands = Commands(monkeypatch)
-    run = RecipeRun(tmp_path / "run", ["train.py", "lr=1"], 40, (tmp_path, "lfw"), "images")
+    run = ScoredRun(tmp_path / "run", ["train.py", "lr=1"], (tmp_path, "lfw"), "images")
     commands.fails = True
     with pytest.raises(UserError, match="interrupted"):
         finish_all([run], 2)
-    assert run.result() is None and (run.folder / "checkpoint.pth").exists()
+    assert run.result() is None and (run.folder / "40backbone.pth").exists()
     (run.folder / "result.json").write_text('{"recipe"')  # cut short
     commands.fails = False
-    (run.folder / "checkpoint.pth").write_text("of the interrupted run")
+    (run.folder / "40backbone.pth").write_text("of the interrupted run")
     finish_all([run], 2)
-    assert run.accuracy() == pytest.approx(92.5) and (run.folder / "checkpoint.pth").read_text()
+    assert run.accuracy() == pytest.approx(92.5) and (run.folder / "40backbone.pth").read_text()
     finish_all([run, run], 2)
     assert commands.scripts == ["train.py", "eval/eval.py"] * 2
     for other in (
-        RecipeRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "images"),
-        RecipeRun(run.folder, ["train.py", "lr=2"], 40, (tmp_path, "lfw"), "other images"),
+        ScoredRun(run.folder, ["train.py", "lr=2"], (tmp_path, "lfw"), "images"),
+        ScoredRun(run.folder, ["train.py", "lr=2"], (tmp_path, "lfw"), "other images"),
     ):
         assert other.result() is None
         finish_all([other], 1)
-        assert not (run.folder / "checkpoint.pth").read_text()
+        assert not (run.folder / "40backbone.pth").read_text()
     assert len(commands.scripts) == 8
 
 
@@ -92,7 +92,7 @@ def test_every_recipe_is_a_valid_config_that_differs_in_its_own_fields_alone(tmp
     plain, *others = (setting.run(tmp_path, name, 3) for name in RECIPES)
     for run in (plain, *others):
         script, _, config_file, *fields = run.training
-        assert run.training[: len(plain.training) - 1][1:] and "seed=3" in fields and run.last_step == 12
+        assert run.training[: len(plain.training) - 1][1:] and "seed=3" in fields
         distills = script == "train_kd.py"
         config = load_config(ROOT / config_file, fields, distillation=distills)
         assert set(unused_fields(config, script[:-3])) <= {"w", "teacher_channel", "teacher_n_layers", "teacher_cache",

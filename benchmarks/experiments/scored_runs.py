@@ -1,37 +1,37 @@
-"""Training runs of recipes: a script with its fields, and the accuracy of the last checkpoint."""
+"""Training runs of a script with its fields, and the accuracy of the last checkpoint."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiments.commands import command
 from benchmarks.experiments.kept_runs import KeptRun
-from benchmarks.experiments.runs import command
+from utils.checkpoints.weights import list_backbones
 
 
 @dataclass(frozen=True)
-class RecipeRun(KeptRun):
+class ScoredRun(KeptRun):
     """Training run and the score of its last checkpoint on one verification set."""
 
     folder: Path
     training: list[str]  # training script and its arguments
-    last_step: int
     scored_on: tuple[Path, str]  # folder of the verification set, and its name
     data: str  # fingerprint of the training images
 
     def recipe(self) -> dict[str, Any]:
         """See `KeptRun`."""
-        scored_on = [str(part) for part in self.scored_on]
-        return {"training": self.training, "step": self.last_step, "scored_on": scored_on, "data": self.data}
+        return {"training": self.training, "scored_on": [str(part) for part in self.scored_on], "data": self.data}
 
     def train_and_score(self, threads: int) -> dict[str, float]:
         """See `KeptRun`."""
         output = f"output={self.folder}"
         command([*self.training, output, f"log_dir={self.folder / 'logs'}", "workers=1"], threads)
+        step = str(max(list_backbones(self.folder)))
         sets, name = self.scored_on
         scoring = [f"rec={sets}", f"val_targets={name}", f"test_output={self.folder}", "workers=1"]
-        command(["eval/eval.py", output, "--steps", str(self.last_step), *scoring], threads)
-        score = json.loads((self.folder / "results.json").read_text())[str(self.last_step)][name]
+        command(["eval/eval.py", output, "--steps", step, *scoring], threads)
+        score = json.loads((self.folder / "results.json").read_text())[step][name]
         return {"accuracy": 100 * score["accuracy"]}
 
     def accuracy(self) -> float:
