@@ -1,7 +1,7 @@
 # make demo     a small PocketNet from scratch: synthetic faces, training, scores
 # make demo-ijb the demo's network on a synthetic set in the layout of IJB-C
 # make demo-kd  does a teacher help? plain, template and multi-step distillation side by side
-# make demo-search a search on synthetic faces, and its cells compared with others
+# make demo-search a search on synthetic faces, and the rank of its cells among random ones
 # make test     lint, types and the quick tests
 # make drills   the long tests: kills, faults, several machines, fuzz, MXNet
 # make gpu-check  checks and measures training on the GPU of this machine, with the Python that is there
@@ -20,7 +20,7 @@ help:
 	@echo "make demo        train a small PocketNet on synthetic faces and score it"
 	@echo "make demo-ijb    score the demo's network on a synthetic set in the layout of IJB-C"
 	@echo "make demo-kd     does a teacher help? plain, template and multi-step distillation side by side"
-	@echo "make demo-search search for cells on synthetic faces; they are compared with others"
+	@echo "make demo-search search for cells on synthetic faces, and rank them among random ones"
 	@echo "make test        lint, types and the quick tests"
 	@echo "make drills      the long tests: kills, faults, several machines, fuzz, MXNet"
 	@echo "make check       only lint and types"
@@ -75,8 +75,9 @@ demo-ijb: output/demo/results.txt
 demo-kd: data/faces_demo/made.json
 	$(PY) benchmarks/experiments/demo_kd.py
 
-demo-search: data/faces_demo/made.json
-	$(PY) benchmarks/experiments/demo_search.py
+# Finished searches and trainings are kept too. To start over: rm -r output/demo_search
+demo-search: .venv/installed
+	$(PY) -m benchmarks.experiments.searches --out output/demo_search --seeds 1 --only first-order --epochs 2
 
 # ----------------------------------------------------------------------- tests
 
@@ -110,4 +111,5 @@ format: .venv/installed-dev
 	$(PY) -m ruff format $(SOURCES)
 
 clean:
-	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/faces_cells_* data/ijb_demo output/demo output/demo_kd output/demo_search output/search_cost output/cells output/gpu_check logs/demo
+	rm -rf .venv .venv-mxnet data/faces_demo data/faces_search data/faces_searches data/faces_cells_* data/faces_recipes_* data/ijb_demo
+	rm -rf output/demo output/demo_kd output/demo_search output/search_cost output/searches output/cells output/recipes output/gpu_check logs/demo

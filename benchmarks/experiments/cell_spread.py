@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -64,8 +64,10 @@ def percentile(score: float, others: Sequence[float]) -> float:
     return float(100 * (below + equal / 2) / len(others))
 
 
-def draw_scores(names: Sequence[str], scores: np.ndarray, published: Sequence[float], measure: str) -> Figure:
-    """Draws the scores (cells, seeds) of the random cells, the best on top, and those of the published cells."""
+def draw_scores(
+    names: Sequence[str], scores: np.ndarray, others: Mapping[str, Sequence[float]], measure: str
+) -> Figure:
+    """Draws the scores (cells, seeds) of random cells, sorted, and those of other cells as vertical lines, by name."""
     figure = Figure(figsize=(8, 1.5 + 0.28 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     order = np.argsort(scores.mean(axis=1))
@@ -73,11 +75,10 @@ def draw_scores(names: Sequence[str], scores: np.ndarray, published: Sequence[fl
     axes.hlines(rows, scores[order].min(axis=1), scores[order].max(axis=1), color="lightgray")
     for seed, column in enumerate(scores[order].T):
         axes.plot(column, rows, "o", color=f"C{seed}", label=f"seed {seed}")
-        if len(published):
-            axes.axvline(published[seed], color=f"C{seed}", linestyle=":")
     axes.plot(scores[order].mean(axis=1), rows, "|", color="black", markersize=12, label="mean")
-    if len(published):
-        axes.axvline(float(np.mean(published)), color="black", label="published cells (dotted: by seed)")
+    for i, (name, values) in enumerate(others.items(), start=scores.shape[1]):
+        for n, value in enumerate(values):
+            axes.axvline(value, color=f"C{i}", label=None if n else name)
     axes.set_yticks(rows, [names[i] for i in order])
     axes.set_xlabel(measure)
     figure.legend(loc="outside upper center", ncols=4)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from backbones.genotypes import SOFTMAX_CASIA, parse_genotype
-from benchmarks.experiments import demo_search, search_cost
+from benchmarks.experiments import search_cost
 from config import load_config
 from NAS import derive
 from NAS.derive import config_text, read_genotype
@@ -194,22 +194,6 @@ def test_a_derived_config_names_its_origin(folder, tmp_path):
     assert f"Found by a search, epoch 3 of {tmp_path / folder}." in (
         ast.get_docstring(ast.parse(path.read_text())) or ""
     )
-
-
-def test_the_demo_searches_again_for_other_faces(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_search, "FACES", str(tmp_path))
-    searches = []
-
-    def command(arguments: list[str], threads: int) -> None:
-        searches.append(arguments)
-        (tmp_path / "search").mkdir()  # not there: what an earlier search left is gone
-        (tmp_path / "search" / "genotypes.jsonl").write_text(json.dumps({"epoch": 0, "genotype": SOFTMAX_CASIA}))
-
-    monkeypatch.setattr(demo_search, "command", command)
-    for faces, times in (("these", 1), ("these", 1), ("those", 2)):
-        (tmp_path / "made.json").write_text(faces)
-        assert demo_search.search(tmp_path, ["cost_weight=1"], 5, 1) == parse_genotype(SOFTMAX_CASIA)
-        assert len(searches) == times and "cost_weight=1" in searches[-1] and "seed=5" in searches[-1]
 
 
 def test_the_table_of_costs():
