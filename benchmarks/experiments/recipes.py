@@ -3,11 +3,12 @@
     python -m benchmarks.experiments.recipes [--seeds 5] [--people 200 --shots 8 --steps 400] [field=value …]
     python -m benchmarks.experiments.recipes --faces FOLDER --sets FOLDER --teacher WEIGHTS.pth [field=value …]
 
-Without --faces it draws synthetic faces, of which few images of each person make the set hard, and trains a teacher on
-them. With --faces the training images are those of a folder as config.rec names one, the score is that on {--set}.bin
-in --sets, and the teacher is published PocketNetS-128; the header of the teacher is then the mean embedding of each
-person. Every run is a command of this project. After an interruption the same command does only what is missing.
-Writes results.txt, results.json and recipes.png to --out.
+Without --faces it draws synthetic faces and trains a teacher on them; fewer images of each person than in the demo, and
+more that pose, light and camera change in them, make the set hard. With --faces the training images are those of a
+folder as config.rec names one, the
+score is that on {--set}.bin in --sets, and the teacher is published PocketNetS-128; the header of the teacher is then
+the mean embedding of each person. Every run is a command of this project. After an interruption the same command does
+only what is missing. Writes results.txt, results.json and recipes.png to --out.
 """
 
 import argparse
@@ -81,8 +82,9 @@ def length(faces: Path, config_file: str, steps: int, changes: Sequence[str] = (
 
 def synthetic(args: argparse.Namespace, out: Path) -> Setting:
     """Draws the faces, trains the teacher and returns the setting."""
-    faces = ROOT / "data" / f"faces_recipes_{args.people}x{args.shots}"
+    faces = ROOT / "data" / f"faces_recipes_{args.people}x{args.shots}_{args.nuisance:g}"
     drawing = ["--people", str(args.people), "--shots", str(args.shots), "--pairs", str(args.pairs)]
+    drawing += ["--nuisance", str(args.nuisance)]
     command(["data/make_demo_faces.py", "--out", str(faces), *drawing], os.cpu_count() or 1)
     fields = [*length(faces, TEACHER, args.teacher_steps), "save_initial=0"]
     data, scored_on = FaceDataset(faces).fingerprint, (faces, "demo")
@@ -140,6 +142,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="steps of every student (%(default)s)")
     parser.add_argument("--people", type=int, default=200, help="synthetic people (%(default)s)")
     parser.add_argument("--shots", type=int, default=8, help="images of each of them (%(default)s)")
+    parser.add_argument("--nuisance", type=float, default=1.3, help="as in data/make_demo_faces.py (%(default)s)")
     parser.add_argument("--pairs", type=int, default=1500, help="verification pairs of other people (%(default)s)")
     parser.add_argument("--teacher-steps", type=int, default=600, help="steps of their teacher (%(default)s)")
     parser.add_argument("--faces", type=path_argument, help="folder of train.rec, in place of synthetic faces")
