@@ -5,10 +5,9 @@
 
 Without --faces it draws synthetic faces and trains a teacher on them; fewer images of each person than in the demo, and
 more that pose, light and camera change in them, make the set hard. With --faces the training images are those of a
-folder as config.rec names one, the
-score is that on {--set}.bin in --sets, and the teacher is published PocketNetS-128; the header of the teacher is then
-the mean embedding of each person. Every run is a command of this project. After an interruption the same command does
-only what is missing. Writes results.txt, results.json and recipes.png to --out.
+folder as config.rec names one, the score is that on {--set}.bin in --sets, and the teacher is published PocketNetS-128;
+the header of the teacher is then the mean embedding of each person. Every run is a command of this project. After an
+interruption the same command does only what is missing. Writes results.txt, results.json and recipes.png to --out.
 """
 
 import argparse
