@@ -1,11 +1,8 @@
 """Architecture search as a task of the training loop: a step of the alphas before each step of the weights."""
 
 import math
-from collections import deque
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,24 +15,13 @@ from NAS.cost import expected_multiply_adds, operation_costs
 from NAS.data import resize_and_crop
 from NAS.report import EpochReport, write_epoch
 from NAS.supernet import Supernet
-from utils.datasets.shared_buffers import LOOKAHEAD, HostBatch
+from NAS.val_batches import ValBatches
+from utils.datasets.shared_buffers import HostBatch
 from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import normalise
-from utils.distributed.collectives import run_on_all
 from utils.distributed.data_parallel import unwrap_ddp
-from utils.distributed.process_group import World, to_device_async
-from utils.errors import UserError
-from utils.training.learning_rate import global_batch_size
+from utils.distributed.process_group import World
 from utils.training.task import Batch, Task
-
-
-class ValBatch(NamedTuple):
-    """Batch of the validation half on the device, and the position in the half after it."""
-
-    images: Tensor  # (B, 3, 112, 112), normalised, not augmented
-    labels: Tensor  # (B,)
-    epoch: int
-    samples_seen: int  # samples of the epoch used by all ranks
 
 
 class SearchTask(Task):
@@ -84,10 +70,8 @@ class SearchTask(Task):
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
         self.optimizer: torch.optim.Optimizer
         self.beta_weight = 0.0  # of Beta-decay in the current epoch
-        self.val_epoch = self.val_seen = 0  # position in the validation half after the last used batch
         self.loaders = (val_loader,)
-        self._val_batches = self._endless(val_loader)
-        self._pending: deque[ValBatch] = deque()
+        self.val_batches = ValBatches(val_loader, config, world)
 
     def on_train_start(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps the weights' optimizer, whose momentum and learning rate the unrolled step uses."""
@@ -100,8 +84,7 @@ class SearchTask(Task):
         """
         # Grows linearly, as in the paper, and is constant in epochs after num_epoch.
         self.beta_weight = self.config.beta_decay * min(1.0, epoch / self.config.num_epoch)
-        if not self._pending:
-            run_on_all(self.world, self._read_first)
+        self.val_batches.read_first()
 
     def augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Returns random crops of the enlarged images, (B, 112, 112, 3) uint8 as the input."""
@@ -123,7 +106,7 @@ class SearchTask(Task):
     def _step_alphas(self, train: tuple[Tensor, Tensor]) -> Tensor:
         """Steps the alphas and returns the validation loss before it, NaN for a skipped step. Collective."""
         xi = self.optimizer.param_groups[0]["lr"]
-        gradients, loss = self.architect.gradient(train, self._next_val(), xi, self.optimizer)
+        gradients, loss = self.architect.gradient(train, self.val_batches.next(), xi, self.optimizer)
         if self.config.cost_weight or self.beta_weight:
             with self.architect.enable_alpha_grad():
                 penalty_gradients = torch.autograd.grad(self._penalty(), self.net.alphas())
@@ -149,55 +132,18 @@ class SearchTask(Task):
         normal, reduce = self.net.edge_weights()
         return expected_multiply_adds([*normal, *reduce], self.costs)
 
-    def _next_val(self) -> tuple[Tensor, Tensor]:
-        """Returns images and labels of the next validation batch."""
-        batch = self._pending.popleft()
-        self._read_ahead()
-        self.val_epoch, self.val_seen = batch.epoch, batch.samples_seen
-        return batch.images, batch.labels
-
-    def _read_first(self) -> None:
-        """Reads the first validation batches. Raises the loader's error if it has failed."""
-        self._read_ahead()
-        (loader,) = self.loaders
-        if len(self._pending) < LOOKAHEAD and loader.pending_error:
-            loader.raise_pending_error()
-
-    def _read_ahead(self) -> None:
-        """Reads validation batches until LOOKAHEAD are pending. Keeps an error for the loader to report.
-
-        The pending batches serve the steps until all ranks know of the error. This includes the start of an epoch of
-        the half, where the loader fails at once for any of its first batches.
-        """
-        try:
-            self._pending.extend(islice(self._val_batches, LOOKAHEAD - len(self._pending)))
-        except (UserError, RuntimeError) as error:
-            self.loaders[0].pending_error = error.with_traceback(None)
-
-    def _endless(self, loader: SharedMemoryLoader) -> Iterator[ValBatch]:
-        """Yields batches of the validation half, epoch after epoch."""
-        epoch, samples_seen = self.val_epoch, self.val_seen
-        while True:
-            for batch in loader.iter_epoch(epoch, samples_seen):
-                samples_seen += global_batch_size(self.config, self.world.size)
-                images = normalise(to_device_async(batch.images, self.world.device))
-                # Copied, on the CPU too: the loader reuses its memory before this batch is used.
-                labels = to_device_async(batch.labels, self.world.device).clone()
-                yield ValBatch(images, labels, epoch, samples_seen)
-            epoch, samples_seen = epoch + 1, 0
-
     def exported_modules(self, step: int) -> dict[str, nn.Module]:
         """Returns the supernet with its alphas, to be saved as {step}supernet.pth."""
         return {f"{step}supernet.pth": self.net}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the alphas' optimizer, and the position in the validation half."""
-        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "val": [self.val_epoch, self.val_seen]}
+        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "val": [*self.val_batches.position]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a `state_dict`."""
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.val_epoch, self.val_seen = state["val"]
+        self.val_batches.position = tuple(state["val"])
 
     def on_epoch_end(self, epoch: int, step: int) -> None:
         """Reports the state of the search on rank 0. Collective: raises RuntimeError if the alphas of ranks differ."""

@@ -22,6 +22,7 @@ from NAS.data import RESIZED_SIZE, resize_and_crop, resize_for_crop, split_halve
 from NAS.search import DEFAULT_CONFIG
 from NAS.supernet import Supernet, derive_nodes
 from NAS.task import SearchTask
+from NAS.val_batches import ValBatches
 from NAS.visualize import draw_cells
 from tests.helpers.golden import golden_images, golden_state
 from tests.helpers.paths import GOLDEN
@@ -431,9 +432,8 @@ def test_a_resumed_search_with_beta_decay_has_the_same_alphas():
     steps(first, 1)
     second.net.load_state_dict(first.net.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.val_batches = ValBatches(second.loaders[0], second.config, second.world)  # unread, as in a new process
     second.load_state_dict(first.state_dict())
-    second._pending.clear()
-    second._val_batches = second._endless(second.loaders[0])
     second.on_epoch_start(3)
     steps(second, 1)
     assert all(torch.equal(a, b) for a, b in zip(whole.net.alphas(), second.net.alphas(), strict=True))
