@@ -77,7 +77,7 @@ demo-kd: data/faces_demo/made.json
 
 # Finished searches and trainings are kept too. To start over: rm -r output/demo_search
 demo-search: .venv/installed
-	$(PY) -m benchmarks.experiments.searches --out output/demo_search --seeds 1 --only first-order --epochs 2
+	$(PY) -m benchmarks.experiments.searches --out output/demo_search --seeds 1 --only first-order --epochs 1
 
 # ----------------------------------------------------------------------- tests
 

@@ -60,6 +60,8 @@ def finish_all(runs: Sequence[KeptRun], parallel: int, threads: int | None = Non
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are done already", flush=True)
     parallel = max(1, min(parallel, len(missing)))
     each = threads or max(1, (os.cpu_count() or 1) // parallel)
+    if missing:
+        print(f"{len(missing)} runs, {parallel} at a time; logs: {runs[missing[0]].folder.parent}/*/*.log", flush=True)
     lock, start, done = threading.Lock(), time.perf_counter(), 0
 
     def finish_and_report(i: int) -> None:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.experiments.searches [--seeds 3] [--only first-order,…] [--epochs 8] [field=value …]
 
-The networks of the searches have the size of those of the table, and the searches see other synthetic people. The cells
-are derived at the cost of the published ones, then trained and scored as those of the table. One search runs on each
-core; the epochs of the second order, which takes longer, are fewer, so that all take about the same time. After an
-interruption the same command does only what is missing. Writes results.txt, results.json and searches.png to --out.
+The supernets have the channels of the table's networks, and see other synthetic people. The cells are derived at the
+cost of the published ones, then trained and scored as those of the table. One search runs on each core; the epochs of
+the second order, which takes longer, are fewer, so that all take about the same time. After an interruption the same
+command does only what is missing. Writes results.txt, results.json and searches.png to --out.
 """
 
 import argparse
@@ -36,8 +36,9 @@ from utils.filesystem import save_figure
 
 FACES = ROOT / "data/faces_searches"
 PEOPLE = ["--people", "200", "--shots", "20", "--test-people", "2", "--pairs", "20", "--seed", "1"]
-# As NAS/config.py, for fewer and smaller steps: with its learning rates neither weights nor alphas would move.
-SEARCH = ["batch_size=16", "lr=1.6", "alpha_lr=0.01", "search_eval=400", "log_step=25"]
+# As NAS/config.py, for fewer and smaller steps: with its learning rates neither weights nor alphas would move. The
+# supernet has fewer cells than the derived networks, as in DARTS.
+SEARCH = ["n_layers=4", "batch_size=16", "lr=1.6", "alpha_lr=0.01", "search_eval=400", "log_step=25"]
 # Config fields, and the part of --epochs, by which a second-order search takes the time of a first-order one.
 KINDS: dict[str, tuple[list[str], float]] = {
     "first-order": (["second_order=False"], 1),
@@ -51,7 +52,7 @@ def search_run(kind: str, seed: int, args: argparse.Namespace, table: Table) -> 
     """Returns the run of a search."""
     settings = table_settings(table)
     fields, part = KINDS[kind]
-    size = [f"channel={settings.channel}", f"n_layers={settings.n_layers}", f"embedding_size={settings.embedding_size}"]
+    size = [f"channel={settings.channel}", f"embedding_size={settings.embedding_size}"]
     length = f"num_epoch={max(1, round(part * args.epochs))}"
     arguments = [f"rec={FACES}", *size, *SEARCH, length, *fields, *args.changes, f"seed={seed}"]
     return SearchRun(args.out / f"{kind}-{seed}", arguments, FaceDataset(FACES).fingerprint)
