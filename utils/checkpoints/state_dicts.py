@@ -11,6 +11,7 @@ from utils.logs.logger import log
 
 NETWORK_FIELDS = "net_name, channel, n_layers, genotype"  # config fields that determine the network
 HEADER_FIELDS = "num_classes and rec"  # config fields that determine the number of classes
+MARGIN = "margin."  # key prefix of the margin's state in the state dict of a header
 _WRAPPERS = ("module.", "_orig_mod.")  # key prefixes that DataParallel and torch.compile add
 
 
@@ -95,6 +96,12 @@ def check_state_dict(expected: dict[str, Tensor], weights: Any, source: str, fie
         fields = HEADER_FIELDS
     missing = [key for key in expected if key not in weights]
     unknown = [key for key in weights if key not in expected]
+    if (missing or unknown) and all(key.startswith(MARGIN) for key in missing + unknown):
+        raise CheckpointError(
+            f"{source}: is the header of another loss: it has {_margin_keys(weights)}, this run's has "
+            f"{_margin_keys(expected)}",
+            fix="set loss as in the run that wrote it, or start a new run from its weights: student_pth=FILE",
+        )
     if missing or unknown:
         has, lacks = _describe_first(unknown, weights), _describe_first(missing, expected)
         raise CheckpointError(
@@ -142,6 +149,11 @@ def _describe_first(keys: list[str], weights: dict[str, Tensor]) -> str:
         return "nothing else"
     more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
     return f"{_format_key(keys[0])} {_format_shape(weights[keys[0]])}{more}"
+
+
+def _margin_keys(weights: dict[str, Tensor]) -> str:
+    """Returns the keys of the margin's state in that of a header, for an error message."""
+    return ", ".join(_format_key(key) for key in weights if key.startswith(MARGIN))[:100] or f"no {MARGIN}*"
 
 
 def _format_shape(tensor: Tensor) -> str:

@@ -35,16 +35,16 @@ class DistilledCentres:
         """
         with torch.autocast(student.device.type, enabled=False):
             teacher = F.normalize(teacher.float(), dim=1)
-            learned = (F.normalize(student.float(), dim=1) * teacher).sum(1).clamp(0, 1)  # (B,)
-            parts = (learned, teacher, labels)
-            learned, teacher, labels = (all_gather_tensor(rows, self.world) for rows in parts)  # of N images
+            agreement = (F.normalize(student.float(), dim=1) * teacher).sum(1).clamp(0, 1)  # (B,)
+            parts = (agreement, teacher, labels)
+            agreement, teacher, labels = (all_gather_tensor(rows, self.world) for rows in parts)  # of N images
             columns = labels - self.first_class
             is_local = (columns >= 0) & (columns < self.kernel.shape[1])  # else another rank holds the column
             columns = torch.where(is_local, columns, 0)
             before = self.kernel[:, columns].T  # (N, D)
             same_class = (columns[:, None] == columns) & is_local  # (N, N)
             # Images of one class write one column: all of them the same bits.
-            self.kernel.index_copy_(1, columns, moved_centres(before, learned, teacher, same_class).T)
+            self.kernel.index_copy_(1, columns, moved_centres(before, agreement, teacher, same_class).T)
         self._changed = columns, before
 
     @torch.no_grad()
@@ -55,23 +55,23 @@ class DistilledCentres:
             self.kernel.index_copy_(1, columns, torch.where(condition, before.T, self.kernel[:, columns]))
 
 
-def moved_centres(centres: Tensor, learned: Tensor, teacher: Tensor, same_class: Tensor) -> Tensor:
+def moved_centres(centres: Tensor, agreement: Tensor, teacher: Tensor, same_class: Tensor) -> Tensor:
     """Returns the new centre of the class of each image, (N, D), of length 1: c + mean of b_i · (t_i - c), normalised.
 
-    The mean is over the images i of the class, t_i is the teacher's embedding, and b_i = (1 - a_i) · h_i. a_i is what
-    the student has learned of it, the cosine of their embeddings: early in training a centre follows the single
-    embedding, later it is a long average. h_i, the cosine of t_i and c, is low for hard images, which so count less.
+    The mean is over the images i of the class, t_i is the teacher's embedding, and b_i = (1 - a_i) · h_i. a_i is the
+    cosine of the student's embedding and t_i: early in training a centre follows the single embedding, later it is a
+    long average. h_i, the cosine of t_i and c, is low for hard images, which so count less.
     Negative cosines count as 0. The first images of a class become its centre: b_i = 1.
 
     Args:
         centres: (N, D), c of each image's class; zeros if it has none yet.
-        learned: (N,), a_i.
+        agreement: (N,), a_i.
         teacher: (N, D), t_i, of length 1.
         same_class: (N, N) bool, whether the image of the column counts for the centre of the row's image.
     """
     old = F.normalize(centres, dim=1)
     is_new = ~centres.any(1)  # (N,)
-    weight = torch.where(is_new, 1.0, (1 - learned) * (teacher * old).sum(1).clamp(0, 1))[:, None]  # (N, 1), b_i
+    weight = torch.where(is_new, 1.0, (1 - agreement) * (teacher * old).sum(1).clamp(0, 1))[:, None]  # (N, 1), b_i
     count = same_class.sum(1, keepdim=True)  # (N, 1)
     step = same_class.to(centres.dtype) @ (weight * (teacher - old)) / count.clamp_min(1)
     first = same_class.int().argmax(1)  # the rows of a product may differ in their last bits: take that of one image

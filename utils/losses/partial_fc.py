@@ -61,7 +61,8 @@ class ShardedHeader(nn.Module):
             raise UserError(f"header: {n_classes} classes cannot be split over {world.size} processes", fix="use fewer")
         if not 0 < sample_rate <= 1:
             raise UserError(f"sample_rate: should be above 0 and at most 1, is {sample_rate}")
-        self.n_classes, self.margin, self.s = n_classes, margin, s
+        self.n_classes, self.s = n_classes, s
+        self.margin = margin.to(world.device)
         self.world, self.sample_rate, self.seed = world, sample_rate, seed
         self.class_slice = shard_slice(n_classes, world)
         self.step = 0

@@ -31,6 +31,11 @@ def check_initial_header(config: Config, distills: bool) -> None:
             f"config header_from: {shorten(config.header_from)}, but student_header=True names another header",
             fix="set one of them",
         )
+    is_file = config.header_from not in ("", TEACHER)
+    if is_file and Path(config.header_from).resolve().parent == Path(config.output).resolve():
+        raise UserError(  # the run would archive it, as a file of an earlier run
+            f"config header_from: {config.header_from!r} is in the output folder", fix="name another output"
+        )
     if config.header_frozen and distills and config.distill == "adadistill":
         raise UserError("config header_frozen: distill=adadistill moves the class centres", fix="set one of them")
     if config.header_frozen and not (config.header_from or loads_students or config.resume == "1"):
@@ -42,12 +47,23 @@ def check_initial_header(config: Config, distills: bool) -> None:
 def load_initial_header(config: Config, header: nn.Module, world: World) -> None:
     """Loads the file that config.header_from names and logs its path. Collective: call on all ranks.
 
-    Raises UserError if there is none, or if it has other identities or another embedding size.
+    Raises UserError if there is no such file, or if it has other identities or another embedding size.
     """
-    path = run_on_main(world, lambda: header_file(config))
+    path = run_on_main(world, lambda: find_header_file(config))
     fix = "header_from needs the same identities and embedding_size: check rec, num_classes and embedding_size"
     load_header(unwrap_ddp(header), path, world, fix)
     log.info(f"Header: starts from {path}{', and stays as it is' if config.header_frozen else ''}")
+
+
+def find_header_file(config: Config) -> Path:
+    """Returns `header_file`. Raises UserError if there is no such file."""
+    path = header_file(config)
+    if not path.exists():
+        fix = "name a {step}header.pth"
+        if config.header_from == TEACHER:
+            fix = "check teacher_pth and teacher_global_step, or name the file: header_from=FILE"
+        raise UserError(f"config header_from: {path} does not exist", fix=fix)
+    return path
 
 
 def header_file(config: Config) -> Path:
@@ -82,7 +98,10 @@ def load_header(header: nn.Module, path: Path, world: World, fix: str) -> None:
     loaded: list[Tensor] = []  # a sharded header is read on rank 0 only; other machines need not have the file
 
     def read() -> None:
-        saved = read_weights(path).get("kernel", torch.empty(0))
+        weights = read_weights(path)
+        if "kernel" not in weights:
+            raise UserError(f"{path}: has no class centres (kernel)", fix="name a {step}header.pth")
+        saved = weights["kernel"]
         if saved.shape != (rows, classes):
             raise UserError(
                 f"{path}: its header is {tuple(saved.shape)}, that of this run (embedding_size, classes) = "

@@ -25,7 +25,7 @@ IMAGES = 4  # whose cached embeddings are compared
 
 
 def run(context: Context) -> None:
-    """Runs train_kd.py three times and eval.py twice, in this process."""
+    """Runs train_kd.py four times and eval.py twice, in this process."""
     cache = context.folder / "cache"
     epochs = [f"num_epoch={len(STEPS)}", "log_step=5"]
     fields = [*network_arguments(context), *teacher_fields(context), *epochs]
@@ -43,6 +43,12 @@ def run(context: Context) -> None:
     with context.report.part("multi-step distillation"):
         run_here(train_kd.main, "--multi-step", *fields, *run_fields(context, "kd_multi"))
         context.report.expect("multi-step distillation", _epochs(context, "kd_multi") == len(STEPS))
+    with context.report.part("AdaDistill"):
+        adaptive = ["distill=adadistill", "loss=adaface", "header=sharded", f"teacher_cache={cache}"]
+        run_here(train_kd.main, *fields, *run_fields(context, "kd_adaptive"), *adaptive)
+        context.report.expect(
+            "AdaDistill with AdaFace and a sharded header", _epochs(context, "kd_adaptive") == len(STEPS)
+        )
     with context.report.part("evaluation"):
         _evaluate(context, context.folder / "runs" / "kd")
 

@@ -50,8 +50,8 @@ def centres_in_float64() -> list[torch.Tensor]:
         for label in labels.unique():
             old, moves = kernel[:, int(label)].clone(), []
             for s, t in zip(student[labels == label], teacher[labels == label], strict=True):
-                learned, typical = max(0.0, F.cosine_similarity(s, t, dim=0)), max(0.0, old @ t)
-                moves.append(t if not old.any() else (1 - learned) * typical * (t - old))
+                agreement, typical = max(0.0, F.cosine_similarity(s, t, dim=0)), max(0.0, old @ t)
+                moves.append(t if not old.any() else (1 - agreement) * typical * (t - old))
             kernel[:, int(label)] = F.normalize(old + sum(moves) / len(moves), dim=0)
         found.append(kernel.clone())
     return found
@@ -100,21 +100,23 @@ def test_all_processes_keep_the_same_centres(runs):
 
 def test_early_the_centre_is_near_the_single_embedding_and_late_near_its_average():
     old, teacher = F.normalize(torch.tensor([[1.0, 0.2], [1.0, -0.2]]).double(), dim=1)
-    for learned, expected in [(0.0, "near"), (1.0, "old")]:
-        new = moved_centres(old[None], torch.tensor([learned]).double(), teacher[None], torch.ones(1, 1).bool())[0]
-        torch.testing.assert_close(new, old) if expected == "old" else None
-        assert expected == "old" or new @ teacher > 0.99 > old @ teacher
+
+    def moved(agreement, embedding):
+        return moved_centres(old[None], torch.tensor([agreement]).double(), embedding, torch.ones(1, 1).bool())[0]
+
+    torch.testing.assert_close(moved(1.0, teacher[None]), old)
+    assert moved(0.0, teacher[None]) @ teacher > 0.99 > old @ teacher
     hard = torch.tensor([[-0.2, 1.0]]).double() / 1.04**0.5  # at a right angle to its centre
-    torch.testing.assert_close(moved_centres(old[None], torch.zeros(1).double(), hard, torch.ones(1, 1).bool())[0], old)
+    torch.testing.assert_close(moved(0.0, hard), old)
 
 
 def test_images_of_one_class_write_the_same_bits_in_any_order():
     torch.manual_seed(0)
-    old, learned, teacher = torch.randn(1, D).expand(33, D), torch.rand(33), F.normalize(torch.randn(33, D), dim=1)
-    new = moved_centres(old, learned, teacher, torch.ones(33, 33).bool())
+    old, agreement, teacher = torch.randn(1, D).expand(33, D), torch.rand(33), F.normalize(torch.randn(33, D), dim=1)
+    new = moved_centres(old, agreement, teacher, torch.ones(33, 33).bool())
     assert (new == new[0]).all()
     order = torch.randperm(33)
-    other = moved_centres(old, learned[order], teacher[order], torch.ones(33, 33).bool())
+    other = moved_centres(old, agreement[order], teacher[order], torch.ones(33, 33).bool())
     torch.testing.assert_close(other, new, rtol=0, atol=1e-6)
 
 

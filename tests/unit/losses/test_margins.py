@@ -18,6 +18,7 @@ from utils.losses.header import header_loss, make_header
 from utils.training.checkpointing.state import gather_full_state_dict
 
 LOSSES, HEADERS = ("cosface", "adaface"), ("replicated", "sharded")
+META = World(0, 1, torch.device("meta"))
 N, D, CLASSES, S, M = 12, 16, 9, 64.0, 0.4
 STEPS = 3
 
@@ -199,3 +200,22 @@ def test_the_running_statistics_resume_exactly(tmp_path, tiny_data, header):
     assert header_file.keys() == {"kernel", "margin.mean", "margin.std"} and header_file["margin.mean"] < 20
     with pytest.raises(UserError, match=r"config loss: cosface, but the run in .* has 'adaface'; use that"):
         train_sharded(CPU, tmp_path / "cut", tiny_data, "loss=cosface", f"header={header}", "max_steps=7")
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_all_of_a_header_is_on_its_ranks_device(tmp_path, tiny_data, header):
+    module = make_header(small_config(tmp_path, tiny_data, "loss=adaface", f"header={header}"), CLASSES, META)
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_files_of_another_loss_name_the_loss(tmp_path, tiny_data, header):
+    def resume(*fields):
+        train_sharded(CPU, tmp_path, tiny_data, f"header={header}", "max_steps=2", *fields)
+
+    resume()
+    for path in (tmp_path / "out").glob("checkpoint*"):
+        path.unlink()
+    message = r"2header\.pth: is the header of another loss: it has no margin\.\*, this run's has margin\.mean, "
+    with pytest.raises(UserError, match=message):
+        resume("loss=adaface", "resume=1", "global_step=2")

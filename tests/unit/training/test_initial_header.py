@@ -82,6 +82,7 @@ def test_the_teachers_header_is_the_one_beside_its_backbone(tmp_path, tiny_data)
         (["header_from=teacher"], "header_from: 'teacher', but this command has no teacher; train with ./train_kd.sh"),
         (["header_frozen=1"], "header_frozen: would keep random class centres; name trained ones"),
         (["header_from=a", "student_pth=b", "student_header=1"], "header_from: 'a', but student_header=True names"),
+        (["output=run", "header_from=run/3header.pth"], "header_from: 'run/3header.pth' is in the output folder; name"),
     ],
 )
 def test_fields_that_contradict_each_other_are_one_line(tmp_path, tiny_data, fields, message):
@@ -98,10 +99,26 @@ def test_fields_that_contradict_each_other_are_one_line(tmp_path, tiny_data, fie
         (centres() / 0, r"3header\.pth: kernel is not finite"),
     ],
 )
-def test_a_file_that_does_not_fit_is_one_line(tmp_path, tiny_data, header, kernel, message):
+def test_a_kernel_that_does_not_fit_is_one_line(tmp_path, tiny_data, header, kernel, message):
     config = small_config(tmp_path, tiny_data, f"header_from={write_header(tmp_path, kernel)}", f"header={header}")
     with pytest.raises(UserError, match=message):
         load_initial_header(config, make_header(config, 4, CPU), CPU)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_file_without_a_header_is_one_line(tmp_path, tiny_data, header):
+    torch.save({"conv.weight": torch.ones(2)}, tmp_path / "3backbone.pth")
+    for fields, message in (
+        (["header_from=no/3header.pth"], "config header_from: no/3header.pth does not exist; name a {step}header.pth"),
+        (
+            ["header_from=teacher", f"teacher_pth={tmp_path}"],
+            f"config header_from: {tmp_path}/0header.pth does not exist; check teacher_pth and teacher_global_step, or",
+        ),
+        ([f"header_from={tmp_path / '3backbone.pth'}"], "3backbone.pth: has no class centres (kernel); name a {step}"),
+    ):
+        config = small_config(tmp_path, tiny_data, *fields, f"header={header}")
+        with pytest.raises(UserError, match=re.escape(message)):
+            load_initial_header(config, make_header(config, 4, CPU), CPU)
 
 
 def test_the_command_keeps_the_teachers_header(demo, tmp_path):
