@@ -142,8 +142,8 @@ class Architect:
 def mean_smoothmax(alphas: Sequence[Tensor]) -> Tensor:
     """Returns the log-sum-exp of an edge's alphas, mean over all edges, a scalar: the loss of Beta-decay.
 
-    It pulls down each alpha in proportion to its softmax, so that no operation takes the lead early. (Beta-DARTS, arXiv
-    2203.01665.) alphas: (edges, operations) each.
+    It pulls down each alpha in proportion to its softmax, which keeps them even. (Beta-DARTS, arXiv 2203.01665.)
+    alphas: (edges, operations) each.
     """
     return torch.logsumexp(torch.cat(list(alphas)), dim=1).mean()
 

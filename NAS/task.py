@@ -21,6 +21,7 @@ from utils.datasets.shared_loader import SharedMemoryLoader
 from utils.datasets.transforms import normalise
 from utils.distributed.data_parallel import unwrap_ddp
 from utils.distributed.process_group import World
+from utils.errors import UserError
 from utils.training.task import Batch, Task
 
 
@@ -67,6 +68,11 @@ class SearchTask(Task):
         )
         normal, reduce = operation_costs(self.net.net)
         self._uniform_cost = float(sum(cost.mean(dim=1).sum() for cost in (*normal, *reduce)))
+        if config.cost_weight and not self._uniform_cost:
+            raise UserError(
+                "config cost_weight: the operations of search_space have no multiply-adds",
+                fix="add others, or leave cost_weight at 0",
+            )
         self.costs = [cost.to(world.device) for cost in (*normal, *reduce)]
         self.optimizer: torch.optim.Optimizer
         self.beta_weight = 0.0  # of Beta-decay in the current epoch

@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from copy import deepcopy
 from types import ModuleType, SimpleNamespace
 
@@ -341,11 +342,11 @@ class Noise:
         labels[:] = np.asarray(indices) % 3
 
 
-def search_task(*overrides: str, sample: int = 0) -> SearchTask:
+def search_task(*overrides: str, sample: int = 0, operations: Sequence[str] = SEARCH_SPACE) -> SearchTask:
     """A small search at its start; sample: images to be measured on."""
     config = load_config(DEFAULT_CONFIG, ["batch_size=4", "second_order=False", *overrides])
     torch.manual_seed(0)
-    net = Supernet(2, 4, 1, 2, 3, emb=8)
+    net = Supernet(2, 4, 1, 2, 3, emb=8, operations=operations)
     for alpha in net.alphas():
         alpha.requires_grad_(False)
     samples = {}
@@ -379,6 +380,13 @@ def test_the_cost_weight_pulls_the_cost_down():
     start = float(search_task()._expected_cost())
     assert costs[100] == sorted(costs[100], reverse=True) and costs[100][-1] < 0.8 * start
     assert costs[100][-1] < 0.8 * costs[0][-1]
+
+
+def test_operations_without_multiply_adds_have_no_cost_to_weigh():
+    pooling = ["max_pool_3x3", "avg_pool_3x3"]
+    assert not search_task("cost_weight=0", operations=pooling)._expected_cost()
+    with pytest.raises(UserError, match="config cost_weight: the operations of search_space have no multiply-adds"):
+        search_task("cost_weight=1", operations=pooling)
 
 
 def test_the_gradient_of_the_cost_is_relative_to_equal_weights(monkeypatch):
