@@ -12,6 +12,7 @@ from benchmarks.experiments.kept_runs import KeptRun, finish_all
 from benchmarks.experiments.random_cells import network_cost
 from utils.errors import UserError
 
+CONFIG = ROOT / "config/config_demo.py"  # of every training
 SHOTS = 20  # images per person
 MEASURES = ("accuracy", "auc", "eer", "tar")  # in %; tar at FAR 1e-2
 FAR = "1e-02"
@@ -31,7 +32,7 @@ class Settings:
     embedding_size: int = 128
     steps: int = 400  # of training
     lr: float = 0.8  # as the config field; a tenth in the last quarter of the steps
-    changes: tuple[str, ...] = ()  # config fields that differ from config/config_demo.py: field=value
+    changes: tuple[str, ...] = ()  # config fields that differ from CONFIG: field=value
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -64,11 +65,14 @@ class CellRun(KeptRun):
     seed: int
     settings: Settings
 
-    def recipe(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """See `KeptRun`."""
         made = json.loads((ROOT / self.settings.data / "made.json").read_text())
         settings = asdict(self.settings) | {"changes": [*self.settings.changes]}
-        return {"genotype": to_text(self.genotype), "seed": self.seed, "settings": settings, "data": made}
+        config = CONFIG.read_text()
+        return {
+            "genotype": to_text(self.genotype), "seed": self.seed, "settings": settings, "data": made, "config": config
+        }  # fmt: skip
 
     def train_and_score(self, threads: int) -> dict[str, float]:
         """See `KeptRun`."""
@@ -84,7 +88,7 @@ class CellRun(KeptRun):
         """Returns the command that trains until this step."""
         settings = self.settings
         return [
-            "train.py", "--config", "config/config_demo.py", f"rec={settings.data}", f"channel={settings.channel}",
+            "train.py", "--config", str(CONFIG), f"rec={settings.data}", f"channel={settings.channel}",
             f"n_layers={settings.n_layers}", f"embedding_size={settings.embedding_size}", f"seed={self.seed}",
             f"genotypes={ {'cell': to_text(self.genotype)} !r}", "genotype=cell", "save_initial=0", "workers=1",
             f"output={self.folder}", f"log_dir={self.folder / 'logs'}", "lr_steps=[]", *settings.changes,

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: import modules from the project folder
@@ -20,13 +21,15 @@ from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.paired import table
 from benchmarks.experiments.scored_runs import ScoredRun
 from config import CommandParser
+from utils.checkpoints.weights import list_backbones
 from utils.datasets.face_dataset import FaceDataset
 from utils.errors import UserError, run_cli
 
 FACES = ROOT / "data/faces_demo"
 # The teacher is the network of make demo, trained for as many epochs as the student, one checkpoint for each.
-TEACHER = ["train.py", "--config", "config/config_demo.py", "num_epoch=4", "lr_steps=3", "save_initial=0"]
-STUDENT = ["--config", "config/config_demo_kd.py"]
+TEACHER_CONFIG = "config/config_demo.py"
+TEACHER = ["train.py", "--config", TEACHER_CONFIG, "num_epoch=4", "lr_steps=3", "save_initial=0"]
+STUDENT_CONFIG = "config/config_demo_kd.py"
 METHODS = {"plain": ["train.py"], "template": ["train_kd.py"], "multi-step": ["train_kd.py", "--multi-step"]}
 
 
@@ -41,21 +44,22 @@ def main() -> None:
         raise UserError(f"--seeds {args.seeds}: should be at least 2, for an interval")
     start, out, cores = time.perf_counter(), args.out.absolute(), os.cpu_count() or 1
     command(["data/make_demo_faces.py", "--out", str(FACES)], cores)
-    data = FaceDataset(FACES).fingerprint
+    data, scored_on = FaceDataset(FACES).fingerprint, (FACES, "demo")
 
-    def run(name: str, training: list[str]) -> ScoredRun:
-        return ScoredRun(out / name, training, (FACES, "demo"), data)
-
-    teacher = run("teacher", TEACHER)
-    taught = [f"teacher_pth={teacher.folder}", f"teacher_cache={out / 'cache'}"]
-    runs = {
-        method: [
-            run(f"{method}-{seed}", [*script, *STUDENT, *args.changes, *taught, f"seed={seed}"])
+    def students(method: str, teacher_fields: Sequence[str], *teacher_files: Path) -> list[ScoredRun]:
+        training = [*METHODS[method], "--config", STUDENT_CONFIG, *args.changes, *teacher_fields]
+        files = (ROOT / STUDENT_CONFIG, *teacher_files)
+        return [
+            ScoredRun(out / f"{method}-{seed}", [*training, f"seed={seed}"], scored_on, data, files)
             for seed in range(args.seeds)
         ]
-        for method, script in METHODS.items()
-    }
+
+    teacher = ScoredRun(out / "teacher", TEACHER, scored_on, data, (ROOT / TEACHER_CONFIG,))
+    runs = {"plain": students("plain", [])}
     finish_all([teacher, *runs["plain"]], cores)  # these need no teacher and train at the same time
+    fields = [f"teacher_pth={teacher.folder}", f"teacher_cache={out / 'cache'}"]
+    backbones = list_backbones(teacher.folder).values()
+    runs |= {method: students(method, fields, *backbones) for method in ("template", "multi-step")}
     finish_all([*runs["template"], *runs["multi-step"]], cores)
     accuracies = {method: [each.accuracy() for each in method_runs] for method, method_runs in runs.items()}
     text = f"{table(accuracies, 'plain')}\n(teacher)   {teacher.accuracy():>9.2f}"

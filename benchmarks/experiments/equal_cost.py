@@ -30,10 +30,7 @@ def derive_at_cost(
     tolerance: float,
     size: tuple[int, int, int],
 ) -> Genotype | None:
-    """Returns the cells with the greatest sum of alphas whose network has the multiply-adds of `target`.
-
-    Where the cells that a search derives have this cost, these are returned: they have the greatest sum of all. None if
-    no cells have the cost.
+    """Returns the cells with the greatest sum of alphas whose network has the multiply-adds of `target`, None if none.
 
     Args:
         normal, reduce: for each node the alphas (input states, operations).
@@ -105,12 +102,14 @@ def _to_int(millions: Tensor) -> int:
 def read_search(folder: Path, target: Genotype, tolerance: float, size: tuple[int, int, int]) -> tuple[Genotype, str]:
     """Returns the cells of a search's last epoch at the cost of `target`, and how they were derived, as text.
 
-    Without alphas in the folder, and where no cells have this cost, these are the cells that the search derived itself.
+    These are the cells that the search derived itself where they have this cost, where no cells have it, and where the
+    folder has no alphas.
     Raises UserError if there is no search. The limit of skip_connect is that of the search.
     """
     found, _ = read_genotype(folder, None)
+    wanted, cost = (network_cost(genotype, *size).multiply_adds for genotype in (target, found))
     line = json.loads((folder / "genotypes.jsonl").read_text().splitlines()[-1])
-    if "alphas" not in line:
+    if "alphas" not in line or abs(cost - wanted) <= tolerance * wanted:
         return found, "as found"
     try:
         limit = int(json.loads((folder / "config.json").read_text())["skip_limit"])

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
+
 RESULT, STARTED = "result.json", "started.json"
 
 
@@ -18,7 +20,7 @@ class KeptRun:
 
     folder: Path
 
-    def recipe(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """Returns all that the result depends on, besides the code, as JSON has it."""
         raise NotImplementedError
 
@@ -27,24 +29,42 @@ class KeptRun:
         raise NotImplementedError
 
     def result(self) -> dict[str, Any] | None:
-        """Returns {"recipe", "scores", "seconds"} if the run is finished and had this recipe, or None."""
+        """Returns {"inputs", "scores", "seconds"} if the run is finished and had these inputs, or None."""
         kept = _read(self.folder / RESULT)
-        return kept if kept and kept["recipe"] == self.recipe() else None
+        return kept if kept and kept.get("inputs") == self.inputs() else None
 
     def finish(self, threads: int) -> dict[str, Any]:
-        """Trains, scores, and keeps and returns the result. Raises UserError if a command fails."""
-        started = {"recipe": self.recipe()}
-        if _read(self.folder / STARTED) != started:  # other files there are of another recipe
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            (self.folder / STARTED).write_text(json.dumps(started, indent=1) + "\n")
+        """Trains, scores, and keeps and returns the result. Raises UserError if a command fails.
+
+        Its seconds are those of all attempts, without those that were killed.
+        """
+        started = self._start()
         start = time.perf_counter()
-        scores = self.train_and_score(threads)
-        kept = started | {"scores": scores, "seconds": round(time.perf_counter() - start, 1)}
-        temporary = self.folder / f".{RESULT}"
-        temporary.write_text(json.dumps(kept, indent=1) + "\n")
-        temporary.replace(self.folder / RESULT)
+        try:
+            scores = self.train_and_score(threads)
+        finally:
+            started["seconds"] += round(time.perf_counter() - start, 1)
+            _write(self.folder / STARTED, started)
+        kept = started | {"scores": scores}
+        _write(self.folder / RESULT, kept)
         return kept
+
+    def _start(self) -> dict[str, Any]:
+        """Returns the content of STARTED, after it has emptied the folder of a run of other inputs.
+
+        Raises UserError if the folder has files, but none of a run that was started here.
+        """
+        started, inputs = _read(self.folder / STARTED), self.inputs()
+        if started and started.get("inputs") == inputs:
+            return started
+        if self.folder.exists():
+            if not started and any(self.folder.iterdir()):
+                raise UserError(f"{self.folder}: was not made by this experiment", fix="choose another --out")
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        started = {"inputs": inputs, "seconds": 0.0}
+        _write(self.folder / STARTED, started)
+        return started
 
 
 def finish_all(runs: Sequence[KeptRun], parallel: int, threads: int | None = None) -> list[dict[str, Any]]:
@@ -82,6 +102,13 @@ def finish_all(runs: Sequence[KeptRun], parallel: int, threads: int | None = Non
             pool.shutdown(cancel_futures=True)
             raise
     return [result for result in results if result is not None]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON atomically."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -6,10 +6,10 @@ import numpy as np
 
 from backbones.augment_cnn import PocketNet
 from backbones.genotypes import N_INPUTS, SEARCH_SPACE, Genotype, Node
+from NAS.supernet import EDGES_PER_NODE
 from utils.errors import UserError
 from utils.flops import Cost, count_operations
 
-EDGES_PER_NODE = 2  # as NAS/derive.py keeps
 MAX_DRAWS = 5000  # for one cell, after which no cell of this cost is expected
 
 

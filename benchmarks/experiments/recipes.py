@@ -54,7 +54,8 @@ class Setting:
 
     faces: Path
     scored_on: tuple[Path, str]
-    teacher: list[str]  # config fields of train_kd.py
+    teacher: list[str]  # config fields of train_kd.py, besides the weights
+    weights: Path  # of the teacher's backbone
     header: Path  # of the teacher
     steps: int
     changes: list[str]  # config fields of every student
@@ -64,16 +65,24 @@ class Setting:
         m = load_config(ROOT / STUDENT, self.changes).m
         margins = {loss: factor * m for loss, factor in MARGINS.items()}
         script, *fields = (part.format(header=self.header, **margins) for part in RECIPES[name])
-        teacher = self.teacher if script == "train_kd.py" else []
+        teacher = [f"teacher_pth={self.weights}", *self.teacher] if script == "train_kd.py" else []
         # The fields of the recipe come last: the changes are for all recipes.
         arguments = [*length(self.faces, STUDENT, self.steps, self.changes), *teacher, *self.changes, *fields]
         training = [script, "--config", STUDENT, *arguments, f"seed={seed}"]
         data = FaceDataset(self.faces).fingerprint
-        return ScoredRun(out / f"{name}-{seed}", training, self.scored_on, data)
+        files = [ROOT / STUDENT]
+        if teacher:
+            files.append(self.weights)
+        if any("{header}" in part for part in RECIPES[name]):
+            files.append(self.header)
+        return ScoredRun(out / f"{name}-{seed}", training, self.scored_on, data, tuple(files))
 
 
 def length(faces: Path, config_file: str, steps: int, changes: Sequence[str] = ()) -> list[str]:
-    """Returns the fields of a run of so many steps on the images, with the lower learning rate in its last quarter."""
+    """Returns the fields of a run of so many steps on the images.
+
+    The learning rate falls at the end of an epoch, after about three quarters of them: not in a run of a single epoch.
+    """
     config = load_config(ROOT / config_file, changes)
     epochs = math.ceil(steps * config.batch_size / len(FaceDataset(faces)))
     return [f"rec={faces}", f"max_steps={steps}", f"num_epoch={epochs}", f"lr_steps={max(1, round(0.75 * epochs))}"]
@@ -87,26 +96,23 @@ def synthetic(args: argparse.Namespace, out: Path) -> Setting:
     command(["data/make_demo_faces.py", "--out", str(faces), *drawing], os.cpu_count() or 1)
     fields = [*length(faces, TEACHER, args.teacher_steps), "save_initial=0"]
     data, scored_on = FaceDataset(faces).fingerprint, (faces, "demo")
-    teacher = ScoredRun(out / "teacher", ["train.py", "--config", TEACHER, *fields], scored_on, data)
+    teacher = ScoredRun(out / "teacher", ["train.py", "--config", TEACHER, *fields], scored_on, data, (ROOT / TEACHER,))
     finish_all([teacher], 1)
     print(f"teacher: {teacher.accuracy():.2f} %", flush=True)
-    taught = [f"teacher_pth={teacher.folder}", f"teacher_global_step={args.teacher_steps}"]
-    taught.append(f"teacher_cache={out / 'cache'}")
-    header = teacher.folder / f"{args.teacher_steps}header.pth"
-    return Setting(faces, scored_on, taught, header, args.steps, args.changes)
+    taught = [f"teacher_cache={out / 'cache'}"]
+    weights, header = (teacher.folder / f"{args.teacher_steps}{part}.pth" for part in ("backbone", "header"))
+    return Setting(faces, scored_on, taught, weights, header, args.steps, args.changes)
 
 
 def photos(args: argparse.Namespace, out: Path) -> Setting:
     """Returns the setting of a folder of photos and a published teacher, after writing the teacher's class means."""
-    taught = [
-        f"teacher_pth={args.teacher}", "teacher_network=PocketNetS", "teacher_channel=0", "teacher_n_layers=0",
-        f"teacher_cache={out / 'cache'}",
-    ]  # fmt: skip
-    fields = [f"rec={args.faces}", *taught, *args.changes]
+    network = ["teacher_network=PocketNetS", "teacher_channel=0", "teacher_n_layers=0"]
+    taught = [*network, f"teacher_cache={out / 'cache'}"]
+    fields = [f"rec={args.faces}", f"teacher_pth={args.teacher}", *taught, *args.changes]
     command(["-m", "utils.fill_teacher_cache", "--config", STUDENT, *fields], os.cpu_count() or 1)
     header = out / "class_means.pth"
     write_class_means(load_config(ROOT / STUDENT, fields, distillation=True), header)
-    return Setting(args.faces, (args.sets, args.set), taught, header, args.steps, args.changes)
+    return Setting(args.faces, (args.sets, args.set), taught, args.teacher, header, args.steps, args.changes)
 
 
 def write_class_means(config: Config, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.experiments.commands import command
 from benchmarks.experiments.kept_runs import KeptRun
 from utils.checkpoints.weights import list_backbones
+from utils.filesystem import sha256
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,13 @@ class ScoredRun(KeptRun):
     training: list[str]  # training script and its arguments
     scored_on: tuple[Path, str]  # folder of the verification set, and its name
     data: str  # fingerprint of the training images
+    files: tuple[Path, ...]  # that the arguments name: config, weights
 
-    def recipe(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """See `KeptRun`."""
-        return {"training": self.training, "scored_on": [str(part) for part in self.scored_on], "data": self.data}
+        files = {str(path): sha256(path) for path in self.files}
+        scored_on = [str(part) for part in self.scored_on]
+        return {"training": self.training, "scored_on": scored_on, "data": self.data, "files": files}
 
     def train_and_score(self, threads: int) -> dict[str, float]:
         """See `KeptRun`."""

@@ -18,7 +18,7 @@ class SearchRun(KeptRun):
     fields: list[str]  # config fields, field=value
     data: str  # fingerprint of the images
 
-    def recipe(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, Any]:
         """See `KeptRun`."""
         return {"fields": self.fields, "config": DEFAULT_CONFIG.read_text(), "data": self.data}
 

@@ -102,25 +102,31 @@ def write_results(out: Path, ranked: Ranked, table: Table) -> None:
     save_figure(out / "searches.png", figure, dpi=100)
 
 
-def main() -> None:
-    """Runs the experiment and prints its table."""
-    cores = os.cpu_count() or 1
+def parse() -> argparse.Namespace:
+    """Parses and checks the command line."""
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="searches of each kind (%(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of a first-order search (%(default)s)")
     parser.add_argument("--only", default=",".join(KINDS), help="kinds of searches (%(default)s)")
     parser.add_argument("--table", type=Path, default=ROOT / "benchmarks/cells.json", help="random cells (%(default)s)")
-    parser.add_argument("--parallel", type=int, default=cores, help="runs at a time (%(default)s)")
+    parser.add_argument("--parallel", type=int, default=os.cpu_count() or 1, help="runs at a time (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("output/searches"), help="folder of all runs (%(default)s)")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="config field of every search")
     args = parser.parse()
-    kinds = args.only.split(",")
-    if unknown := [name for name in kinds if name not in KINDS]:
-        raise UserError(f"--only {unknown[0]}: no such search", fix=f"there are {', '.join(KINDS)}")
     for name in ("seeds", "epochs", "parallel"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: should be at least 1")
-    start, table = time.perf_counter(), read_table(args.table)
+    if unknown := [name for name in args.only.split(",") if name not in KINDS]:
+        raise UserError(f"--only {unknown[0]}: no such search", fix=f"there are {', '.join(KINDS)}")
+    if "beta-decay" in args.only.split(",") and args.epochs < 2:
+        raise UserError("--epochs 1: Beta-decay begins with the second epoch", fix="leave it out with --only")
+    return args
+
+
+def main() -> None:
+    """Runs the experiment and prints its table."""
+    args, start, cores = parse(), time.perf_counter(), os.cpu_count() or 1
+    table, kinds = read_table(args.table), args.only.split(",")
     args.out = args.out.absolute()
     command(["data/make_demo_faces.py", "--out", str(FACES), *PEOPLE], cores)
     runs = {name: [search_run(name, seed, args, table) for seed in range(args.seeds)] for name in kinds}

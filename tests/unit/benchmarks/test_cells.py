@@ -11,7 +11,7 @@ import torch
 from backbones.genotypes import SEARCH_SPACE, SOFTMAX_CASIA, Genotype, parse_genotype, to_text
 from benchmarks.experiments import cell_runs, cells
 from benchmarks.experiments.cell_spread import measure_spread, percentile
-from benchmarks.experiments.equal_cost import read_search
+from benchmarks.experiments.equal_cost import derive_at_cost, read_search
 from benchmarks.experiments.random_cells import draw_at_equal_cost, network_cost
 from NAS.supernet import derive_nodes
 from utils.errors import UserError
@@ -39,6 +39,16 @@ def test_cells_of_no_such_cost_are_an_error(monkeypatch):
         draw_at_equal_cost(1, PUBLISHED, 0.0, SIZE, ("max_pool_3x3", "skip_connect"), 0)
 
 
+def write_search(folder, found, alphas):
+    line = {
+        "epoch": 0,
+        "genotype": to_text(found),
+        "operations": SEARCH_SPACE,
+        "alphas": {name: [node.tolist() for node in kind] for name, kind in zip(KINDS, alphas, strict=True)},
+    }
+    (folder / "genotypes.jsonl").write_text(json.dumps(line))
+
+
 def test_cells_of_a_search_are_derived_at_equal_cost(tmp_path):
     """Also where the alphas favour the dearest or the cheapest operation."""
     wanted = network_cost(PUBLISHED, *SIZE).multiply_adds
@@ -50,13 +60,7 @@ def test_cells_of_a_search_are_derived_at_equal_cost(tmp_path):
         nodes = [derive_nodes(kind) for kind in alphas]
         found = Genotype(nodes[0], [2, 3, 4, 5], nodes[1], [2, 3, 4, 5])
         assert abs(network_cost(found, *SIZE).multiply_adds / wanted - 1) > 0.05
-        line = {
-            "epoch": 0,
-            "genotype": to_text(found),
-            "operations": SEARCH_SPACE,
-            "alphas": {name: [node.tolist() for node in kind] for name, kind in zip(KINDS, alphas, strict=True)},
-        }
-        (tmp_path / "genotypes.jsonl").write_text(json.dumps(line))
+        write_search(tmp_path, found, alphas)
         for limit in (1, -1):
             (tmp_path / "config.json").write_text(json.dumps({"skip_limit": limit}))
             derived, origin = read_search(tmp_path, PUBLISHED, 0.05, SIZE)
@@ -64,8 +68,21 @@ def test_cells_of_a_search_are_derived_at_equal_cost(tmp_path):
             assert origin == "derived at equal cost" and parse_genotype(derived) == derived
             skips = sum(operation == "skip_connect" for node in derived.normal for operation, _ in node)
             assert skips <= (1 if limit == 1 else 8)
-        same, origin = read_search(tmp_path, found, 0.05, SIZE)
-        assert origin == "as found" and same == found
+
+
+def test_cells_of_a_search_with_the_cost_are_left_as_found(tmp_path):
+    """Also with a limit of skip_connect, which derivation keeps one by one: other cells may have a greater sum."""
+    (tmp_path / "config.json").write_text(json.dumps({"skip_limit": 2}))
+    greater = 0
+    for seed in range(8):
+        rng = torch.Generator().manual_seed(seed)
+        alphas = [[torch.randn(2 + n, len(SEARCH_SPACE), generator=rng) for n in range(4)] for _ in range(2)]
+        normal, reduce = derive_nodes(alphas[0], skip_limit=2), derive_nodes(alphas[1])
+        found = Genotype(normal, [2, 3, 4, 5], reduce, [2, 3, 4, 5])
+        write_search(tmp_path, found, alphas)
+        assert read_search(tmp_path, found, 0.05, SIZE) == (found, "as found")
+        greater += derive_at_cost(*alphas, SEARCH_SPACE, 2, found, 0.05, SIZE) != found
+    assert greater
 
 
 def test_spread_of_scores_by_hand():

@@ -1,6 +1,7 @@
 """The comparison of recipes: its statistics, which runs it repeats, and the commands it runs."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks.experiments import scored_runs
+from benchmarks.experiments import kept_runs, scored_runs
 from benchmarks.experiments.kept_runs import finish_all
 from benchmarks.experiments.paired import draw, paired_difference, table
 from benchmarks.experiments.recipes import BASELINE, RECIPES, Setting, check, write_class_means
@@ -62,37 +63,66 @@ class Commands:
             (folder / "40backbone.pth").touch()
 
 
-def test_a_finished_run_is_kept_an_interrupted_one_resumes_and_another_recipe_starts_over(tmp_path, monkeypatch):
+def test_a_finished_run_is_kept_an_interrupted_one_resumes_and_other_inputs_start_over(tmp_path, monkeypatch):
     commands = Commands(monkeypatch)
-    run = ScoredRun(tmp_path / "run", ["train.py", "lr=1"], (tmp_path, "lfw"), "images")
+    weights = tmp_path / "teacher.pth"
+    weights.write_text("first")
+    run = ScoredRun(tmp_path / "run", ["train.py", "lr=1"], (tmp_path, "lfw"), "images", (weights,))
     commands.fails = True
     with pytest.raises(UserError, match="interrupted"):
         finish_all([run], 2)
     assert run.result() is None and (run.folder / "40backbone.pth").exists()
-    (run.folder / "result.json").write_text('{"recipe"')  # cut short
+    (run.folder / "result.json").write_text('{"inputs"')  # cut short
     commands.fails = False
     (run.folder / "40backbone.pth").write_text("of the interrupted run")
     finish_all([run], 2)
     assert run.accuracy() == pytest.approx(92.5) and (run.folder / "40backbone.pth").read_text()
     finish_all([run, run], 2)
     assert commands.scripts == ["train.py", "eval/eval.py"] * 2
-    for other in (
-        ScoredRun(run.folder, ["train.py", "lr=2"], (tmp_path, "lfw"), "images"),
-        ScoredRun(run.folder, ["train.py", "lr=2"], (tmp_path, "lfw"), "other images"),
+    for other, content in (
+        (replace(run, training=["train.py", "lr=2"]), "first"),
+        (replace(run, data="other images"), "first"),
+        (run, "second"),
     ):
+        weights.write_text(content)
         assert other.result() is None
+        (run.folder / "40backbone.pth").write_text("of the run before")
         finish_all([other], 1)
         assert not (run.folder / "40backbone.pth").read_text()
-    assert len(commands.scripts) == 8
+    assert len(commands.scripts) == 10
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, monkeypatch):
+    Commands(monkeypatch)
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "295672backbone.pth").touch()
+    with pytest.raises(UserError, match=r"teacher: was not made by this experiment; choose another --out"):
+        finish_all([ScoredRun(tmp_path / "teacher", ["train.py"], (tmp_path, "lfw"), "images", ())], 1)
+    assert (tmp_path / "teacher" / "295672backbone.pth").exists()
+
+
+def test_the_time_of_a_run_is_that_of_all_attempts(tmp_path, monkeypatch):
+    commands, run = Commands(monkeypatch), ScoredRun(tmp_path / "run", ["train.py"], (tmp_path, "lfw"), "images", ())
+    times = iter([10.0, 13.0, 20.0, 24.0])
+    monkeypatch.setattr(kept_runs.time, "perf_counter", lambda: next(times))
+    commands.fails = True
+    with pytest.raises(UserError, match="interrupted"):
+        run.finish(1)
+    commands.fails = False
+    assert run.finish(1)["seconds"] == 7
 
 
 def test_every_recipe_is_a_valid_config_that_differs_in_its_own_fields_alone(tmp_path, tiny_data):
-    teacher = ["teacher_pth=a", "teacher_cache=b"]
-    setting = Setting(tiny_data, (tiny_data, "tiny"), teacher, tmp_path / "header.pth", 12, ["m=0.5", "batch_size=8"])
+    files, changes = (tmp_path / "teacher.pth", tmp_path / "header.pth"), ["m=0.5", "batch_size=8"]
+    setting = Setting(tiny_data, (tiny_data, "tiny"), ["teacher_cache=b"], *files, 12, changes)
     plain, *others = (setting.run(tmp_path, name, 3) for name in RECIPES)
+    shared = set(plain.training[1:])
     for run in (plain, *others):
         script, _, config_file, *fields = run.training
-        assert run.training[: len(plain.training) - 1][1:] and "seed=3" in fields
+        own = {text.split("=")[0] for text in run.training[1:] if text not in shared}
+        assert shared <= set(run.training) and own <= {"loss", "m", "distill", "header_from", "header_frozen",
+            "teacher_pth", "teacher_cache"}  # fmt: skip
+        assert run.files[1:] == tuple(path for path in files if any(str(path) in text for text in fields))
         distills = script == "train_kd.py"
         config = load_config(ROOT / config_file, fields, distillation=distills)
         assert set(unused_fields(config, script[:-3])) <= {"w", "teacher_channel", "teacher_n_layers", "teacher_cache",

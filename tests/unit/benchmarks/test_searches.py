@@ -110,6 +110,10 @@ def test_the_rows_of_a_table(table):
     [
         (["--only", "first-order,third-order"], "--only third-order: no such search; there are first-order, second"),
         (["--epochs", "0"], "--epochs 0: should be at least 1"),
+        (
+            ["--epochs", "1"],
+            "--epochs 1: Beta-decay begins with the second epoch; leave it out with --only",
+        ),
         (["--table", "none.json"], "--table none.json: cannot be read .*; make it with"),
     ],
 )
