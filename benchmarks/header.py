@@ -108,15 +108,15 @@ def header_tensor_bytes(
 
 def formula_table() -> str:
     """Returns the table of GiB per rank by formula, for 128 images per rank."""
-    lines = [f"{'classes':>12}{'size':>6}{'ranks':>7}{'replicated':>12}{'split':>10}{'split, 0.1':>12}"]
+    lines = [f"{'classes':>12}{'size':>6}{'ranks':>7}{'replicated':>12}{'sharded':>10}{'sharded, 0.1':>14}"]
     for classes in (85_742, 1_000_000, 10_000_000):
         for size in (128, 256):
             for ranks in (1, 4, 8, 64):
-                variants = [("replicated", 1.0), ("split", 1.0), ("split", 0.1)]
+                variants = [("replicated", 1.0), ("sharded", 1.0), ("sharded", 0.1)]
                 needed = [
                     header_tensor_bytes(variant, size, classes, ranks, 128, rate) / GIB for variant, rate in variants
                 ]
-                lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>12.2f}{needed[1]:>10.2f}{needed[2]:>12.2f}")
+                lines.append(f"{classes:>12,}{size:>6}{ranks:>7}{needed[0]:>12.2f}{needed[1]:>10.2f}{needed[2]:>14.2f}")
     return "\n".join(lines)
 
 
@@ -125,9 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in {"classes": 85742, "ranks": 1, "batch": 128, "embedding-size": 128, "steps": 7}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="(%(default)s)")
-    parser.add_argument("--sample-rate", type=float, default=1.0, help="of the split header (%(default)s)")
+    parser.add_argument("--sample-rate", type=float, default=1.0, help="of the sharded header (%(default)s)")
     parser.add_argument(
-        "--variants", nargs="+", choices=["replicated", "split"], default=["replicated", "split"], help="(both)"
+        "--variants", nargs="+", choices=["replicated", "sharded"], default=["replicated", "sharded"], help="(both)"
     )
     parser.add_argument("--formula", action="store_true", help="print only the table of memory by formula")
     args = parser.parse_args()
