@@ -19,11 +19,13 @@ def gallery():
     return Gallery(unit_vectors(np.random.default_rng(0), 122, 8), np.array(names), "model.pth", "0" * 64)
 
 
-def test_search_finds_the_best_photo_of_each_person(gallery, monkeypatch):
+@pytest.mark.parametrize("scores", [1 << 26, 300])  # in memory: of all queries, of two at a time
+def test_search_finds_the_best_photo_of_each_person(gallery, monkeypatch, scores):
+    # Products of other numbers of rows may differ in their last bits, on some CPUs.
+    monkeypatch.setattr("deploy.gallery._MAX_SCORES", scores)
     queries = unit_vectors(np.random.default_rng(1), 20, 8)
     found = gallery.search(queries, 5)
-    monkeypatch.setattr("deploy.gallery._MAX_SCORES", 300)  # two queries at a time
-    assert gallery.search(queries, 5) == found
+    assert len(found) == 20
     for query, matches in zip(queries, found, strict=True):
         best: dict[str, Match] = {}
         for photo, embedding in zip(gallery.photos.tolist(), gallery.embeddings, strict=True):
