@@ -103,8 +103,7 @@ def read_search(folder: Path, target: Genotype, tolerance: float, size: tuple[in
     """Returns the cells of a search's last epoch at the cost of `target`, and how they were derived, as text.
 
     These are the cells that the search derived itself where they have this cost, where no cells have it, and where the
-    folder has no alphas.
-    Raises UserError if there is no search. The limit of skip_connect is that of the search.
+    folder has no alphas. The limit of skip_connect is that of the search. Raises UserError if there is no search.
     """
     found, _ = read_genotype(folder, None)
     wanted, cost = (network_cost(genotype, *size).multiply_adds for genotype in (target, found))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.filesystem import write_text_atomic
 
 RESULT, STARTED = "result.json", "started.json"
 
@@ -44,9 +45,9 @@ class KeptRun:
             scores = self.train_and_score(threads)
         finally:
             started["seconds"] += round(time.perf_counter() - start, 1)
-            _write(self.folder / STARTED, started)
+            write_text_atomic(self.folder / STARTED, json.dumps(started, indent=1) + "\n")
         kept = started | {"scores": scores}
-        _write(self.folder / RESULT, kept)
+        write_text_atomic(self.folder / RESULT, json.dumps(kept, indent=1) + "\n")
         return kept
 
     def _start(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class KeptRun:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         started = {"inputs": inputs, "seconds": 0.0}
-        _write(self.folder / STARTED, started)
+        write_text_atomic(self.folder / STARTED, json.dumps(started, indent=1) + "\n")
         return started
 
 
@@ -102,13 +103,6 @@ def finish_all(runs: Sequence[KeptRun], parallel: int, threads: int | None = Non
             pool.shutdown(cancel_futures=True)
             raise
     return [result for result in results if result is not None]
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON atomically."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
