@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -76,8 +77,10 @@ def run(stages: list[Stage], folder: Path, seconds: float = 60) -> list[Result]:
 
 def is_running(pid: int) -> bool:
     """Whether a process runs, other than one that waits for its parent to read its exit code."""
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_the_check_goes_on_after_failures_and_table_and_json_agree(stage, tmp_path, monkeypatch, capsys):

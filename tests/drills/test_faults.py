@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -125,11 +126,17 @@ def test_the_death_of_another_process_is_reported(tiny_data, tmp_path):
     second.end()
 
 
+def loader_worker(run: RunningCommand) -> int:
+    """Returns the process id of the only loader worker of a training."""
+    children = psutil.Process(run.process.pid).children()
+    (worker,) = (child for child in children if "train.py" in child.cmdline())
+    return worker.pid
+
+
 def test_a_loader_worker_that_dies_is_reported(tiny_data, tmp_path):
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
     assert run.until("Global Step: 6 "), run.output
-    (worker,) = (pid for pid in child_pids(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(worker, signal.SIGKILL)
+    os.kill(loader_worker(run), signal.SIGKILL)
     assert run.end() == 2, run.output
     assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.output), run.output
 
@@ -139,8 +146,7 @@ def test_a_loader_worker_that_hangs_is_reported(tiny_data, tmp_path):
         sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90", "timeout=3"
     )
     assert run.until("Global Step: 6 "), run.output
-    (worker,) = (pid for pid in child_pids(run.process.pid) if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(worker, signal.SIGSTOP)
+    os.kill(loader_worker(run), signal.SIGSTOP)
     assert run.end() == 2, run.output
     assert "\nerror: no images have come for 3 s (config timeout): a loader worker hangs" in run.output
 

@@ -2,19 +2,18 @@
 
 import os
 import signal
+import socket
 import stat
+import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.helpers.commands import DEMO, copy_run
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import RunningCommand, child_pids, run_arguments
-from tests.helpers.sockets import is_loopback, listening_addresses, parse_address
-
-pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs /proc/net of Linux")
+from tests.helpers.processes import RunningCommand, child_pids, run_arguments, signal_all
+from tests.helpers.sockets import is_loopback, listening_addresses
 
 
 def listened(run: RunningCommand) -> set[str]:
@@ -30,11 +29,18 @@ def assert_loopback_alone(addresses: set[str]) -> None:
     assert addresses and all(map(is_loopback, addresses)), addresses
 
 
-def test_addresses_are_read_as_the_kernel_writes_them():
-    assert parse_address("0100007F") == "127.0.0.1" and is_loopback("127.0.0.1")
-    assert parse_address("00000000") == "0.0.0.0" and not is_loopback("0.0.0.0")
-    assert parse_address("00000000000000000000000001000000") == "::1" and is_loopback("::1")
-    assert not is_loopback(parse_address("0" * 32))
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+def test_addresses_of_a_process_are_found(address):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family):
+        assert listening_addresses(os.getpid()) == {address}
+    assert is_loopback(address) == (address in ("127.0.0.1", "::1"))
+
+
+def test_a_process_that_has_ended_listens_nowhere():
+    process = subprocess.Popen(["true"])
+    process.wait()
+    assert listening_addresses(process.pid) == set()
 
 
 # What a person may have set for runs on several machines does not open a port on one.
@@ -66,8 +72,7 @@ def test_two_processes_of_eval_whose_terminal_is_closed(demo, tmp_path):
         assert run.process.poll() is None, run.end() and run.output
         found |= listening_addresses(run.process.pid)
         time.sleep(0.03)
-    for pid in (run.process.pid, *child_pids(run.process.pid)):
-        os.kill(pid, signal.SIGHUP)
+    signal_all(run.process.pid, signal.SIGHUP)
     assert_loopback_alone(found | listened(run))
     assert run.end() == 0 and run.output.count("Accuracy-Flip") == 3, run.output
 

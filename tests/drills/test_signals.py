@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
+from tests.helpers.processes import RunningCommand, checkpoint_step, run_arguments, signal_all
 from tests.helpers.training import CPU
 from utils.distributed.shutdown import GracefulShutdown, Requests
 from utils.distributed.signals import CHECKPOINT_SIGNALS, handle_signals, is_ignored
@@ -56,9 +56,7 @@ def test_hangup_ends_a_run_with_a_checkpoint(tiny_data, tmp_path, ways):
 def test_hangup_to_every_process_of_a_run_under_nohup_changes_nothing(tiny_data, tmp_path, ways):
     run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "workers=2", before=("nohup",))
     assert run.until("Global Step: 6 "), run.output
-    for pid in (run.process.pid, *child_pids(run.process.pid)):
-        for one in (pid, *child_pids(pid)):
-            os.kill(one, signal.SIGHUP)
+    signal_all(run.process.pid, signal.SIGHUP)
     assert run.end() == 0, run.output
     assert "Done" in run.output and "SIGHUP" not in run.output
 
@@ -107,9 +105,7 @@ def test_a_request_to_every_process_of_a_run_ends_none(tiny_data, tmp_path):
     """As Slurm sends it: to the launcher, the training processes and the loader workers."""
     run = resume_point("two processes", tiny_data, tmp_path, "num_epoch=4", "workers=2", "keep=99")
     assert run.until("Global Step: 6 "), run.output
-    for pid in (run.process.pid, *child_pids(run.process.pid)):
-        for one in (pid, *child_pids(pid)):
-            os.kill(one, signal.SIGUSR1)
+    signal_all(run.process.pid, signal.SIGUSR1)
     assert run.end() == 0, run.output
     steps = re.findall(SAVED, run.output)
     assert steps and all((tmp_path / f"checkpoint.{step}.pth").is_file() for step in steps), run.output
@@ -167,8 +163,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(tiny_data, tmp_path):
     run = RunningCommand(*quiet, "./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=3", NPROC="2")
     assert run.until("Global Step: 4 "), run.output
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-        for pid in (run.process.pid, *child_pids(run.process.pid)):
-            os.kill(pid, number)
+        signal_all(run.process.pid, number)
     assert run.end() == 0, run.output
     assert (
         "Done" in run.output

@@ -1,11 +1,14 @@
 """Commands that run while a test watches them."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from tests.helpers.paths import ROOT
 from utils.checkpoints.run_file import read_checkpoint
@@ -58,10 +61,15 @@ class RunningCommand:
 
 def child_pids(pid: int) -> list[int]:
     """Returns the ids of the children of a process."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
-    return found
+    return [child.pid for child in psutil.Process(pid).children()]
+
+
+def signal_all(pid: int, number: int) -> None:
+    """Sends a signal to a process and to all of its descendants that still run."""
+    process = psutil.Process(pid)
+    for member in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(number)
 
 
 def checkpoint_step(folder: Path) -> int:
