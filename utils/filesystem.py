@@ -46,6 +46,14 @@ def exists_as_non_folder(path: Path) -> bool:
     return path_exists(path.exists) and not path_exists(path.is_dir)
 
 
+def is_in_folder(path: Path, folder: Path) -> bool:
+    """Whether a path is the folder itself or an existing file in it, where it lies or where it leads as a link."""
+    real = folder.resolve()
+    if exists_as_non_folder(path):
+        return real in (path.parent.resolve(), path.resolve().parent)
+    return path.resolve() == real
+
+
 def walk_files(
     folder: Path, skip: Iterable[Path] = (), on_error: Callable[[OSError], None] | None = None
 ) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from utils.distillation.teacher import Teacher, is_onnx, make_teacher
 from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.process_group import World
 from utils.errors import UserError
-from utils.filesystem import exists_as_non_folder
+from utils.filesystem import exists_as_non_folder, is_in_folder
 from utils.logs.logger import log
 from utils.logs.progress_bar import ProgressReporter
 
@@ -67,9 +67,7 @@ def check_teacher_folder(config: Config) -> None:
         raise UserError(
             "config teacher_pth: is empty", fix="name the folder of the teacher's checkpoints, or an ONNX file"
         )
-    path = Path(config.teacher_pth)
-    folder = path.parent if exists_as_non_folder(path) else path
-    if folder.resolve() == Path(config.output).resolve():
+    if is_in_folder(Path(config.teacher_pth), Path(config.output)):
         raise UserError(f"config output: {config.output!r} is the teacher's folder", fix="name another for the student")
 
 

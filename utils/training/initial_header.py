@@ -13,7 +13,7 @@ from utils.distributed.collectives import run_on_all, run_on_main
 from utils.distributed.data_parallel import unwrap_ddp
 from utils.distributed.process_group import World
 from utils.errors import UserError, shorten
-from utils.filesystem import exists_as_non_folder
+from utils.filesystem import exists_as_non_folder, is_in_folder
 from utils.logs.logger import log
 from utils.losses.partial_fc import ShardedHeader, load_full_state_dict
 
@@ -32,7 +32,7 @@ def check_initial_header(config: Config, distills: bool) -> None:
             fix="set one of them",
         )
     is_file = config.header_from not in ("", TEACHER)
-    if is_file and Path(config.header_from).resolve().parent == Path(config.output).resolve():
+    if is_file and is_in_folder(Path(config.header_from), Path(config.output)):
         raise UserError(  # the run would archive it, as a file of an earlier run
             f"config header_from: {config.header_from!r} is in the output folder", fix="name another output"
         )

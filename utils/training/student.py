@@ -10,7 +10,7 @@ from utils.distributed.collectives import run_on_all
 from utils.distributed.data_parallel import unwrap_ddp
 from utils.distributed.process_group import World
 from utils.errors import UserError, shorten
-from utils.filesystem import exists_as_non_folder
+from utils.filesystem import exists_as_non_folder, is_in_folder
 from utils.logs.logger import log
 from utils.training.initial_header import load_header
 
@@ -25,9 +25,7 @@ def check_student(config: Config) -> None:
             f"config freeze: {shorten(config.freeze)} would keep random weights",
             fix="name trained ones: student_pth=FILE",
         )
-    path = Path(config.student_pth)
-    folder = path.parent if exists_as_non_folder(path) else path
-    if config.student_pth and folder.resolve() == Path(config.output).resolve():
+    if config.student_pth and is_in_folder(Path(config.student_pth), Path(config.output)):
         raise UserError(
             f"config student_pth: {config.student_pth!r} is in the output folder",
             fix="to resume from a step there use "

@@ -83,9 +83,14 @@ def test_the_teachers_header_is_the_one_beside_its_backbone(tmp_path, tiny_data)
         (["header_frozen=1"], "header_frozen: would keep random class centres; name trained ones"),
         (["header_from=a", "student_pth=b", "student_header=1"], "header_from: 'a', but student_header=True names"),
         (["output=run", "header_from=run/3header.pth"], "header_from: 'run/3header.pth' is in the output folder; name"),
+        (["output=run", "header_from=link.pth"], "header_from: 'link.pth' is in the output folder; name"),
     ],
 )
-def test_fields_that_contradict_each_other_are_one_line(tmp_path, tiny_data, fields, message):
+def test_fields_that_contradict_each_other_are_one_line(tmp_path, tiny_data, monkeypatch, fields, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "3header.pth").touch()
+    (tmp_path / "link.pth").symlink_to("run/3header.pth")
     with pytest.raises(UserError, match=message):
         check_initial_header(small_config(tmp_path, tiny_data, *fields), distills=False)
 
