@@ -52,7 +52,7 @@ def test_two_training_processes(tiny_data, tmp_path, environment):
 
 
 def test_two_training_processes_that_are_started_again(tiny_data, tmp_path):
-    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=6", NPROC="2", MAX_RESTARTS="1")
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=12", NPROC="2", MAX_RESTARTS="1")
     while not (tmp_path / "checkpoint.pth").is_file():
         assert run.process.poll() is None, run.end() and run.output
         assert all(map(is_loopback, listening_addresses(run.process.pid)))

@@ -91,7 +91,7 @@ def test_a_terminal_that_is_closed_costs_nothing(tiny_data, tmp_path, ways):
 
 @pytest.mark.parametrize(("ways", "number"), [("one process", signal.SIGUSR1), ("two processes", signal.SIGUSR2)])
 def test_a_checkpoint_request_writes_one_and_the_run_continues(tiny_data, tmp_path, ways, number):
-    run = resume_point(ways, tiny_data, tmp_path, "num_epoch=4", "keep=99")
+    run = resume_point(ways, tiny_data, tmp_path, "num_epoch=9", "keep=99")
     assert run.until("Global Step: 6 "), run.output
     run.process.send_signal(number)
     assert run.until(SAVED), run.output
@@ -103,7 +103,7 @@ def test_a_checkpoint_request_writes_one_and_the_run_continues(tiny_data, tmp_pa
 
 def test_a_request_to_every_process_of_a_run_ends_none(tiny_data, tmp_path):
     """As Slurm sends it: to the launcher, the training processes and the loader workers."""
-    run = resume_point("two processes", tiny_data, tmp_path, "num_epoch=4", "workers=2", "keep=99")
+    run = resume_point("two processes", tiny_data, tmp_path, "num_epoch=9", "workers=2", "keep=99")
     assert run.until("Global Step: 6 "), run.output
     signal_all(run.process.pid, signal.SIGUSR1)
     assert run.end() == 0, run.output
@@ -149,7 +149,7 @@ exec {sys.executable} -u "$@"
     environment = {"PYTHON": str(python), "PYTHONPATH": str(requests_at_imports)}
     if processes == "2":
         environment["NPROC"] = "2"  # else train.sh asks Python how many, as it asks for the config of two
-    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=3", **environment)
+    run = RunningCommand("./train.sh", *run_arguments(tiny_data, tmp_path), "num_epoch=9", **environment)
     assert run.until("Global Step: 6 "), run.output
     assert (tmp_path / "sent").exists()
     run.process.send_signal(signal.SIGUSR1)

@@ -38,17 +38,23 @@ def open_browser(*options: str) -> Iterator["Browser"]:
                 yield Browser(socket)
         finally:
             process.terminate()
-            process.wait(20)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _find_page(profile: Path, process: subprocess.Popen[bytes]) -> str:
     """Returns the address at which the browser's only page is driven."""
     active, end = profile / "DevToolsActivePort", time.monotonic() + 60
-    while not active.exists() or "\n" not in active.read_text():
+    while True:
+        if active.exists() and "\n" in (text := active.read_text()):
+            with urlopen(f"http://127.0.0.1:{text.split()[0]}/json") as answer:
+                pages = [target for target in json.load(answer) if target["type"] == "page"]
+            if pages:
+                return pages[0]["webSocketDebuggerUrl"]
         assert process.poll() is None and time.monotonic() < end, "Chromium does not start"
         time.sleep(0.05)
-    with urlopen(f"http://127.0.0.1:{active.read_text().split()[0]}/json") as answer:
-        return next(target["webSocketDebuggerUrl"] for target in json.load(answer) if target["type"] == "page")
 
 
 class Browser:

@@ -18,7 +18,7 @@ DEMO = ["--config", "config/config_demo.py", *SMALL]
 def run_command(
     folder: Path, *command: object, new_interpreter: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the folder as a user would, for at most two minutes.
+    """Runs a command in the folder as a user would, for at most five minutes.
 
     Python programs, those of shell scripts and torchrun too, run in forks of a server, which start within 0.1 s.
 
@@ -34,7 +34,7 @@ def run_command(
         env=inherited | interpreters | {"CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

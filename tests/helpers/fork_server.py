@@ -27,7 +27,7 @@ LIBRARIES = [
     "torch._dynamo", "torch.distributed.run", "torch.utils.data", "cv2", "easydict", "scipy.stats",
     "matplotlib.pyplot", "tensorboard.summary.writer.record_writer", "tqdm",
 ]  # fmt: skip
-TIMEOUT = 120  # seconds
+TIMEOUT = 300  # seconds
 CLIENT = Path(__file__).with_name("fork_client.py")
 
 

@@ -396,7 +396,7 @@ def test_workers_forked_from_a_process_with_opencv_threads_do_not_hang(tiny_data
     process = context.Process(target=_after_parallel_opencv, args=(tiny_data, done))
     process.start()
     try:
-        assert done.get(timeout=60) == 5
+        assert done.get(timeout=300) == 5
     finally:
         process.kill()
         process.join()

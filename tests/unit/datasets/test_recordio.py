@@ -226,7 +226,7 @@ def test_processes_read_at_once(method, tmp_path):
         with multiprocessing.get_context(method).Pool(3, _receive, (reader,)) as pool:
             waiting = pool.map_async(_digests, orders, chunksize=1)
             assert all(reader.read(key) == records[key] for key in range(500))
-            results = waiting.get(timeout=60)
+            results = waiting.get(timeout=300)
         assert reader._map is parents
     for order, (digests, own, mapped) in zip(orders, results, strict=True):
         assert digests == [hashlib.sha256(records[key]).hexdigest() for key in order]
