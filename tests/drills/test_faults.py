@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from tests.helpers.commands import run_command
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, run_arguments
+from tests.helpers.processes import RunningCommand, checkpoint_step, child_pids, find_child, run_arguments
 from tests.helpers.published_files import assert_same_weights, read_weights_files
 from utils.checkpoints.run_file import read_checkpoint
 from utils.checkpoints.weights import remove_stale_tempfiles
@@ -126,17 +125,10 @@ def test_the_death_of_another_process_is_reported(tiny_data, tmp_path):
     second.end()
 
 
-def loader_worker(run: RunningCommand) -> int:
-    """Returns the process id of the only loader worker of a training."""
-    children = psutil.Process(run.process.pid).children()
-    (worker,) = (child for child in children if "train.py" in child.cmdline())
-    return worker.pid
-
-
 def test_a_loader_worker_that_dies_is_reported(tiny_data, tmp_path):
     run = RunningCommand(sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90")
     assert run.until("Global Step: 6 "), run.output
-    os.kill(loader_worker(run), signal.SIGKILL)
+    find_child(run.process.pid, "train.py").kill()  # its only loader worker
     assert run.end() == 2, run.output
     assert re.search(r"\nerror: a loader worker ended \(Killed\); .*the same command resumes", run.output), run.output
 
@@ -146,7 +138,7 @@ def test_a_loader_worker_that_hangs_is_reported(tiny_data, tmp_path):
         sys.executable, "-u", "train.py", *run_arguments(tiny_data, tmp_path), "num_epoch=90", "timeout=10"
     )
     assert run.until("Global Step: 6 "), run.output
-    os.kill(loader_worker(run), signal.SIGSTOP)
+    find_child(run.process.pid, "train.py").suspend()  # its only loader worker
     assert run.end() == 2, run.output
     assert "\nerror: no images have come for 10 s (config timeout): a loader worker hangs" in run.output
 
@@ -287,7 +279,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_images(tiny_data, tmp_p
 
 WRITER = """
 import sys
-import time
 from pathlib import Path
 import torch
 from utils.checkpoints.run_file import FORMAT_VERSION, REQUIRED_KEYS, write_checkpoint

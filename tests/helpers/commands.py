@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.fork_server import forked_python
+from tests.helpers.fork_server import TIMEOUT, forked_python
 
 SMALL = ["channel=4", "n_layers=4", "embedding_size=32", "batch_size=8", "workers=1", "log_step=3"]
 
@@ -34,7 +34,7 @@ def run_command(
         env=inherited | interpreters | {"CUDA_VISIBLE_DEVICES": ""} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIMEOUT,
         check=False,
     )
 

@@ -64,6 +64,12 @@ def child_pids(pid: int) -> list[int]:
     return [child.pid for child in psutil.Process(pid).children()]
 
 
+def find_child(pid: int, word: str) -> psutil.Process:
+    """Returns the only child of a process whose command line holds the word."""
+    (found,) = (child for child in psutil.Process(pid).children() if word in " ".join(child.cmdline()))
+    return found
+
+
 def signal_all(pid: int, number: int) -> None:
     """Sends a signal to a process and to all of its descendants that still run."""
     process = psutil.Process(pid)

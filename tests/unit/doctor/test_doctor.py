@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from tests.helpers.doctor_helpers import (
 )
 from tests.helpers.faces import write_data
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import find_child
 from utils.datasets.face_dataset import FaceDataset
 from utils.doctor import command as doctor
 from utils.doctor import data as checks_of_data
@@ -159,9 +159,7 @@ def test_a_process_that_the_system_ends_is_a_failed_dry_run(demo, tmp_path):
     with subprocess.Popen(command, cwd=demo, env=environment, stdout=subprocess.PIPE, text=True) as running:
         while not running.stdout.readline().startswith("pass  task "):
             assert running.poll() is None
-        children = psutil.Process(running.pid).children()
-        (child,) = (child for child in children if any("spawn_main" in part for part in child.cmdline()))
-        child.kill()
+        find_child(running.pid, "spawn_main").kill()
         rest = running.stdout.read()
     assert running.returncode == 1 and list(contents(tmp_path)) == []
     assert rest == (
